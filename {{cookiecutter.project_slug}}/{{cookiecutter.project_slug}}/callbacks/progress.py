@@ -1,0 +1,89 @@
+"""What a run shows of itself while it trains."""
+
+import logging
+import sys
+from typing import Any
+
+import rich.progress
+from lightning import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Callback):
+    """One bar for the whole run where there is a terminal, and some lines in the log everywhere.
+
+    (Lightning's bars are one per epoch; 500 epochs of one step each would be 500 bars.)
+
+    Args:
+        lines: that the run leaves in the log, spread evenly over its epochs; at most one per epoch.
+    """
+
+    def __init__(self, lines: int) -> None:
+        self.lines = lines
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        name = type(getattr(pl_module, "network", pl_module)).__name__
+        log.info(f"{name}, {parameters:,} parameters, on {pl_module.device}")
+
+        # Lightning's -1 and None are a run that something else ends.
+        epochs = self.epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
+        self.bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}" + (f"/{epochs}" if epochs else "")),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[metrics]}"),
+            console=rich.get_console(),
+            disable=not rich.get_console().is_terminal,
+            transient=True,
+        )
+        batches = int(trainer.num_training_batches)
+        self.task = self.bar.add_task(
+            "",
+            total=batches * epochs if epochs else None,
+            completed=batches * trainer.current_epoch,
+            epoch=trainer.current_epoch + 1,
+            metrics="",
+        )
+        stdout = sys.stdout
+        self.bar.start()
+        # Rich prints above the bar what goes to sys.stdout; the log's handlers still hold the former one.
+        self.handlers = [handler for handler in logging.root.handlers if getattr(handler, "stream", None) is stdout]
+        self._redirect_log()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.bar.disable:
+            return
+        # Reading a metric waits for the device, so not at every step.
+        fields = {"metrics": _metrics(trainer)} if batch_idx % 10 == 0 else {}
+        self.bar.update(self.task, advance=1, epoch=trainer.current_epoch + 1, **fields)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch, epochs = trainer.current_epoch + 1, self.epochs
+        if epochs is None:
+            log.info(f"epoch {epoch}  {_metrics(trainer)}")
+        elif epoch * self.lines // epochs > (epoch - 1) * self.lines // epochs:
+            log.info(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {_metrics(trainer)}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self._stop()
+
+    def _stop(self) -> None:
+        self.bar.stop()
+        self._redirect_log()
+
+    def _redirect_log(self) -> None:
+        for handler in self.handlers:
+            handler.setStream(sys.stdout)
+
+
+def _metrics(trainer: Trainer) -> str:
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())

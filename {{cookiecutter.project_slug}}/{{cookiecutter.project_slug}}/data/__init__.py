@@ -1,0 +1,4 @@
+from .image import ImageDataModule
+from .linear import LinearDataModule
+
+__all__ = ["ImageDataModule", "LinearDataModule"]

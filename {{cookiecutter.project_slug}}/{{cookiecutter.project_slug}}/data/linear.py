@@ -1,0 +1,60 @@
+"""Noisy points on a line."""
+
+import torch
+from lightning import LightningDataModule
+
+from .batches import TensorBatches, dataloader
+
+
+class LinearDataModule(LightningDataModule):
+    """Points (x, y) with y = slope * x + intercept + noise * N(0, 1).
+
+    The x of the training points are evenly spaced in [-10, 10]; validation and test points are drawn
+    uniformly from there. Batches are pairs of float32 tensors of shape (N, 1).
+
+    Args:
+        slope: of the true line.
+        intercept: of the true line.
+        noise: standard deviation of y around the true line.
+        num_train: training points.
+        num_val: validation points.
+        num_test: test points.
+        batch_size: points per step.
+        seed: of the noise, the validation and test points, and the order of the batches.
+    """
+
+    def __init__(
+        self,
+        slope: float,
+        intercept: float,
+        noise: float,
+        num_train: int,
+        num_val: int,
+        num_test: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.slope = slope
+        self.intercept = intercept
+        self.noise = noise
+        self.batch_size = batch_size
+        self.seed = seed
+
+        generator = torch.Generator().manual_seed(seed)
+        self.train_set = self._points(torch.linspace(-10, 10, num_train), generator)
+        self.val_set = self._points(torch.rand(num_val, generator=generator) * 20 - 10, generator)
+        self.test_set = self._points(torch.rand(num_test, generator=generator) * 20 - 10, generator)
+
+    def _points(self, x: torch.Tensor, generator: torch.Generator) -> TensorBatches:
+        y = self.slope * x + self.intercept + self.noise * torch.randn(len(x), generator=generator)
+        return TensorBatches(x[:, None], y[:, None])
+
+    def train_dataloader(self):
+        return dataloader(self.train_set, self.batch_size, shuffle_seed=self.seed)
+
+    def val_dataloader(self):
+        return dataloader(self.val_set, self.batch_size)
+
+    def test_dataloader(self):
+        return dataloader(self.test_set, self.batch_size)

@@ -1,0 +1,80 @@
+"""Classification of images."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from .optimization import optimizer_and_scheduler
+
+
+class ImageClassifier(LightningModule):
+    """Any network from images to logits, trained with cross-entropy.
+
+    Takes raw images and normalises them itself, with constants that its checkpoint holds, so that
+    training, evaluation and whatever is built on a checkpoint cannot disagree about it.
+
+    Args:
+        network: from float images (N, C, H, W) to logits (N, num_classes).
+        num_classes: number of classes.
+        mean: of the training images, per channel, on the scale 0 to 1.
+        std: standard deviation of the training images, likewise.
+        optimizer: partial, see ``optimizer_and_scheduler``.
+        scheduler: partial, see ``optimizer_and_scheduler``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        optimizer: "partial[Optimizer]",
+        scheduler: "partial[LRScheduler]",
+    ) -> None:
+        super().__init__()
+        # Convolutions are faster on most devices when the channels of a pixel lie side by side.
+        self.network = network.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1))
+        self.train_acc, self.val_acc, self.test_acc = (
+            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
+        )
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raw uint8 images (N, C, H, W) to logits (N, num_classes)."""
+        images = (images / 255 - self.mean) / self.std
+        return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "test")
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = cross_entropy(logits, labels)
+        accuracy = getattr(self, f"{stage}_acc")
+        accuracy(logits, labels)
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(labels))
+        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def configure_optimizers(self):
+        return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

@@ -1,0 +1,73 @@
+"""Linear regression by gradient descent."""
+
+import logging
+from functools import partial
+
+from lightning import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .optimization import optimizer_and_scheduler
+
+log = logging.getLogger(__name__)
+
+
+class LinearRegression(LightningModule):
+    """y = weight * x + bias, by least squares.
+
+    Args:
+        in_features: numbers per sample in x.
+        optimizer: partial, see ``optimizer_and_scheduler``.
+        scheduler: partial, see ``optimizer_and_scheduler``.
+    """
+
+    def __init__(self, in_features: int, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]") -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, 1)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float x (N, in_features) to y (N, 1).
+
+        Raises:
+            MisconfigurationException: if x is of another shape or type, as a data set of images is.
+        """
+        if x.ndim != 2 or x.shape[1] != self.linear.in_features or not x.is_floating_point():
+            raise MisconfigurationException(
+                f"LinearRegression takes float numbers of shape (N, {self.linear.in_features}), but the data serves "
+                f"{x.dtype} of shape {tuple(x.shape)}. Choose data=linear, or another model."
+            )
+        return self.linear(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "test")
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        x, y = batch
+        loss = mse_loss(self(x), y)
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(x))
+        return loss
+
+    def on_test_end(self) -> None:
+        """Says which line was found, beside the true one where the data knows it."""
+        if self.linear.in_features != 1:
+            return
+        weight, bias = self.linear.weight.item(), self.linear.bias.item()
+        log.info(f"fitted line     y = {weight:.3f} x + {bias:.3f}")
+        data = self.trainer.datamodule
+        if hasattr(data, "slope") and hasattr(data, "intercept"):
+            log.info(f"true line       y = {data.slope:.3f} x + {data.intercept:.3f}")
+        log.info(f"f(4)            {weight * 4 + bias:.3f}")
+
+    def configure_optimizers(self):
+        return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

@@ -1,0 +1,31 @@
+"""From the optimizer and scheduler of the config to what Lightning wants."""
+
+from functools import partial
+from typing import Any
+
+from lightning import LightningModule
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def optimizer_and_scheduler(
+    module: LightningModule, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]"
+) -> dict[str, Any]:
+    """What ``LightningModule.configure_optimizers`` returns.
+
+    Args:
+        module: whose parameters are optimized, attached to its trainer.
+        optimizer: a class of ``torch.optim`` with all arguments but the parameters (``configs/optimizer``).
+        scheduler: a class of ``torch.optim.lr_scheduler`` with all arguments but the optimizer
+            (``configs/scheduler``). ``interval`` and ``monitor`` among them are for Lightning; a
+            ``T_max`` or ``total_steps`` that is None becomes the number of steps of the whole run,
+            which only the trainer knows.
+    """
+    built_optimizer = optimizer(module.parameters())
+    arguments = dict(scheduler.keywords)
+    when = {key: arguments.pop(key) for key in ("interval", "monitor") if key in arguments}
+    for key in ("T_max", "total_steps"):
+        if key in arguments and arguments[key] is None:
+            arguments[key] = int(module.trainer.estimated_stepping_batches)
+    built_scheduler = scheduler.func(built_optimizer, **arguments)
+    return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
