@@ -1,0 +1,109 @@
+"""A mistake that the user can mend becomes one short message; HYDRA_FULL_ERROR=1 shows the traceback."""
+
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def explained(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Where ``main`` fails by a mistake of the user: a message on standard error, and exit status 1.
+
+    Such are what Hydra and OmegaConf raise, Lightning's MisconfigurationException, files that cannot be read
+    or written, and text where the config has a number. Whatever else is raised is a fault of the program and
+    keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def explained_main(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get(FULL_ERROR) == "1":
+            return main(*args, **kwargs)
+        os.environ[FULL_ERROR] = "1"  # With it Hydra raises what it would otherwise print in its own way.
+        try:
+            return main(*args, **kwargs)
+        except Exception as error:
+            message = explanation(error)
+            if message is None:
+                raise
+            sys.exit(message)
+        finally:
+            os.environ.pop(FULL_ERROR, None)
+
+    return explained_main
+
+
+def explanation(error: BaseException) -> str | None:
+    """What is wrong, with the value, and what to do; None if the user cannot mend it."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={choice}: there is no such choice." + _nearest(choice, error.options)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+        keys = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
+        return f"{cause.full_key}: there is no such key." + _nearest(str(cause.key), keys)
+    if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
+        return str(error) or str(cause)
+
+    if "Config group override must be" in str(error):
+        return "A group takes the name of a choice. To leave a group out, write ~GROUP, for example ~logger."
+    mistyped = _mistyped_value()
+    if mistyped:
+        return mistyped
+    if isinstance(error, InterpolationKeyError):
+        what = str(error).splitlines()[0]
+        return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
+    for misuse in (error, cause):
+        # By name, because importing Lightning only to explain a slip would take seconds.
+        if type(misuse).__name__ == "MisconfigurationException":
+            return str(misuse) + _accelerators(str(misuse))
+    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):
+        return f"{error}\n{FULL_ERROR}=1 shows the traceback."
+    return None
+
+
+def _accelerators(message: str) -> str:
+    """What trainer.accelerator can be here, for a message about one that is not."""
+    if "ccelerator" not in message and "gpu backend" not in message:
+        return ""
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    available = {"auto": True, "cpu": True, "gpu": mps or torch.cuda.is_available(), "mps": mps}
+    return f"\nOn this machine trainer.accelerator can be: {', '.join(name for name in available if available[name])}."
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    choices = sorted(words)
+    matches = difflib.get_close_matches(word, choices, n=1)
+    return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
+
+
+def _mistyped_value() -> str | None:
+    """The first override on the command line that is no number where the config has one."""
+    configs = Path(__file__).parent / "configs"
+    arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    overrides = [override for override in overrides if not override.is_sweep_override()]
+    choices = [override.input_line or "" for override in overrides if (configs / override.key_or_group).is_dir()]
+    with hydra.initialize_config_dir(str(configs), version_base="1.3"):
+        defaults = OmegaConf.to_container(hydra.compose("train", choices))
+    for override in overrides:
+        default: Any = defaults
+        for key in override.key_or_group.split("."):
+            default = default.get(key) if isinstance(default, dict) else None
+        value = override.value()
+        if isinstance(default, int | float) and isinstance(value, str):
+            kind = "true or false" if isinstance(default, bool) else "a number"
+            return f"{override.input_line}: {value} is not {kind}. The default is {override.key_or_group}={default}."
+    return None

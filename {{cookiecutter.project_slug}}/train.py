@@ -1,0 +1,51 @@
+"""Fit a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
+
+import logging
+import time
+
+import hydra
+from omegaconf import DictConfig
+
+from errors import explained
+
+log = logging.getLogger(__name__)
+
+
+@explained
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
+    # Imported here, for they take seconds, which --help, --cfg and a mistyped override need not wait for.
+    from hydra.utils import instantiate
+    from lightning import seed_everything
+    from lightning.pytorch.callbacks import Checkpoint
+
+    import runs
+
+    start = time.monotonic()
+    # Lightning's own handler would print once more what Hydra's print.
+    logging.getLogger("lightning").handlers.clear()
+
+    runs.claim(config.run_dir, config.ckpt_path)
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    data = instantiate(config.data)
+    model = instantiate(config.model, _convert_="all")
+    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    loggers = [instantiate(logger) for logger in config.logger.values() if logger]
+    has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
+
+    trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
+    metrics = dict(trainer.callback_metrics)
+
+    # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= trainer.callback_metrics
+
+    results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
+    log.info(runs.report(config.run_dir, results))
+
+
+if __name__ == "__main__":
+    main()
