@@ -1,0 +1,59 @@
+"""Every choice of every group."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from conftest import ROOT
+
+CHOICES = sorted(
+    f"{file.parent.name}={file.stem}" for file in (ROOT / "configs").glob("*/*.yaml") if file.parent.name != "trainer"
+)
+ACCELERATORS = sorted(file.stem for file in (ROOT / "configs/trainer").glob("*.yaml"))
+
+
+@pytest.fixture
+def composed(tmp_path):
+    def compose_with(*overrides):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return compose("train", [f"run_dir={tmp_path}", *overrides])
+
+    return compose_with
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_instantiates(composed, choice):
+    experiment = {"data=mnist": ["model=cnn"], "model=cnn": ["data=mnist"], "model=mlp": ["data=mnist"]}
+    config = composed(choice, *experiment.get(choice, []))
+    OmegaConf.resolve(config)
+    assert instantiate(config.data).train_dataloader
+    assert instantiate(config.model, _convert_="all").training_step
+    for entry in [*config.callbacks.values(), *config.logger.values()]:
+        assert entry is None or instantiate(entry)
+    assert instantiate(config.trainer).max_epochs == config.trainer.max_epochs
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+def test_every_accelerator_composes_everywhere(composed, experiment, accelerator):
+    assert composed(f"experiment={experiment}", f"trainer={accelerator}").trainer.accelerator == accelerator
+    config = composed(f"experiment={experiment}", "optimizer=adam", f"trainer.accelerator={accelerator}")
+    assert config.trainer.accelerator == accelerator
+    assert config.model.optimizer._target_ == "torch.optim.Adam"
+
+
+def test_the_command_line_wins_over_the_experiment(composed):
+    config = composed("experiment=mnist", "optimizer=sgd", "optimizer.lr=0.5", "scheduler=cosine", "model=mlp")
+    assert config.model.optimizer.lr == 0.5
+    assert config.model.optimizer._target_ == "torch.optim.SGD"
+    assert config.model.scheduler._target_ == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert config.model.network.hidden
+
+
+def test_one_cycle_goes_up_to_the_learning_rate_of_the_optimizer(composed):
+    assert composed("scheduler=one_cycle", "optimizer.lr=0.3").model.scheduler.max_lr == 0.3
+
+
+def test_loggers_can_be_chosen_together(composed):
+    assert set(composed("logger=[tensorboard,csv]").logger) == {"tensorboard", "csv"}

@@ -1,0 +1,68 @@
+"""`python train.py`: the line that it finds, beside the one that algebra finds."""
+
+import json
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from conftest import ROOT
+
+
+@pytest.fixture
+def closed_form():
+    """Slope and intercept of least squares on the training points of the default config."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        data = instantiate(compose("train").data)
+    x, y = data.train_set.tensors
+    return torch.linalg.lstsq(torch.cat([x, torch.ones_like(x)], dim=1), y).solution.flatten()
+
+
+def line(checkpoint):
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return torch.stack([weights["linear.weight"].squeeze(), weights["linear.bias"].squeeze()])
+
+
+def test_the_fitted_line_is_the_least_squares_line(train, closed_form, capfd):
+    (run,) = train()
+    assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.01)
+    # The best by validation differs from it by the luck of the validation points.
+    assert line(run / "checkpoints/best.ckpt") == pytest.approx(closed_form, abs=0.3)
+
+    results = json.loads((run / "results.json").read_text())
+    assert results["epochs"] == 500
+    # What cannot be explained by a line is the noise, of variance 2².
+    assert results["metrics"]["test/loss"] == pytest.approx(4, abs=1.5)
+
+    slope, intercept = line(run / "checkpoints/best.ckpt").tolist()
+    printed = capfd.readouterr().out
+    assert f"y = {slope:.3f} x + {intercept:.3f}" in printed
+    assert "y = 3.000 x + 2.000" in printed
+    assert f"{4 * slope + intercept:.3f}" in printed
+    assert 4 * slope + intercept == pytest.approx(14, abs=1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+def test_every_optimizer_finds_the_line_by_its_name_alone(train, closed_form, optimizer):
+    (run,) = train(f"optimizer={optimizer}")
+    # AdamW pulls the weights towards 0, a little.
+    assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.05)
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
+def test_every_scheduler_lets_sgd_find_the_line(train, closed_form, scheduler):
+    (run,) = train("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_epochs=300")
+    assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.1)
+
+
+def test_the_noise_free_line_is_found_exactly(train):
+    (run,) = train("data.noise=0", "data.slope=-1.5", "data.intercept=7", "optimizer=sgd")
+    assert line(run / "checkpoints/best.ckpt") == pytest.approx(torch.tensor([-1.5, 7.0]), abs=1e-3)
+
+
+def test_early_stopping_is_on_by_name(train):
+    (run,) = train("callbacks=early_stopping")
+    assert json.loads((run / "results.json").read_text())["epochs"] < 500
+    (run,) = train("callbacks=early_stopping", "callbacks.early_stopping=null", "trainer.max_epochs=30")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 30

@@ -1,0 +1,85 @@
+"""What the user can mend ends with one short message that says how."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, environment
+
+MNIST = ["experiment=mnist", "data.num_val=100"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["trainer.max_epoch=1"], ["trainer.max_epoch", "Did you mean max_epochs?"]),
+        (["optmizer=adam"], ["optmizer", "Did you mean optimizer?"]),
+        (["optimizer=adamm"], ["optimizer=adamm", "Did you mean adam?", "adagrad, adam, adamw, rmsprop, sgd"]),
+        (["data.batchsize=3"], ["data.batchsize", "Did you mean batch_size?"]),
+        (["experiment=mnits"], ["experiment=mnits", "Did you mean mnist?"]),
+        (["logger=null"], ["~logger"]),
+        (["optimizer=sgd,adam"], ["optimizer=sgd,adam", "--multirun"]),
+        (["trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "not a number", "500"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "not a number"]),
+        (["data.batch_size=many"], ["data.batch_size=many", "not a number"]),
+        (["seed=x"], ["seed=x", "not a number"]),
+        (["trainer.fast_dev_run=treu"], ["trainer.fast_dev_run=treu", "not true or false"]),
+        (["data.batch_size=0"], ["data.batch_size is 0", "from 1"]),
+        (["ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["model=cnn"], ["data.image_shape", "another data= or model="]),
+        ([*MNIST, "data.num_val=600"], ["data.num_val is 600", "1 to 599"]),
+        ([*MNIST, "data.num_val=0"], ["data.num_val is 0", "1 to 599"]),
+        ([*MNIST, "data.batch_size=-1"], ["data.batch_size is -1"]),
+        ([*MNIST, "data.dataset=MNITS"], ["data.dataset is MNITS", "MNIST"]),
+        ([*MNIST, "data.num_classes=5"], ["data.num_classes is 5", "label 9"]),
+        ([*MNIST, "data.image_shape=[1,32,32]"], ["data.image_shape is [1, 32, 32]", "[1, 28, 28]"]),
+        ([*MNIST, "model=linear_regression"], ["LinearRegression", "data=linear"]),
+    ],
+    ids=lambda value: value[-1] if value[0] in MNIST or "=" in value[0] else "",
+)
+def test_the_message_says_what_and_how(train, digits, arguments, messages, tmp_path):
+    data = [f"data.root={digits}"] if MNIST[0] in arguments else []
+    with pytest.raises(SystemExit) as exit_:
+        train(*arguments, *data)
+    message = exit_.value.code  # text: printed on standard error, with exit status 1
+    for expected in messages:
+        assert expected in message
+    assert len(message.splitlines()) <= 4
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "mps"])
+def test_an_absent_accelerator_names_those_that_are_there(train, accelerator):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has a GPU")
+    for argument in (f"trainer={accelerator}", f"trainer.accelerator={accelerator}"):
+        with pytest.raises(SystemExit, match=r"trainer\.accelerator can be: auto, cpu\."):
+            train(argument)
+
+
+def run(*arguments, cwd, **variables):
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment() | variables, capture_output=True, text=True)
+
+
+def test_the_exit_status_is_1_and_the_traceback_is_there_for_those_who_ask(tmp_path):
+    done = run("data.batch_size=0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("data.batch_size is 0")
+    assert "Traceback" not in done.stderr
+    done = run("optimizer=adamm", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(train, monkeypatch):
+    from torch import optim
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(optim.Adam, "step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train("trainer.max_epochs=1")

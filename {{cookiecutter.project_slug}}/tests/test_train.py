@@ -1,0 +1,143 @@
+"""What `python train.py` leaves behind, and what it says."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import ROOT, environment
+
+QUICK = "trainer.max_epochs=20"
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_run_folder(train):
+    (run,) = train(QUICK)
+    assert run.parent.name == "linear_regression"
+    events = [name for name in names(run) if name.startswith("events.out.tfevents.")]
+    assert events
+    assert set(names(run)) - set(events) == {
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "hparams.yaml",  # Lightning's TensorBoard logger writes it; it is empty
+        "results.json",
+        "train.log",
+    }
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["metrics"]) == {"train/loss", "val/loss", "test/loss"}
+    assert (run / results["best_checkpoint"]).exists()
+    assert results["epochs"] == results["steps"] == 20
+    assert results["seconds"] > 0
+
+
+def test_tensorboard_has_the_curves(train):
+    (run,) = train(QUICK)
+    events = EventAccumulator(str(run)).Reload()
+    assert {"train/loss", "val/loss", "test/loss"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("val/loss")) == 20
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses[-1] < losses[0]
+
+
+def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
+    (run,) = train(QUICK, "callbacks=early_stopping", "+callbacks.early_stopping.verbose=true")
+    printed = capfd.readouterr()
+    logged = [line.split(" - ", 1)[-1] for line in (run / "train.log").read_text().splitlines()]
+    for lines in (printed.out.splitlines() + printed.err.splitlines(), logged):
+        improvements = [line for line in lines if "Metric val/loss improved" in line]
+        assert improvements, "Lightning's own lines are lost"
+        assert len(set(lines)) == len(lines)
+        assert not [line for line in lines if re.search("Tip|pip install|available:|http|deprecat|Warning", line)]
+    assert sum("epoch" in line for line in logged) == 10
+    assert sum("run folder" in line for line in logged) == 1
+
+
+def test_the_report_says_where_and_what_next(train, capfd):
+    (run,) = train(QUICK)
+    printed = capfd.readouterr().out
+    assert "outputs/linear_regression/" + run.name in printed
+    assert "tensorboard --logdir outputs" in printed
+    loss = json.loads((run / "results.json").read_text())["metrics"]["test/loss"]
+    assert f"{loss:.4f}" in printed
+
+
+@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+def test_fast_dev_run(train, digits, experiment):
+    data = ["data.num_val=100", f"data.root={digits}"] if experiment == "mnist" else []
+    (run,) = train(f"experiment={experiment}", "trainer.fast_dev_run=true", *data)
+    results = json.loads((run / "results.json").read_text())
+    assert results["steps"] == 1
+    assert results["best_checkpoint"] is None
+
+
+def test_loggers_side_by_side(train):
+    (run,) = train(QUICK, "logger=[tensorboard,csv]")
+    assert any(run.glob("events.out.tfevents.*"))
+    assert (run / "csv/metrics.csv").read_text().startswith("epoch,")
+
+
+@pytest.mark.parametrize("off", ["~logger", "logger=[]", "logger.tensorboard=null"])
+def test_loggers_can_be_switched_off(train, off):
+    (run,) = train(QUICK, off)
+    assert not any(run.glob("events.out.tfevents.*"))
+    assert (run / "results.json").exists()
+
+
+@pytest.mark.parametrize("callback", ["best_checkpoint", "last_checkpoint", "progress"])
+def test_any_callback_can_be_switched_off(train, capfd, callback):
+    (run,) = train(QUICK, f"callbacks.{callback}=null")
+    assert (run / "checkpoints/best.ckpt").exists() == (callback != "best_checkpoint")
+    assert (run / "checkpoints/last.ckpt").exists() == (callback != "last_checkpoint")
+    assert ("epoch 20/20" in capfd.readouterr().out) == (callback != "progress")
+
+
+def test_without_checkpoints_the_last_weights_are_tested(train):
+    (run,) = train(QUICK, "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null")
+    assert not list(run.rglob("*.ckpt"))
+    assert "test/loss" in json.loads((run / "results.json").read_text())["metrics"]
+
+
+def test_a_multirun_has_one_folder_per_run_and_ends_with_a_table_best_first(train, capfd):
+    runs = train("-m", "optimizer=sgd,adam", "trainer.max_epochs=50", "data.noise=1")
+    assert [run.name for run in runs] == ["0", "1"]
+    assert runs[0].parent == runs[1].parent
+    losses = {
+        name: json.loads((run / "results.json").read_text())["metrics"]["test/loss"]
+        for name, run in zip(["sgd", "adam"], runs, strict=True)
+    }
+    assert losses["sgd"] < losses["adam"]
+    table = capfd.readouterr().out.rpartition("test/loss ")[2]
+    assert table.index(f"{losses['sgd']:.4f}") < table.index(f"{losses['adam']:.4f}")
+    assert table.index("optimizer=sgd") < table.index("optimizer=adam")
+    assert "data.noise" not in table, "what all runs share is not in the table"
+
+
+def test_runs_of_the_same_second_have_a_folder_each(train):
+    folders = [train(QUICK)[0] for _ in range(2)]
+    assert folders[0] != folders[1]
+
+
+def test_a_run_does_not_overwrite_another(train, tmp_path):
+    train(QUICK, "hydra.run.dir=mine")
+    before = (tmp_path / "mine/checkpoints/best.ckpt").read_bytes()
+    with pytest.raises(SystemExit, match="mine holds the checkpoints of a run"):
+        train(QUICK, "seed=1", "hydra.run.dir=mine")
+    assert (tmp_path / "mine/checkpoints/best.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optmizer=adam"])
+def test_help_config_and_slips_do_not_wait_for_torch(tmp_path, argument):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), argument]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not {"torch", "lightning", "rich"} & imported
