@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+TEMPLATE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def bake(tmp_path_factory):
+    """Generates a project from some answers and defaults for the rest, in a folder of its own."""
+
+    def bake(folder: Path | None = None, **answers: str) -> Path:
+        output_dir = folder or tmp_path_factory.mktemp("baked")
+        return Path(
+            cookiecutter(
+                str(TEMPLATE),
+                no_input=True,
+                extra_context=answers,
+                output_dir=str(output_dir),
+                default_config=True,
+            )
+        )
+
+    return bake
+
+
+@pytest.fixture(scope="session")
+def project(bake) -> Path:
+    """The project of the default answers."""
+    return bake()

@@ -1,0 +1,49 @@
+"""The generated project at work: its own tests, and every experiment with every optimizer."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from test_generation import AWKWARD
+
+
+def run(*command, cwd):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "PYTEST"))}
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done.stdout
+
+
+def test_its_own_tests_pass(bake):
+    """With answers that are hard to live with; the next test takes the defaults."""
+    assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=bake(**AWKWARD))
+
+
+@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+def test_a_fast_dev_run_of_every_optimizer(project, experiment):
+    data = []
+    if experiment == "mnist":
+        # The files that the project's own tests write: MNIST's format, torchvision's loader.
+        code = (
+            "from pathlib import Path; from conftest import write_idx_pair;"
+            "folder = Path('data/MNIST/raw'); folder.mkdir(parents=True);"
+            "write_idx_pair(folder, 'train', 600, seed=0); write_idx_pair(folder, 't10k', 200, seed=1)"
+        )
+        environment = "import sys; sys.path.insert(0, 'tests');"
+        run("-c", environment + code, cwd=project)
+        data = ["data.num_val=100"]
+    optimizers = ["sgd", "adam", "adamw", "rmsprop", "adagrad"]
+    overrides = [f"experiment={experiment}", f"optimizer={','.join(optimizers)}", "trainer.fast_dev_run=true", *data]
+    table = run("train.py", "-m", *overrides, cwd=project).rpartition("overrides")[2]
+    for optimizer in optimizers:
+        assert f"optimizer={optimizer}" in table
+    results = list(project.glob(f"outputs/{experiment}/*/*/results.json"))
+    assert len(results) == len(optimizers)
+    assert {json.loads(path.read_text())["steps"] for path in results} == {1}
+
+
+def test_train_py_is_read_on_one_screen(project):
+    assert len((project / "train.py").read_text().splitlines()) <= 60

@@ -1,0 +1,75 @@
+"""The commands and recipes of README.md, followed to the letter."""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from conftest import ROOT, write_idx_pair
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each `python train.py …` in the sh blocks of a text."""
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines()
+    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python train.py")]
+
+
+@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
+def test_every_command_composes(arguments):
+    if arguments == ["--help"]:
+        return
+    overrides = [re.sub(r",.*", "", argument) for argument in arguments if argument != "-m"]
+    recipes = ("model=lenet", "data=temperature", "optimizer=nadam")  # choices that a recipe makes; run below
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose("train", [override for override in overrides if override not in recipes])
+
+
+def test_every_key_of_the_tables_exists():
+    keys = re.findall(r"^\| `([\w.]+)=(\S+)` \|", README, re.MULTILINE)
+    assert len(keys) > 5
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose("train", ["experiment=mnist", *(f"{key}={value}" for key, value in keys)])
+
+
+def test_the_table_of_groups_is_complete():
+    table = README.partition("| group | choices |")[2].partition("\n\n")[0]
+    for group in (ROOT / "configs").iterdir():
+        row = re.search(rf"^\| `{group.name}` \| (.*) \|$", table, re.MULTILINE)
+        assert row or not group.is_dir(), f"{group.name} is missing"
+        for choice in group.glob("*.yaml"):
+            assert f"`{choice.stem}`" in row[1], f"{group.name}={choice.stem} is missing"
+
+
+@pytest.mark.parametrize(("name", "recipe"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
+    project = tmp_path
+    for part in ("configs", PACKAGE, "train.py", "errors.py", "runs.py"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, project / part)
+    for path, block in re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", recipe, re.DOTALL):
+        assert not (project / path).exists()
+        (project / path).write_text(block, encoding="utf-8")
+    raw = project / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    write_idx_pair(raw, "train", 6000, seed=0)
+    write_idx_pair(raw, "t10k", 200, seed=1)
+
+    # As if the process were new: nothing of the project is imported yet.
+    for module in list(sys.modules):
+        if module.partition(".")[0] in (PACKAGE, "errors", "runs"):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.chdir(project)
+    assert commands(recipe)
+    for arguments in commands(recipe):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        runpy.run_path("train.py", run_name="__main__")
+    assert list(project.glob("outputs/*/*/results.json"))
