@@ -57,6 +57,8 @@ def explanation(error: BaseException) -> str | None:
 
     if "Config group override must be" in str(error):
         return "A group takes the name of a choice. To leave a group out, write ~GROUP, for example ~logger."
+    if "is not in bounds" in str(error):
+        return f"seed: {error}"
     mistyped = _mistyped_value()
     if mistyped:
         return mistyped

@@ -49,7 +49,7 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
     results = {
         "metrics": {name: float(value) for name, value in sorted(metrics.items())},
         # Relative to the run folder, which may be moved.
-        "best_checkpoint": Path(best).relative_to(run_dir).as_posix() if best else None,
+        "best_checkpoint": Path(os.path.relpath(best, run_dir)).as_posix() if best else None,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
@@ -59,12 +59,17 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
 
 
 def report(run_dir: str, results: dict[str, Any]) -> str:
-    """The lines that end a run: its test metrics, its folder, and what to do next."""
+    """The lines that end a run: its test metrics, its folder, and what to type next."""
+    folder, here = Path(run_dir).resolve(), Path.cwd()
+    is_here = folder.is_relative_to(here)
+    shown = folder.relative_to(here) if is_here else folder
     tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if name.startswith("test/")}
     lines = {
         **tests,
-        "run folder": os.path.relpath(run_dir),
-        "look at it": f"tensorboard --logdir {Path(os.path.relpath(run_dir)).parts[0]}",
+        "epochs": results["epochs"],
+        "seconds": results["seconds"],
+        "run folder": shown,
+        "look at it": f"tensorboard --logdir {shown.parts[0] if is_here else shown}",
         "vary it": "python train.py --help",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())

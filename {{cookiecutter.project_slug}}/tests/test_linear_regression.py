@@ -39,7 +39,7 @@ def test_the_fitted_line_is_the_least_squares_line(train, closed_form, capfd):
     printed = capfd.readouterr().out
     assert f"y = {slope:.3f} x + {intercept:.3f}" in printed
     assert "y = 3.000 x + 2.000" in printed
-    assert f"{4 * slope + intercept:.3f}" in printed
+    assert f"at x = 4        y = {4 * slope + intercept:.3f}" in printed
     assert 4 * slope + intercept == pytest.approx(14, abs=1)
 
 

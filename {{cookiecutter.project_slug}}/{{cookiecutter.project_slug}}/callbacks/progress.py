@@ -86,4 +86,4 @@ class Progress(Callback):
 
 
 def _metrics(trainer: Trainer) -> str:
-    return "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in sorted(trainer.progress_bar_metrics.items()))

@@ -2,6 +2,7 @@
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .batches import TensorBatches, dataloader
 
@@ -21,6 +22,9 @@ class LinearDataModule(LightningDataModule):
         num_test: test points.
         batch_size: points per step.
         seed: of the noise, the validation and test points, and the order of the batches.
+
+    Raises:
+        MisconfigurationException: if a number of points is less than 1.
     """
 
     def __init__(
@@ -35,6 +39,10 @@ class LinearDataModule(LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        if min(num_train, num_val, num_test) < 1:
+            raise MisconfigurationException(
+                f"data.num_train, num_val and num_test are {num_train}, {num_val} and {num_test}; each must be at least 1."
+            )
         self.slope = slope
         self.intercept = intercept
         self.noise = noise

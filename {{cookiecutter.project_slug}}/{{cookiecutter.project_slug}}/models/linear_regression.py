@@ -67,7 +67,7 @@ class LinearRegression(LightningModule):
         data = self.trainer.datamodule
         if hasattr(data, "slope") and hasattr(data, "intercept"):
             log.info(f"true line       y = {data.slope:.3f} x + {data.intercept:.3f}")
-        log.info(f"f(4)            {weight * 4 + bias:.3f}")
+        log.info(f"at x = 4        y = {weight * 4 + bias:.3f}")
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

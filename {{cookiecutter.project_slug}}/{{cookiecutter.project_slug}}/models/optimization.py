@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from lightning import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,12 +21,18 @@ def optimizer_and_scheduler(
             (``configs/scheduler``). ``interval`` and ``monitor`` among them are for Lightning; a
             ``T_max`` or ``total_steps`` that is None becomes the number of steps of the whole run,
             which only the trainer knows.
+
+    Raises:
+        MisconfigurationException: if torch does not accept an argument.
     """
-    built_optimizer = optimizer(module.parameters())
     arguments = dict(scheduler.keywords)
     when = {key: arguments.pop(key) for key in ("interval", "monitor") if key in arguments}
     for key in ("T_max", "total_steps"):
         if key in arguments and arguments[key] is None:
             arguments[key] = int(module.trainer.estimated_stepping_batches)
-    built_scheduler = scheduler.func(built_optimizer, **arguments)
+    try:
+        built_optimizer = optimizer(module.parameters())
+        built_scheduler = scheduler.func(built_optimizer, **arguments)
+    except (TypeError, ValueError) as error:
+        raise MisconfigurationException(f"An argument of optimizer or scheduler does not fit: {error}") from error
     return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
