@@ -1,5 +1,6 @@
 """A mistake that the user can mend becomes one short message; HYDRA_FULL_ERROR=1 shows the traceback."""
 
+import contextlib
 import difflib
 import functools
 import os
@@ -59,9 +60,10 @@ def explanation(error: BaseException) -> str | None:
         return "A group takes the name of a choice. To leave a group out, write ~GROUP, for example ~logger."
     if "is not in bounds" in str(error):
         return f"seed: {error}"
-    mistyped = _mistyped_value()
-    if mistyped:
-        return mistyped
+    # Arguments that Hydra does not understand are not what went wrong here.
+    with contextlib.suppress(HydraException):
+        if mistyped := _mistyped_value():
+            return mistyped
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
         return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."

@@ -1,6 +1,7 @@
 """What a run shows of itself while it trains."""
 
 import logging
+import math
 import sys
 from typing import Any
 
@@ -39,11 +40,12 @@ class Progress(Callback):
             disable=not rich.get_console().is_terminal,
             transient=True,
         )
-        batches = int(trainer.num_training_batches)
+        # Infinite for a data set that does not know its length: then the bar only says that something goes on.
+        batches = trainer.num_training_batches
         self.task = self.bar.add_task(
             "",
-            total=batches * epochs if epochs else None,
-            completed=batches * trainer.current_epoch,
+            total=batches * epochs if epochs and math.isfinite(batches) else None,
+            completed=batches * trainer.current_epoch if math.isfinite(batches) else 0,
             epoch=trainer.current_epoch + 1,
             metrics="",
         )

@@ -41,7 +41,7 @@ class LinearDataModule(LightningDataModule):
         super().__init__()
         if min(num_train, num_val, num_test) < 1:
             raise MisconfigurationException(
-                f"data.num_train, num_val and num_test are {num_train}, {num_val} and {num_test}; each must be at least 1."
+                f"data.num_train, num_val, num_test are {num_train}, {num_val}, {num_test}; each must be at least 1."
             )
         self.slope = slope
         self.intercept = intercept

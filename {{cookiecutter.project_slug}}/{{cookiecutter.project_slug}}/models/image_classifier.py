@@ -73,9 +73,10 @@ class ImageClassifier(LightningModule):
         accuracy = getattr(self, f"{stage}_acc")
         accuracy.update(logits, labels)
         # `log` takes as long as a step of a small network: in training only when the logger writes.
-        if stage != "train" or self.trainer.is_last_batch or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        always = stage != "train" or self.trainer.is_last_batch
+        if always or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(labels))
-        if stage != "train" or self.trainer.is_last_batch:
+        if always:
             self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
 
