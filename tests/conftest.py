@@ -25,7 +25,7 @@ def bake(tmp_path_factory):
     return bake
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def project(bake) -> Path:
-    """The project of the default answers."""
+    """A project of the default answers, to do with as a test likes."""
     return bake()

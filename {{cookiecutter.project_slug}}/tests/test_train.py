@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import rich
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import ROOT, environment
@@ -57,7 +58,7 @@ def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
         assert improvements, "Lightning's own lines are lost"
         assert len(set(lines)) == len(lines)
         assert not [line for line in lines if re.search("Tip|pip install|available:|http|deprecat|Warning", line)]
-    assert sum("epoch" in line for line in logged) == 10
+    assert sum(bool(re.match(r"epoch +\d+/20 ", line)) for line in logged) == 10
     assert sum("run folder" in line for line in logged) == 1
 
 
@@ -68,6 +69,15 @@ def test_the_report_says_where_and_what_next(train, capfd):
     assert "tensorboard --logdir outputs" in printed
     loss = json.loads((run / "results.json").read_text())["metrics"]["test/loss"]
     assert f"{loss:.4f}" in printed
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(train, capfd, terminal):
+    rich.reconfigure(force_terminal=terminal)
+    train(QUICK)
+    printed = capfd.readouterr().out
+    assert ("━" in printed) == ("\x1b" in printed) == terminal
+    assert all(re.search(rf"epoch +{epoch}/20 +train/loss \d", printed) for epoch in range(2, 21, 2))
 
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
