@@ -159,8 +159,7 @@ def test_it_is_downloaded_once(server, tmp_path):
 
 
 def test_two_processes_on_an_empty_folder_download_once(server, tmp_path):
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")  # fork saves seconds of imports
+    context = multiprocessing.get_context("spawn")
     arguments = (tmp_path, datasets.MNIST.mirrors, datasets.MNIST.resources)
     processes = [context.Process(target=prepare, args=arguments) for _ in range(2)]
     for process in processes:

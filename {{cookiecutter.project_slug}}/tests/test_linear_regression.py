@@ -52,12 +52,12 @@ def test_every_optimizer_finds_the_line_by_its_name_alone(train, closed_form, op
 
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
 def test_every_scheduler_lets_sgd_find_the_line(train, closed_form, scheduler):
-    (run,) = train("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_epochs=300")
+    (run,) = train("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_epochs=200")
     assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.1)
 
 
 def test_the_noise_free_line_is_found_exactly(train):
-    (run,) = train("data.noise=0", "data.slope=-1.5", "data.intercept=7", "optimizer=sgd", "trainer.max_epochs=300")
+    (run,) = train("data.noise=0", "data.slope=-1.5", "data.intercept=7", "optimizer=sgd", "trainer.max_epochs=200")
     assert line(run / "checkpoints/best.ckpt") == pytest.approx(torch.tensor([-1.5, 7.0]), abs=1e-3)
 
 
