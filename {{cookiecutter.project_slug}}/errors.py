@@ -56,9 +56,9 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return str(error) or str(cause)
 
-    if "Config group override must be" in str(error):
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return "A group takes the name of a choice. To leave a group out, write ~GROUP, for example ~logger."
-    if "is not in bounds" in str(error):
+    if isinstance(error, ValueError) and "is not in bounds" in str(error):
         return f"seed: {error}"
     # Arguments that Hydra does not understand are not what went wrong here.
     with contextlib.suppress(HydraException):

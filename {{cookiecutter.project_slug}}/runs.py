@@ -61,15 +61,16 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
 def report(run_dir: str, results: dict[str, Any]) -> str:
     """The lines that end a run: its test metrics, its folder, and what to type next."""
     folder, here = Path(run_dir).resolve(), Path.cwd()
-    is_here = folder.is_relative_to(here)
-    shown = folder.relative_to(here) if is_here else folder
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    # The folder that all runs are in, unless the run is elsewhere or right here.
+    log_dir = shown if shown.is_absolute() or not shown.parts else shown.parts[0]
     tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if name.startswith("test/")}
     lines = {
         **tests,
         "epochs": results["epochs"],
         "seconds": results["seconds"],
         "run folder": shown,
-        "look at it": f"tensorboard --logdir {shown.parts[0] if is_here else shown}",
+        "look at it": f"tensorboard --logdir {log_dir}",
         "vary it": "python train.py --help",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
@@ -88,6 +89,7 @@ class MultirunTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         import rich
         import rich.box
+        import rich.markup
         import rich.table
 
         runs = {}
@@ -107,6 +109,7 @@ class MultirunTable(Callback):
         for run in best_first:
             overrides, metrics = runs[run]
             values = [f"{metrics[name]:.4f}" if name in metrics else "" for name in names]
-            table.add_row(run.name, " ".join(sorted(overrides - shared)), *values)
+            # Rich would take the brackets of `logger=[csv]` for a style.
+            table.add_row(run.name, rich.markup.escape(" ".join(sorted(overrides - shared))), *values)
         rich.print(table)
-        rich.print(f"run folders  {os.path.relpath(config.hydra.sweep.dir)}")
+        print(f"run folders  {config.hydra.sweep.dir}")

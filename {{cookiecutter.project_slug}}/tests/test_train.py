@@ -131,6 +131,20 @@ def test_a_multirun_has_one_folder_per_run_and_ends_with_a_table_best_first(trai
     assert "data.noise" not in table, "what all runs share is not in the table"
 
 
+def test_the_table_shows_brackets(train, capfd):
+    train("-m", "logger=[csv],[tensorboard,csv]", "trainer.max_epochs=1")
+    table = capfd.readouterr().out.rpartition("test/loss ")[2]
+    assert "logger=[csv]" in table
+    assert "logger=[tensorboard,csv]" in table
+
+
+@pytest.mark.parametrize(("folder", "log_dir"), [(".", "."), ("mine/first", "mine"), ("../elsewhere", None)])
+def test_a_run_can_be_anywhere(train, tmp_path, capfd, folder, log_dir):
+    train(QUICK, f"hydra.run.dir={folder}")
+    assert (tmp_path / folder / "results.json").exists()
+    assert f"tensorboard --logdir {log_dir or (tmp_path / folder).resolve()}\n" in capfd.readouterr().out
+
+
 def test_runs_of_the_same_second_have_a_folder_each(train):
     folders = [train(QUICK)[0] for _ in range(2)]
     assert folders[0] != folders[1]
