@@ -65,9 +65,9 @@ def epoch(project: Path, data: Path, repeats: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "seconds.json")
             clock = f"+callbacks.clock={{_target_:epoch_clock.EpochClock,path:{path}}}"
-            here = [f"hydra.run.dir={folder}/run", "trainer.max_epochs=3", clock]
             for repeat in range(repeats):
-                run("train.py", *overrides, *here[1:], f"{here[0]}{repeat}", cwd=project)
+                here = f"hydra.run.dir={folder}/{repeat}"
+                run("train.py", *overrides, "trainer.max_epochs=3", clock, here, cwd=project)
                 ours.append(statistics.median(json.loads(path.read_text())))
                 run(str(HERE / "bare_loop.py"), str(path), "3", *overrides, cwd=project)
                 bare.append(statistics.median(json.loads(path.read_text())))

@@ -29,11 +29,10 @@ def test_a_fast_dev_run_of_every_optimizer(project, experiment):
         # The files that the project's own tests write: MNIST's format, torchvision's loader.
         code = (
             "from pathlib import Path; from conftest import write_idx_pair;"
-            "folder = Path('data/MNIST/raw'); folder.mkdir(parents=True);"
+            "folder = Path('../data/MNIST/raw'); folder.mkdir(parents=True);"
             "write_idx_pair(folder, 'train', 600, seed=0); write_idx_pair(folder, 't10k', 200, seed=1)"
         )
-        environment = "import sys; sys.path.insert(0, 'tests');"
-        run("-c", environment + code, cwd=project)
+        run("-c", code, cwd=project / "tests")
         data = ["data.num_val=100"]
     optimizers = ["sgd", "adam", "adamw", "rmsprop", "adagrad"]
     overrides = [f"experiment={experiment}", f"optimizer={','.join(optimizers)}", "trainer.fast_dev_run=true", *data]

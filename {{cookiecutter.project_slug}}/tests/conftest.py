@@ -21,7 +21,7 @@ GLYPHS = """
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Small tensors do not gain from more threads, and results do not depend on their number."""
+    """Small tensors do not gain from more, and so no result depends on how many cores a machine has."""
     torch.set_num_threads(1)
 
 

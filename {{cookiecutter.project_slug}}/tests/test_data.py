@@ -5,9 +5,11 @@ import gzip
 import hashlib
 import http.server
 import multiprocessing
+import pickle
 import shutil
 import threading
 
+import numpy
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -85,16 +87,13 @@ def test_every_image_is_seen_once_an_epoch(mnist):
 
 def test_coloured_images_have_their_channels_first(tmp_path, monkeypatch):
     """CIFAR-10's own format, read by torchvision: rows of 3072 bytes, all red first."""
-    import pickle
-
-    import numpy
-
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pixels = numpy.random.default_rng(0).integers(0, 256, (8, 3072), dtype=numpy.uint8)
     for name in ["test_batch", *(f"data_batch_{i}" for i in range(1, 6))]:
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(8))}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+    # torchvision knows the checksums of the real files alone.
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
 
