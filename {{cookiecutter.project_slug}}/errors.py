@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import functools
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,12 +20,16 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
+class Mistake(Exception):
+    """Something that the user can mend; its text says what is wrong, with the value, and what to do."""
+
+
 def explained(main: Callable[..., Any]) -> Callable[..., Any]:
     """Where ``main`` fails by a mistake of the user: a message on standard error, and exit status 1.
 
-    Such are what Hydra and OmegaConf raise, Lightning's MisconfigurationException, files that cannot be read
+    Such are a Mistake, what Hydra and OmegaConf raise, Lightning's MisconfigurationException, files that cannot be read
     or written, and text where the config has a number. Whatever else is raised is a fault of the program and
-    keeps its traceback.
+    keeps its traceback. Ctrl-C and SIGTERM end with exit status 128 + signal, as shells have it.
     """
 
     @functools.wraps(main)
@@ -31,6 +37,7 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
         if os.environ.get(FULL_ERROR) == "1":
             return main(*args, **kwargs)
         os.environ[FULL_ERROR] = "1"  # With it Hydra raises what it would otherwise print in its own way.
+        former = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return main(*args, **kwargs)
         except Exception as error:
@@ -40,13 +47,26 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(message)
         finally:
             os.environ.pop(FULL_ERROR, None)
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     return explained_main
+
+
+def _stop(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C shall not interrupt what closes the files
+    sys.exit(128 + number)
 
 
 def explanation(error: BaseException) -> str | None:
     """What is wrong, with the value, and what to do; None if the user cannot mend it."""
     cause = error.__cause__
+    if isinstance(error, Mistake):
+        return str(error)
+    if type(error).__name__ == "UnpicklingError":
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f": it refers to {found[1]}" if found else ""
+        return f"The checkpoint holds something else than numbers and text{what}. Loading it could run code: refused."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={choice}: there is no such choice." + _nearest(choice, error.options)

@@ -1,39 +1,146 @@
-"""A run folder: what a run leaves in it, and where.
+"""A run folder: what a run leaves in it, and how to find it, read it and go on with it.
 
 outputs/EXPERIMENT/DATE_TIME/
 ├── .hydra/                  the composed config and the overrides
 ├── checkpoints/best.ckpt    best by the monitored validation metric
 ├── checkpoints/last.ckpt    after the last epoch that ended
 ├── events.out.tfevents.*    TensorBoard
-├── results.json             final metrics by name, best checkpoint, epochs, wall time
+├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
+├── environment.json         for each start: command, git commit, versions, device
 └── train.log
 """
 
+import contextlib
+import importlib.metadata
+import inspect
 import json
+import logging
 import os
+import platform
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hydra
 import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from errors import Mistake
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
+log = logging.getLogger(__name__)
 
-def claim(run_dir: str, ckpt_path: str | None) -> None:
-    """Makes sure that a new run does not overwrite another.
+ROOT = Path(__file__).parent
+CONFIGS = str(ROOT / "configs")
 
-    Args:
-        run_dir: the run folder.
-        ckpt_path: a checkpoint that the run shall go on from, in whatever folder it is.
+# What the config of a run folder may name as `_target_`: the classes of these modules, and the functions of some. Not
+# all of torch and torchvision, which have functions that run a command or load a pickle. Add what your configs need.
+PACKAGES = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
+FUNCTIONS_OF = (*PACKAGES, "torch.nn", "torchvision.models", "torchvision.transforms", "torchmetrics.functional")
+CLASSES_OF = (
+    *FUNCTIONS_OF,
+    "torch.optim",
+    "torch.utils.data",
+    "torchvision.ops",
+    "torchmetrics",
+    *(
+        f"lightning.pytorch.{module}"
+        for module in ("callbacks", "loggers", "plugins", "profilers", "strategies", "trainer")
+    ),
+)
+
+
+# Starting and ending a run
+
+
+def is_finished(config: DictConfig) -> bool:
+    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides."""
+    results = _read_json(Path(config.run_dir, "results.json"))
+    return config.ckpt_path == "last" and bool(results) and results["overrides"] == read_overrides(Path(config.run_dir))
+
+
+def claim(config: DictConfig) -> str | None:
+    """Makes sure that a new run does not overwrite another; returns the checkpoint to start from, if any.
+
+    ``ckpt_path=last`` goes on in the run's own folder: from ``last.ckpt`` if it is there and whole, otherwise from
+    ``best.ckpt``, otherwise from the beginning.
 
     Raises:
-        FileExistsError: if the folder holds checkpoints and the run does not go on from one.
+        Mistake: if the folder holds checkpoints and the run does not go on from them, or all of them are damaged.
     """
-    if ckpt_path is None and any(Path(run_dir, "checkpoints").glob("*.ckpt")):
-        raise FileExistsError(f"{run_dir} holds the checkpoints of a run: choose another hydra.run.dir.")
+    folder = Path(config.run_dir, "checkpoints")
+    if config.ckpt_path not in (None, "last"):
+        return str(config.ckpt_path)
+    there = [path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.exists()]
+    if config.ckpt_path is None:
+        if there:
+            raise Mistake(
+                f"{config.run_dir} holds the checkpoints of a run: choose another hydra.run.dir, "
+                "or go on with that run by ckpt_path=last."
+            )
+        return None
+    for path in there:
+        if is_whole(path):
+            return str(path)
+        log.warning(f"{path} is damaged.")
+    if there:
+        raise Mistake(f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning.")
+    return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of a file that torch.save wrote is there, by the checksums of the zip archive that it is."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
+def record_environment(run_dir: str, trainer: "Trainer") -> None:
+    """Adds to environment.json what this start of the run depends on."""
+    import torch
+
+    device = trainer.strategy.root_device
+    start = {
+        "command": shlex.join(["python", *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": dict(sorted((dist.name, dist.version) for dist in importlib.metadata.distributions())),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu_cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+    }
+    path = Path(run_dir, "environment.json")
+    write_json(path, [*(_read_json(path) or []), start])
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the project, and what is not committed; None outside a git repository, or without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
+
+    try:
+        commit, status = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
+        return {"commit": commit, "dirty": bool(status), "status": status, "diff": git("diff", "HEAD")}
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -43,7 +150,7 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
         run_dir: the run folder.
         trainer: after fit and test.
         metrics: numbers or tensors of one element, by name.
-        seconds: wall time of the run.
+        seconds: wall time since the run was started or resumed.
     """
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     results = {
@@ -53,6 +160,7 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
+        "overrides": read_overrides(Path(run_dir)),
     }
     write_json(Path(run_dir, "results.json"), results)
     return results
@@ -60,27 +168,249 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
 
 def report(run_dir: str, results: dict[str, Any]) -> str:
     """The lines that end a run: its test metrics, its folder, and what to type next."""
-    folder, here = Path(run_dir).resolve(), Path.cwd()
-    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    folder = shown(run_dir)
     # The folder that all runs are in, unless the run is elsewhere or right here.
-    log_dir = shown if shown.is_absolute() or not shown.parts else shown.parts[0]
+    log_dir = folder if folder.is_absolute() or not folder.parts else folder.parts[0]
     tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if name.startswith("test/")}
     lines = {
         **tests,
         "epochs": results["epochs"],
         "seconds": results["seconds"],
-        "run folder": shown,
+        "run folder": folder,
         "look at it": f"tensorboard --logdir {log_dir}",
+        "predict": "python predict.py latest INPUT…",
         "vary it": "python train.py --help",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
 
 
+def shown(folder: str | Path) -> Path:
+    """A folder as somebody would type it: relative where it is beneath the current one."""
+    folder = Path(folder).resolve()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is there whole or, if the process is killed before, not at all."""
+    """Writes a file that is there whole or, if the process is killed before, as it was."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+# Finding and reading a run
+
+
+def find(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The run folder that ``words`` begin with, or the latest one; and the rest of the words.
+
+    The latest run is the one beneath ``outputs`` that was started or resumed last.
+
+    Raises:
+        Mistake: if there is no such run.
+    """
+    if words and Path(words[0], ".hydra/config.yaml").exists():
+        return Path(words[0]).resolve(), list(words[1:])
+    logs = Path("outputs").glob("**/train.log")
+    runs = [path for path in logs if (path.parent / ".hydra/config.yaml").exists()]
+    rest = list(words[1:] if words and words[0] == "latest" else words)
+    if not runs:
+        raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
+    return max(runs, key=lambda path: path.stat().st_mtime_ns).parent.resolve(), rest
+
+
+def find_with_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """As ``find``, where nothing but overrides may follow.
+
+    Raises:
+        Mistake: if a word is neither a run folder in the first place nor ``key=value``.
+    """
+    run, overrides = find(words)
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise Mistake(f"{word} is no run folder: there is no {Path(word, '.hydra/config.yaml')}.\nLatest: {shown(run)}")
+    return run, overrides
+
+
+def choose_checkpoint(run: Path, name: str) -> str:
+    """Path of ``checkpoints/NAME.ckpt``.
+
+    Raises:
+        Mistake: if it is not there or damaged; it says which are whole.
+    """
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if path.exists() and is_whole(path):
+        return str(path)
+    others = sorted(other.stem for other in path.parent.glob("*.ckpt") if is_whole(other))
+    remedy = f"Whole ones: {', '.join(others)}; choose by --checkpoint." if others else "There is no other: train first."
+    raise Mistake(f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}")
+
+
+def read_overrides(run: Path) -> list[str]:
+    """The overrides that a run was started with and, if it was resumed with more, those too."""
+    path = run / ".hydra/overrides.yaml"
+    return list(yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+
+
+def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a run with some changes, once it is known that nothing in it can run foreign code.
+
+    The folder may come from somebody else, may have been moved, and may be older than a key that the configs
+    have today: such a key gets the value that ``train.py`` would give it.
+
+    Args:
+        run: a run folder.
+        overrides: ``key=value`` in Hydra's grammar.
+
+    Raises:
+        Mistake: if the config cannot be read, refers to a resolver, or names a target that is not allowed.
+        ConfigCompositionException: if an override is none, or its key does not exist.
+    """
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra/config.yaml"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise Mistake(f"{run / '.hydra/config.yaml'} cannot be read: {error}") from error
+    # The only key that asks Hydra where it is, and a folder may have been moved.
+    saved["run_dir"] = str(run)
+    for key in ("defaults", "hydra"):
+        saved.pop(key, None)  # Hydra never writes these there; it would act on them.
+    config = _with_new_keys(saved, _config_of_today(run))
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        if Path(CONFIGS, override.key_or_group).is_dir():
+            raise Mistake(
+                f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
+                f"as in optimizer.lr=0.1, or start another: python train.py {override.input_line}"
+            )
+    _refuse_resolvers(config, {override.key_or_group for override in parsed})
+    ConfigStore.instance().store("run", config)
+    with hydra.initialize(config_path=None, version_base="1.3"):
+        composed = hydra.compose("run", list(overrides))
+    _refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
+    return composed
+
+
+def _config_of_today(run: Path) -> Any:
+    """What ``train.py`` would compose today from the overrides of a run, unresolved."""
+    overrides = [line for line in read_overrides(run) if "${" not in line and not line.lstrip("+~").startswith("hydra")]
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        try:
+            config = hydra.compose("train", overrides)
+        except (HydraException, ValueError):  # a choice or a key that is gone since
+            return {}
+    return OmegaConf.to_container(config)
+
+
+def _with_new_keys(saved: Any, today: Any) -> Any:
+    """``saved``, and what only ``today`` has, where both configure the same target."""
+    if not (isinstance(saved, dict) and isinstance(today, dict)) or saved.get("_target_") != today.get("_target_"):
+        return saved
+    return today | {key: _with_new_keys(value, today.get(key)) for key, value in saved.items()}
+
+
+def _refuse_resolvers(config: Any, replaced: set[str], key: str = "") -> None:
+    for name, value in _items(config):
+        path = f"{key}.{name}" if key else str(name)
+        # Nested ones too, such as ${${a}:b}.
+        if isinstance(value, str) and "${" in value and ":" in value.partition("${")[2] and path not in replaced:
+            raise Mistake(f"{path} of the run's config is {value}, which could run code: refused. Set {path}=…")
+        _refuse_resolvers(value, replaced, path)
+
+
+def _refuse_untrusted_targets(config: Any, key: str = "") -> None:
+    for name, value in _items(config):
+        path = f"{key}.{name}" if key else str(name)
+        if name == "_target_" and not _is_trusted(value):
+            raise Mistake(
+                f"{path} of the run's config is {value}, which a run may not use: refused, and nothing was run.\n"
+                "If your own project needs it, add its module to CLASSES_OF in runs.py."
+            )
+        _refuse_untrusted_targets(value, path)
+
+
+def _items(config: Any) -> Iterator[tuple[Any, Any]]:
+    yield from config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+
+
+def _is_trusted(target: Any) -> bool:
+    """Whether ``target`` is a class or function that is allowed by where it is defined, not by where it is found."""
+    if not isinstance(target, str) or target.partition(".")[0] not in {name.partition(".")[0] for name in CLASSES_OF}:
+        return False  # before anything of it is imported
+    found = hydra.utils.get_object(target)
+    modules = CLASSES_OF if inspect.isclass(found) else FUNCTIONS_OF if inspect.isfunction(found) else ()
+    is_method = "." in getattr(found, "__qualname__", ".")
+    return not is_method and any(f"{found.__module__}.".startswith(f"{module}.") for module in modules)
+
+
+# Asking a run
+
+
+def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConfig, Any, Any, "Trainer", str]:
+    """What ``evaluate.py``, ``predict.py`` and ``export.py`` need of a run.
+
+    Args:
+        run: a run folder; of a run on any accelerator, also one that is not here.
+        checkpoint: ``best`` or ``last``.
+        overrides: as in ``read_config``.
+
+    Returns:
+        config, data module, model (with the weights that it starts from), a trainer that leaves no trace, and the
+        path of the checkpoint.
+
+    Raises:
+        Mistake: see ``read_config`` and ``choose_checkpoint``.
+    """
+    config = read_config(run, ["++trainer.accelerator=auto", "++trainer.devices=1", *overrides])
+    path = choose_checkpoint(run, checkpoint)
+    # As configs/train.yaml has it: what Lightning says of itself.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    data = hydra.utils.instantiate(config.data)
+    model = hydra.utils.instantiate(config.model, _convert_="all")
+    trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    return config, data, model, trainer, path
+
+
+# Going on
+
+
+def log_to(run: Path) -> None:
+    """Sends the log where ``train.py`` sends it: to the console, and to the train.log of the run."""
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        config = hydra.compose("train", return_hydra_config=True)
+    config.hydra.runtime.output_dir = str(run)
+    config.hydra.job.name = "train"
+    configure_log(config.hydra.job_logging)
+
+
+@contextlib.contextmanager
+def keep_changes(run: Path, config: DictConfig, overrides: Sequence[str]) -> Iterator[None]:
+    """Writes a changed config into the run folder; takes it back if no epoch was trained with it."""
+    names = (".hydra/config.yaml", ".hydra/overrides.yaml")
+    before = {run / name: (run / name).read_text(encoding="utf-8") for name in names if (run / name).exists()}
+    last = run / "checkpoints/last.ckpt"
+    stamp = last.stat().st_mtime_ns if last.exists() else None
+    results = (run / "results.json").read_bytes() if (run / "results.json").exists() else None
+    if overrides:
+        changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
+        kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
+        write_text(run / names[0], OmegaConf.to_yaml(config))
+        write_text(run / names[1], yaml.safe_dump([*kept, *overrides]))
+    try:
+        yield
+    finally:
+        after = last.stat().st_mtime_ns if last.exists() else None
+        finished = (run / "results.json").read_bytes() if (run / "results.json").exists() else None
+        if overrides and after == stamp and finished == results:
+            for path, text in before.items():
+                write_text(path, text)
 
 
 class MultirunTable(Callback):

@@ -6,6 +6,7 @@ import time
 import hydra
 from omegaconf import DictConfig
 
+import runs
 from errors import explained
 
 log = logging.getLogger(__name__)
@@ -14,18 +15,19 @@ log = logging.getLogger(__name__)
 @explained
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
+    if runs.is_finished(config):
+        log.info(f"{runs.shown(config.run_dir)} is finished. resume.py trainer.max_epochs=… lengthens it.")
+        return
     # Imported here, for they take seconds, which --help, --cfg and a mistyped override need not wait for.
     from hydra.utils import instantiate
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint
 
-    import runs
-
     start = time.monotonic()
     # Lightning's own handler would print once more what Hydra's print.
     logging.getLogger("lightning").handlers.clear()
 
-    runs.claim(config.run_dir, config.ckpt_path)
+    checkpoint = runs.claim(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.data)
@@ -35,7 +37,8 @@ def main(config: DictConfig) -> None:
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
 
-    trainer.fit(model, data, ckpt_path=config.ckpt_path, weights_only=True)
+    runs.record_environment(config.run_dir, trainer)
+    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     metrics = dict(trainer.callback_metrics)
 
     # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.

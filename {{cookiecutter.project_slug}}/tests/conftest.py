@@ -26,15 +26,25 @@ def _one_thread():
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def script(tmp_path, monkeypatch):
+    """`python SCRIPT ARGUMENTS` in a folder of its own, in this process."""
+
+    def script(name: str, *arguments: object) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+
+    return script
+
+
+@pytest.fixture
+def train(tmp_path, script):
     """`python train.py ARGUMENTS` in a folder of its own; returns the run folders that it made, sorted."""
 
     def train(*arguments: str) -> list[Path]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         before = set(tmp_path.glob("outputs/**/.hydra"))
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        script("train.py", *arguments)
         return sorted(folder.parent for folder in set(tmp_path.glob("outputs/**/.hydra")) - before)
 
     return train

@@ -6,3 +6,6 @@ from lightning.pytorch import disable_possible_user_warnings
 disable_possible_user_warnings()
 # Lightning 2.6 calls what torch has deprecated since; it is not for the user to mend.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+# What a resumed run, and a run that is asked, do on purpose.
+warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`")

@@ -1,3 +1,4 @@
 from .progress import Progress
+from .resumable import AtomicCheckpointIO, Resumable
 
-__all__ = ["Progress"]
+__all__ = ["AtomicCheckpointIO", "Progress", "Resumable"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
@@ -33,7 +33,8 @@ def dataloader(dataset: TensorBatches, batch_size: int, shuffle_seed: int | None
     sampler = None
     if shuffle_seed is not None:
         sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=shuffle_seed)
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=as_is)
+    # A generator of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=as_is, generator=Generator())
 
 
 def as_is(batch: Any) -> Any:

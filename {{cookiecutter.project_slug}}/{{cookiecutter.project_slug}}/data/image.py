@@ -1,7 +1,7 @@
 """Images of torchvision's data sets that fit in memory."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torchvision import datasets
 
 from .batches import TensorBatches, dataloader
 from .download import download
+from .pictures import find_pictures, read_picture
 
 
 class ImageDataModule(LightningDataModule):
@@ -63,6 +64,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_val = num_val
         self.seed = seed
+        self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
         download(self.dataset, self.root)
@@ -97,6 +99,14 @@ class ImageDataModule(LightningDataModule):
                 f"data.num_classes is {self.num_classes}, but the files hold the label {labels.max()}."
             )
         return images, labels
+
+    def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
+        """The picture files that the command line of `predict.py` means."""
+        return find_pictures(words)
+
+    def read_input(self, path: str) -> Tensor:
+        """A picture as the network takes it, see ``read_picture``."""
+        return read_picture(path, self.image_shape, self.invert)
 
     def train_dataloader(self):
         return dataloader(self.train_set, self.batch_size, shuffle_seed=self.seed)

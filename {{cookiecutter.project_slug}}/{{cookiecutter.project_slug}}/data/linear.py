@@ -1,5 +1,7 @@
 """Noisy points on a line."""
 
+from collections.abc import Sequence
+
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -57,6 +59,21 @@ class LinearDataModule(LightningDataModule):
     def _points(self, x: torch.Tensor, generator: torch.Generator) -> TensorBatches:
         y = self.slope * x + self.intercept + self.noise * torch.randn(len(x), generator=generator)
         return TensorBatches(x[:, None], y[:, None])
+
+    def find_inputs(self, words: Sequence[str]) -> Sequence[str]:
+        """What `predict.py` shall read, from its command line."""
+        return words
+
+    def read_input(self, word: str) -> torch.Tensor:
+        """A number as a float32 tensor of shape (1,).
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            return torch.tensor([float(word)])
+        except ValueError:
+            raise ValueError("it is not a number") from None
 
     def train_dataloader(self):
         return dataloader(self.train_set, self.batch_size, shuffle_seed=self.seed)

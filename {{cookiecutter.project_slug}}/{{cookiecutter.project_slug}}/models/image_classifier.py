@@ -66,6 +66,11 @@ class ImageClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._step(batch, "test")
 
+    def predict_step(self, images: Tensor) -> dict[str, Tensor]:
+        """The columns of `predict.py`: label (N,), int64, and its probability (N,), 0 to 1."""
+        probability, label = self(images).softmax(dim=1).max(dim=1)
+        return {"label": label, "probability": probability}
+
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
         logits = self(images)

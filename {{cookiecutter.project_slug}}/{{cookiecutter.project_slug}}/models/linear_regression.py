@@ -52,6 +52,10 @@ class LinearRegression(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._step(batch, "test")
 
+    def predict_step(self, x: Tensor) -> dict[str, Tensor]:
+        """The columns of `predict.py`: y (N,)."""
+        return {"y": self(x).squeeze(1)}
+
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         x, y = batch
         loss = mse_loss(self(x), y)

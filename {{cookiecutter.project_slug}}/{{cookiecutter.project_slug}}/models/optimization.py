@@ -1,5 +1,6 @@
 """From the optimizer and scheduler of the config to what Lightning wants."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,11 @@ def optimizer_and_scheduler(
     for key in ("T_max", "total_steps"):
         if key in arguments and arguments[key] is None:
             arguments[key] = int(module.trainer.estimated_stepping_batches)
+    if "monitor" in when and when.get("interval") == "epoch":
+        # Still once an epoch, but before the checkpoint is written instead of after it.
+        module.trainer.fit_loop.setup_data()
+        if math.isfinite(module.trainer.num_training_batches):
+            when |= {"interval": "step", "frequency": int(module.trainer.num_training_batches)}
     try:
         built_optimizer = optimizer(module.parameters())
         built_scheduler = scheduler.func(built_optimizer, **arguments)

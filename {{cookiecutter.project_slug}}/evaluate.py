@@ -1,0 +1,43 @@
+"""The metrics of a run: `python evaluate.py [RUN] [--split test] [--checkpoint best] [--json] [key=value …]`."""
+
+import argparse
+import json
+
+import runs
+from errors import explained
+
+
+@explained
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The metrics of a run, on any split, at any checkpoint.")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default: test")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_intermixed_args()
+
+    run, overrides = runs.find_with_overrides(arguments.words)
+    _, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, overrides)
+    if arguments.split == "test":
+        (metrics,) = trainer.test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    elif arguments.split == "val":
+        (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    else:
+        # Lightning validates on whatever it is given, and calls it so.
+        data.prepare_data()
+        data.setup("fit")
+        loader = data.train_dataloader()
+        (metrics,) = trainer.validate(model, loader, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        metrics = {name.replace("val/", "train/", 1): value for name, value in metrics.items()}
+
+    if arguments.json:
+        about = {"run": str(run), "checkpoint": arguments.checkpoint, "split": arguments.split}
+        print(json.dumps(about | {"metrics": metrics}, indent=2))
+        return
+    print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt")
+    for name, value in metrics.items():
+        print(f"{name:<15} {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()

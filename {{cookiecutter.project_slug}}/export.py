@@ -1,0 +1,115 @@
+"""The model of a run for other programs: `python export.py [RUN] [--format onnx|pt2] [--output FILE]`.
+
+The file takes what the data set gives, raw uint8 images or numbers, in a batch of any size.
+"""
+
+import argparse
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import runs
+from errors import Mistake, explained
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Of the largest output: how far the other runtime may be away from it.
+TOLERANCE = 1e-4
+
+
+@explained
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the model with its preprocessing inside, and check what was written.")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="ONNX or torch.export; default: onnx")
+    parser.add_argument("--output", type=Path, help="default: model.onnx or model.pt2 in the run folder")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    arguments = parser.parse_intermixed_args()
+
+    import torch
+
+    run, overrides = runs.find_with_overrides(arguments.words)
+    _, data, model, _, checkpoint = runs.load(run, arguments.checkpoint, overrides)
+    model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    model.eval()
+    data.prepare_data()
+    data.setup("test")
+    inputs = next(iter(data.test_dataloader()))[0]
+    if len(inputs) < 2:
+        raise Mistake("The test set has one sample; the check needs two.")
+
+    path = arguments.output or run / f"model.{arguments.format}"
+    unfinished = path.with_name(f".{path.stem}.unfinished.{arguments.format}")
+    write, read = (write_onnx, read_onnx) if arguments.format == "onnx" else (write_pt2, read_pt2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporters, about themselves
+            write(model, inputs[:2], unfinished)
+        difference = largest_difference(model, read(unfinished), inputs)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f"{runs.shown(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
+    print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")
+
+
+def largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor]", inputs: "Tensor") -> float:
+    """Between the outputs of both, for batches of one, of some and of all ``inputs``.
+
+    Raises:
+        Mistake: if it is over TOLERANCE.
+    """
+    import torch
+
+    largest = 0.0
+    for batch in (inputs[:1], inputs[:3], inputs):
+        with torch.inference_mode():
+            expected = model(batch)
+        difference = (exported(batch) - expected).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+            raise Mistake(f"The exported model is {difference:.2g} away from the model: nothing was written.")
+        largest = max(largest, difference)
+    return largest
+
+
+def write_onnx(model: "nn.Module", example: "Tensor", path: Path) -> None:
+    import torch
+
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Mistake(f'{error}. Install what export.py needs: pip install -e ".[export]"') from error
+    names = {"input_names": ["input"], "output_names": ["output"]}
+    dynamic = (({0: torch.export.Dim("batch")}),)
+    torch.onnx.export(
+        model, (example,), path, dynamo=True, dynamic_shapes=dynamic, external_data=False, verbose=False, **names
+    )
+
+
+def read_onnx(path: Path) -> "Callable[[Tensor], Tensor]":
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(None, {"input": batch.numpy()})[0])
+
+
+def write_pt2(model: "nn.Module", example: "Tensor", path: Path) -> None:
+    import torch
+
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+
+
+def read_pt2(path: Path) -> "Callable[[Tensor], Tensor]":
+    import torch
+
+    return torch.export.load(path).module()
+
+
+if __name__ == "__main__":
+    main()

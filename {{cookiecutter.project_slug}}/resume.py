@@ -1,0 +1,25 @@
+"""Go on with a run in its own folder: `python resume.py [RUN] [key=value …]`."""
+
+import argparse
+
+import runs
+import train
+from errors import explained
+
+
+@explained
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Go on with a run, in its own folder, from checkpoints/last.ckpt.")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    arguments = parser.parse_args()
+
+    run, overrides = runs.find_with_overrides(arguments.words)
+    config = runs.read_config(run, overrides)
+    config.ckpt_path = "last"
+    runs.log_to(run)
+    with runs.keep_changes(run, config, overrides):
+        train.main(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What makes a run that was interrupted and resumed the same as one that never was."""
+
+import io
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+log = logging.getLogger(__name__)
+
+
+class Resumable(Callback):
+    """Lets a run that goes on from ``last.ckpt`` end with the bits of an uninterrupted one.
+
+    Weights, optimizer and scheduler are in the checkpoint, and the samplers take their order from seed and
+    epoch. This adds the random numbers, the metrics, the curves, and the best checkpoint of a folder that was
+    moved; and it says, when something stops the run, how to go on.
+
+    Args:
+        seed: of the run, 0 to 2**32 - 1.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.restored_metrics: dict[str, float] = {}
+        self.has_started = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Dropout and augmentation of an epoch depend on seed, epoch and process, not on what was drawn before.
+        sequence = numpy.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        seed_everything(int(sequence.generate_state(1)[0]), workers=True, verbose=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint["callbacks"][self.state_key] = metrics
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored_metrics = state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The run folder may have been moved since: the best checkpoint is the one that lies beside this one."""
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            folder, former = getattr(callback, "dirpath", None), state.get("dirpath")
+            if folder and former and Path(trainer.ckpt_path or "").resolve().parent == Path(folder):
+                state["dirpath"] = folder
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = _moved(state[key], former, folder)
+                scores = state["best_k_models"].items()
+                state["best_k_models"] = {_moved(path, former, folder): score for path, score in scores}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # For what reads a metric before it is measured again, and for a run that was killed after its last epoch.
+        metrics = {name: torch.tensor(value) for name, value in self.restored_metrics.items()}
+        trainer.callback_metrics.update(metrics)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.has_started = True
+        if trainer.global_step > 0:
+            log.info(f"goes on after epoch {trainer.current_epoch}, step {trainer.global_step}")
+        # TensorBoard shall forget what an interrupted run logged after its checkpoint: it comes once more.
+        restart = Event(session_log=SessionLog(status=SessionLog.START))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.file_writer.add_event(restart, trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.has_started or isinstance(exception, KeyboardInterrupt | SystemExit):
+            folder = Path(trainer.default_root_dir).resolve()
+            shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+            log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown))}")
+
+
+def _moved(path: str, former: str, folder: str) -> str:
+    return str(Path(folder, Path(path).relative_to(former))) if path and Path(path).is_relative_to(former) else path
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the former one and then puts it in its place.
+
+    (Lightning writes to the system's folder for temporary files. Where that is another disk, the last step is
+    a copy, and a process that is killed during it leaves half a file.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes ``checkpoint`` to ``path``.
+
+        Raises:
+            OSError: if it could not be written, for example because the disk is full; ``path`` is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            unfinished.write_bytes(content.getbuffer())
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise OSError(f"{path} could not be written: {error.strerror}. The former one is whole.") from error
