@@ -285,10 +285,15 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
+        if override.key_or_group.startswith(("optimizer.", "scheduler.")):
+            raise Mistake(
+                f"{override.input_line}: a checkpoint holds the state of optimizer and scheduler, so it would have no "
+                f"effect. Start another run: python train.py {override.input_line}"
+            )
         if Path(CONFIGS, override.key_or_group).is_dir():
             raise Mistake(
                 f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
-                f"as in optimizer.lr=0.1, or start another: python train.py {override.input_line}"
+                f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
     _refuse_resolvers(config, {override.key_or_group for override in parsed})
     ConfigStore.instance().store("run", config)

@@ -19,7 +19,7 @@ GLYPHS = """
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Small tensors do not gain from more, and so no result depends on how many cores a machine has."""
     torch.set_num_threads(1)

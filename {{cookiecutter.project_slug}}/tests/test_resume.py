@@ -15,6 +15,7 @@ import torch
 from hydra.utils import get_object
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import runs
 from conftest import ROOT
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has nei
 
 
 def in_child(arguments, output, sent, at, limit, calls):
-    """`python ARGUMENTS`, in a process that gets a signal at its ``at``-th function call."""
+    """`python ARGUMENTS`, in a process that gets a signal at the ``at``-th function call since training began."""
     sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w", buffering=1)
     sys.argv = arguments
     if limit:
@@ -36,37 +37,51 @@ def in_child(arguments, output, sent, at, limit, calls):
         if calls.value == at:
             os.kill(os.getpid(), sent)
 
-    sys.setprofile(profile)
+    def record_environment_and_count(*args):
+        record_environment(*args)
+        sys.setprofile(profile)
+
+    record_environment, runs.record_environment = runs.record_environment, record_environment_and_count
     try:
         runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
     finally:
         sys.setprofile(None)
 
 
-@pytest.fixture
-def start(tmp_path, monkeypatch):
-    """A process of its own: `start("resume.py", RUN)` returns its exit status and the function calls that it made.
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the runs of this module are."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("resume")
+        patch.chdir(folder)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    """A process of its own: `start("resume.py", RUN)` returns its exit status, what it printed, and its function calls.
 
     A fork of this one, so that importing torch once is enough. ``at`` is the moment for the signal ``sent``;
     ``limit`` is the size in bytes at which the disk is full.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def start(*arguments, sent=signal.SIGKILL, at=-1, limit=0):
+        output = folder / "output.txt"
+        output.unlink(missing_ok=True)
         context = multiprocessing.get_context("fork")
         calls = context.Value("q", 0, lock=False)
-        arguments = ([str(argument) for argument in arguments], tmp_path / "output.txt", sent, at, limit, calls)
+        arguments = ([str(argument) for argument in arguments], output, sent, at, limit, calls)
         process = context.Process(target=in_child, args=arguments)
         process.start()
         process.join()
-        return process.exitcode, calls.value
+        return process.exitcode, output.read_text(), calls.value
 
     return start
 
 
-@pytest.fixture
-def command(digits, monkeypatch):
+@pytest.fixture(scope="module")
+def command(digits):
     """A run with all that draws random numbers: dropout, shuffling, augmentation; and a scheduler for each step."""
     module = get_object(f"{PACKAGE}.data.ImageDataModule")
     batches = get_object(f"{PACKAGE}.data.batches.TensorBatches")
@@ -83,10 +98,11 @@ def command(digits, monkeypatch):
             images = images.roll(int(torch.randint(-2, 3, ())), dims=-1)
         return images, labels
 
-    monkeypatch.setattr(module, "train_dataloader", augmenting_loader)
-    monkeypatch.setattr(batches, "__getitems__", augmented_items)
     mnist = ["experiment=mnist", "model=mlp", "model.network.dropout=0.5", f"data.root={digits}"]
-    return ["train.py", *mnist, "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=5"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_dataloader", augmenting_loader)
+        patch.setattr(batches, "__getitems__", augmented_items)
+        yield ["train.py", *mnist, "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=5"]
 
 
 def state(run):
@@ -120,105 +136,103 @@ def assert_same(found, expected, where="state"):
         assert found == expected, where
 
 
-@pytest.fixture
-def uninterrupted(start, command, tmp_path):
+@pytest.fixture(scope="module")
+def uninterrupted(start, command, folder):
     """Final state and number of function calls of a run that nothing interrupted."""
-    status, calls = start(*command, "hydra.run.dir=uninterrupted")
-    assert status == 0, (tmp_path / "output.txt").read_text()
-    return state(tmp_path / "uninterrupted"), calls
+    with pytest.MonkeyPatch.context() as patch:  # once here, so that the forks find everything imported
+        patch.setattr(sys, "argv", [*command, "hydra.run.dir=first"])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    status, printed, calls = start(*command, "hydra.run.dir=uninterrupted")
+    assert status == 0, printed
+    return state(folder / "uninterrupted"), calls
 
 
-def test_killed_at_random_moments(start, command, uninterrupted, tmp_path):
+def test_killed_at_random_moments(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     moments = random.Random(0)
     kills = 0
-    for number in range(4):
-        run = tmp_path / f"killed{number}"
-        status, _ = start(*command, f"hydra.run.dir={run}", at=moments.randrange(calls))
-        for _ in range(3):
-            kills += status == -signal.SIGKILL
-            if (run / ".hydra/config.yaml").exists():
-                status, _ = start("resume.py", run, at=moments.randrange(calls))
-            else:  # before there was anything to resume
-                status, _ = start(*command, f"hydra.run.dir={run}", at=moments.randrange(calls))
-        kills += status == -signal.SIGKILL
-        status, _ = start("resume.py", run)
-        assert status == 0, (tmp_path / "output.txt").read_text()
+    for number in range(5):
+        run = folder / f"killed{number}"
+
+        status, printed, _ = start(*command, f"hydra.run.dir={run}", at=moments.randrange(calls))
+        while status == -signal.SIGKILL:
+            kills += 1
+            status, printed, _ = start("resume.py", run, at=moments.randrange(calls))
+        assert status == 0, printed
         assert_same(state(run), expected)
     assert kills >= 10
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-def test_a_signal_ends_with_one_line_that_says_how_to_go_on(start, command, uninterrupted, tmp_path, sent):
+def test_a_signal_ends_with_one_line_that_says_how_to_go_on(start, command, uninterrupted, folder, sent):
     expected, calls = uninterrupted
-    (tmp_path / "output.txt").unlink()
-    status, _ = start(*command, "hydra.run.dir=stopped", sent=sent, at=calls // 2)
+    status, printed, _ = start(*command, f"hydra.run.dir={sent.name}", sent=sent, at=calls // 2)
     assert status == 128 + sent
-    printed = (tmp_path / "output.txt").read_text()
-    assert printed.count("python resume.py stopped\n") == 1
-    assert printed.endswith("python resume.py stopped\n")
+    assert printed.count("python resume.py") == 1
+    assert printed.endswith(f"python resume.py {sent.name}\n")
     assert "Traceback" not in printed
-    assert start("resume.py", "stopped")[0] == 0
-    assert_same(state(tmp_path / "stopped"), expected)
+    assert start("resume.py", sent.name)[0] == 0
+    assert_same(state(folder / sent.name), expected)
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(start, command, uninterrupted, tmp_path):
+def test_a_full_disk_leaves_the_former_checkpoint(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     start(*command, "hydra.run.dir=full", at=calls // 2)
-    before = (tmp_path / "full/checkpoints/last.ckpt").read_bytes()
-    status, _ = start("resume.py", "full", limit=len(before) // 2)
+    before = (folder / "full/checkpoints/last.ckpt").read_bytes()
+    status, printed, _ = start("resume.py", "full", limit=len(before) // 2)
     assert status == 1
-    printed = (tmp_path / "output.txt").read_text()
     assert "could not be written" in printed
     assert "Traceback" not in printed
-    assert (tmp_path / "full/checkpoints/last.ckpt").read_bytes() == before
+    assert (folder / "full/checkpoints/last.ckpt").read_bytes() == before
     assert start("resume.py", "full")[0] == 0
-    assert_same(state(tmp_path / "full"), expected)
+    assert_same(state(folder / "full"), expected)
 
 
-def test_half_a_last_checkpoint_falls_back_to_the_best(start, command, uninterrupted, tmp_path):
+def test_half_a_last_checkpoint_falls_back_to_the_best(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     start(*command, "hydra.run.dir=half", at=calls * 3 // 4)
     for name in ("last", "best"):
-        checkpoint = tmp_path / f"half/checkpoints/{name}.ckpt"
+        checkpoint = folder / f"half/checkpoints/{name}.ckpt"
         whole = checkpoint.read_bytes()
         checkpoint.write_bytes(whole[: len(whole) // 2])
         if name == "last":
-            copy = shutil.copytree(tmp_path / "half", tmp_path / "copy")
-    assert start("resume.py", "half")[0] == 1
-    assert "No checkpoint in" in (tmp_path / "output.txt").read_text()
-    assert start("resume.py", copy)[0] == 0
-    assert "last.ckpt is damaged" in (copy / "train.log").read_text()
+            copy = shutil.copytree(folder / "half", folder / "copy")
+    status, printed, _ = start("resume.py", "half")
+    assert status == 1
+    assert "No checkpoint in" in printed
+    status, printed, _ = start("resume.py", copy)
+    assert status == 0
+    assert "last.ckpt is damaged" in printed
     assert_same(state(copy), expected)
 
 
-def test_killed_after_the_last_epoch_it_has_the_same_results(start, command, uninterrupted, tmp_path):
-    run = tmp_path / "uninterrupted"
+def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupted, folder):
+    run = shutil.copytree(folder / "uninterrupted", folder / "tested")
     (run / "results.json").unlink()
     assert start("resume.py", run)[0] == 0
     assert_same(state(run), uninterrupted[0])
 
 
-def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, tmp_path):
+def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     again = [*command, "hydra.run.dir=requeued", "ckpt_path=last"]
     assert start(*again, at=calls // 2)[0] == -signal.SIGKILL
     assert start(*again)[0] == 0
-    assert_same(state(tmp_path / "requeued"), expected)
-    before = (tmp_path / "requeued/results.json").read_bytes()
-    assert start(*again)[0] == 0
-    assert (tmp_path / "output.txt").read_text().rstrip().splitlines()[-1].startswith("requeued is finished.")
-    assert (tmp_path / "requeued/results.json").read_bytes() == before
+    assert_same(state(folder / "requeued"), expected)
+    before = (folder / "requeued/results.json").read_bytes()
+    status, printed, _ = start(*again)
+    assert status == 0
+    assert printed.startswith("requeued is finished.")
+    assert (folder / "requeued/results.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "plateau"])
+@pytest.mark.parametrize("scheduler", ["constant", "step", "plateau"])
 def test_every_scheduler_goes_on_where_it_was(train, script, scheduler, tmp_path):
     decay = {"step": ["scheduler.step_size=3"], "plateau": ["scheduler.patience=0", "scheduler.mode=max"]}
     options = [f"scheduler={scheduler}", "data.batch_size=25", *decay.get(scheduler, [])]
     train(*options, "trainer.max_epochs=8", "hydra.run.dir=whole")
-    # A run that only ends early has another cosine, which depends on the number of steps.
-    train(*options, "trainer.max_epochs=8", "hydra.run.dir=parts", "+trainer.max_steps=20")
-    script("resume.py", "parts", "trainer.max_steps=-1")
+    train(*options, "trainer.max_epochs=5", "hydra.run.dir=parts")
+    script("resume.py", "parts", "trainer.max_epochs=8")
     assert_same(state_of_line(tmp_path / "parts"), state_of_line(tmp_path / "whole"))
 
 
@@ -228,19 +242,35 @@ def state_of_line(run):
     return [last["state_dict"], last["optimizer_states"], last["lr_schedulers"], metrics]
 
 
+@pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
+def test_a_longer_run_has_a_longer_schedule(train, script, scheduler, tmp_path):
+    train(f"scheduler={scheduler}", "trainer.max_epochs=20", "hydra.run.dir=whole")
+    train(f"scheduler={scheduler}", "trainer.max_epochs=10", "hydra.run.dir=parts")
+    script("resume.py", "parts", "trainer.max_epochs=20")
+    rates = []
+    for run in ("whole", "parts"):
+        last = torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)
+        rates.append(last["optimizer_states"][0]["param_groups"][0]["lr"])
+        assert last["lr_schedulers"][0]["last_epoch"] == 20
+    assert rates[1] == pytest.approx(rates[0], abs=1e-9)
+
+
 def test_a_moved_run_keeps_its_best_checkpoint(train, script, tmp_path):
-    train("optimizer.lr=0.1", "trainer.max_epochs=100", "hydra.run.dir=here")
-    best = torch.load(tmp_path / "here/checkpoints/best.ckpt", weights_only=True)
-    (tmp_path / "there").mkdir()
-    moved = shutil.move(tmp_path / "here", tmp_path / "there/a run, x=1")
-    # So large a step that nothing after it is better.
-    script("resume.py", moved, "trainer.max_epochs=105", "trainer.detect_anomaly=false", "optimizer.lr=0.1")
-    results = json.loads((tmp_path / "there/a run, x=1/results.json").read_text())
-    assert results["epochs"] == 105
-    found = torch.load(tmp_path / "there/a run, x=1" / results["best_checkpoint"], weights_only=True)
-    score = {key: value for key, value in found["callbacks"].items() if "val/loss" in key}
-    former = {key: value for key, value in best["callbacks"].items() if "val/loss" in key}
-    assert next(iter(score.values()))["best_model_score"] <= next(iter(former.values()))["best_model_score"]
+    train("trainer.max_epochs=100", "hydra.run.dir=here")
+    shutil.move(tmp_path / "here", tmp_path / "there, x=1")
+    run = tmp_path / "there, x=1"
+    path, monitor = run / "checkpoints/last.ckpt", "'monitor': 'val/loss'"
+    last = torch.load(path, weights_only=True)
+    (state,) = (state for key, state in last["callbacks"].items() if monitor in key)
+    state["best_model_score"].fill_(1e-9)  # so good that nothing can be better
+    torch.save(last, path)
+    best = (run / "checkpoints/best.ckpt").read_bytes()
+    script("resume.py", run, "trainer.max_epochs=105")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 105
+    assert (run / "checkpoints/best.ckpt").read_bytes() == best
+    for verb in ("evaluate.py", "export.py"):
+        script(verb, run)
+    script("predict.py", run, "4")
 
 
 def test_longer_and_the_change_is_kept(train, script, tmp_path, capfd):
@@ -258,7 +288,8 @@ def test_a_change_that_does_not_work_is_not_kept(train, script, tmp_path):
     (run,) = train("trainer.max_epochs=10")
     before = {path: path.read_bytes() for path in (run / ".hydra").iterdir()}
     for mistake, message in {
-        "optimizer.lr=-1": "Invalid learning rate",
+        "data.batch_size=0": "data.batch_size is 0",
+        "optimizer.lr=0.5": "no effect",
         "trainer.max_epoch=20": "Did you mean max_epochs",
         "optimizer=sgd": "keeps the choices",
         "nowhere": "no run folder",

@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class Resumable(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.restored_metrics: dict[str, float] = {}
+        self.scheduler_states: list[dict[str, Any]] = []
+        self.is_lengthened = False
         self.has_started = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,6 +50,7 @@ class Resumable(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The run folder may have been moved since: the best checkpoint is the one that lies beside this one."""
+        self.scheduler_states = checkpoint["lr_schedulers"]
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key, {})
             folder, former = getattr(callback, "dirpath", None), state.get("dirpath")
@@ -58,12 +62,16 @@ class Resumable(Callback):
                 state["best_k_models"] = {_moved(path, former, folder): score for path, score in scores}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # For what reads a metric before it is measured again, and for a run that was killed after its last epoch.
-        metrics = {name: torch.tensor(value) for name, value in self.restored_metrics.items()}
-        trainer.callback_metrics.update(metrics)
+        """A run that is resumed with more epochs has a longer schedule than its checkpoint."""
+        for config, state in zip(trainer.lr_scheduler_configs, self.scheduler_states, strict=False):
+            for key in ("T_max", "total_steps", "_schedule_phases"):
+                if key in state and state[key] != getattr(config.scheduler, key):
+                    state[key] = getattr(config.scheduler, key)
+                    self.is_lengthened = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_started = True
+        self._restore_metrics(trainer)  # for what reads one before it is measured again
         if trainer.global_step > 0:
             log.info(f"goes on after epoch {trainer.current_epoch}, step {trainer.global_step}")
         # TensorBoard shall forget what an interrupted run logged after its checkpoint: it comes once more.
@@ -71,6 +79,19 @@ class Resumable(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.file_writer.add_event(restart, trainer.global_step)
+        for config in trainer.lr_scheduler_configs if self.is_lengthened else []:
+            # Cosine computes a rate from the one before, and would not leave the 0 at the end of the former schedule.
+            if isinstance(config.scheduler, CosineAnnealingLR):
+                rates = config.scheduler._get_closed_form_lr()
+                for group, rate in zip(config.scheduler.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_metrics(trainer)  # if the run was killed after its last epoch
+
+    def _restore_metrics(self, trainer: Trainer) -> None:
+        for name, value in self.restored_metrics.items():
+            trainer.callback_metrics.setdefault(name, torch.tensor(value))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.has_started or isinstance(exception, KeyboardInterrupt | SystemExit):
