@@ -7,10 +7,10 @@ VERSIONS := >=3.11,<3.14
 UV := .tools/bin/uv
 COOKIECUTTER := .tools/bin/cookiecutter
 TEMPLATE := {{cookiecutter.project_slug}}
-# A folder that has MNIST/raw, for `make bench`.
+# A folder that has MNIST/raw, for `make bench` and `make faults`.
 DATA ?= data
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -32,6 +32,9 @@ lint: .venv/ready
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
 
+faults: .venv/ready build/my_project
+	.venv/bin/python benchmarks/faults.py --project build/my_project --data '$(DATA)'
+
 clean:
 	rm -rf build .venv .tools
 
@@ -44,7 +47,7 @@ $(UV):
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' .venv
 	$(UV) pip install --quiet --python .venv --group dev
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/packages
-	$(UV) pip install --quiet --python .venv -r build/packages/my_project/pyproject.toml --extra dev
+	$(UV) pip install --quiet --python .venv -r build/packages/my_project/pyproject.toml --extra dev --extra export
 	touch $@
 
 build/my_project: | $(UV)

@@ -56,21 +56,27 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     errors.py
+    evaluate.py
+    export.py
     my_project/__init__.py
     my_project/callbacks/__init__.py
     my_project/callbacks/progress.py
+    my_project/callbacks/resumable.py
     my_project/data/__init__.py
     my_project/data/batches.py
     my_project/data/download.py
     my_project/data/image.py
     my_project/data/linear.py
+    my_project/data/pictures.py
     my_project/models/__init__.py
     my_project/models/cnn.py
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
     my_project/models/optimization.py
+    predict.py
     pyproject.toml
+    resume.py
     runs.py
     tests/conftest.py
     tests/test_configs.py
@@ -79,7 +85,10 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_mistakes.py
     tests/test_readme.py
+    tests/test_resume.py
     tests/test_train.py
+    tests/test_trust.py
+    tests/test_verbs.py
     train.py
 """
 

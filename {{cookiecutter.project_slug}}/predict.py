@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,15 @@ from errors import Mistake, explained
 
 @explained
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Numbers for a regression; picture files, globs, folders for a classifier.")
+    parser = argparse.ArgumentParser(
+        description="Numbers for a regression; picture files, globs, folders for a classifier."
+    )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
     parser.add_argument("--output", type=Path, help="a .csv or .json file to write to, instead of the terminal")
-    parser.add_argument("--invert", action="store_true", help="pictures: dark on bright, where training had bright on dark")
+    parser.add_argument(
+        "--invert", action="store_true", help="pictures: dark on bright, where training had bright on dark"
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.output and arguments.output.suffix not in (".csv", ".json"):
         raise Mistake(f"--output {arguments.output}: the name must end in .csv or .json.")

@@ -96,7 +96,9 @@ def claim(config: DictConfig) -> str | None:
             return str(path)
         log.warning(f"{path} is damaged.")
     if there:
-        raise Mistake(f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning.")
+        raise Mistake(
+            f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning."
+        )
     return None
 
 
@@ -235,7 +237,9 @@ def find_with_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
     run, overrides = find(words)
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise Mistake(f"{word} is no run folder: there is no {Path(word, '.hydra/config.yaml')}.\nLatest: {shown(run)}")
+            raise Mistake(
+                f"{word} is no run folder: there is no {Path(word, '.hydra/config.yaml')}.\nLatest: {shown(run)}"
+            )
     return run, overrides
 
 
@@ -249,8 +253,12 @@ def choose_checkpoint(run: Path, name: str) -> str:
     if path.exists() and is_whole(path):
         return str(path)
     others = sorted(other.stem for other in path.parent.glob("*.ckpt") if is_whole(other))
-    remedy = f"Whole ones: {', '.join(others)}; choose by --checkpoint." if others else "There is no other: train first."
-    raise Mistake(f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}")
+    remedy = (
+        f"Whole ones: {', '.join(others)}; choose by --checkpoint." if others else "There is no other: train first."
+    )
+    raise Mistake(
+        f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}"
+    )
 
 
 def read_overrides(run: Path) -> list[str]:

@@ -9,8 +9,9 @@ import tomllib
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
-from conftest import ROOT, write_idx_pair
+from conftest import ROOT, draw_digits, write_idx_pair
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
@@ -52,8 +53,10 @@ def test_the_table_of_groups_is_complete():
 @pytest.mark.parametrize(("name", "recipe"), RECIPES, ids=[name for name, _ in RECIPES])
 def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     project = tmp_path
-    for part in ("configs", PACKAGE, "train.py", "errors.py", "runs.py"):
-        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, project / part)
+    for folder in ("configs", PACKAGE):
+        shutil.copytree(ROOT / folder, project / folder)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, project)
     for path, block in re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", recipe, re.DOTALL):
         assert not (project / path).exists()
         (project / path).write_text(block, encoding="utf-8")
@@ -64,12 +67,28 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
 
     # As if the process were new: nothing of the project is imported yet.
     for module in list(sys.modules):
-        if module.partition(".")[0] in (PACKAGE, "errors", "runs"):
+        if module.partition(".")[0] in (PACKAGE, *(script.stem for script in ROOT.glob("*.py"))):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(project)
     monkeypatch.chdir(project)
     assert commands(recipe)
-    for arguments in commands(recipe):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        runpy.run_path("train.py", run_name="__main__")
+    for _, script, *arguments in (shlex.split(line) for line in re.findall(r"^python .*", recipe, re.MULTILINE)):
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(script, run_name="__main__")
     assert list(project.glob("outputs/*/*/results.json"))
+
+
+def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
+    small = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1"]
+    (line,), (classifier,) = train("trainer.max_epochs=2"), train("experiment=mnist", *small)
+    (tmp_path / "PICTURES").mkdir()
+    for path in ("PICTURES/three.png", "one.jpg"):
+        Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).save(tmp_path / path)
+    block = README.partition("## Go on, ask, use")[2].partition("```sh\n")[2].partition("```")[0]
+    for _, name, *arguments in (shlex.split(command, comments=True) for command in block.splitlines()):
+        run = classifier if "PICTURES/" in arguments else line
+        if name == "export.py":
+            pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
+        script(name, *(str(run) if argument == "RUN" else argument for argument in arguments))
+    assert (tmp_path / "predictions.csv").read_text().count("\n") == 3
+    assert (line / "model.onnx").exists()

@@ -117,7 +117,9 @@ def state(run):
         "scheduler": last["lr_schedulers"],
         "best": (best["epoch"], best["state_dict"]),
         "results": {key: results[key] for key in ("metrics", "best_checkpoint", "epochs", "steps")},
-        "curves": {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in ("train/loss", "val/loss", "val/acc")},
+        "curves": {
+            tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in ("train/loss", "val/loss", "val/acc")
+        },
     }
 
 

@@ -29,6 +29,7 @@ def test_the_run_folder(train):
         ".hydra/overrides.yaml",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "environment.json",
         "hparams.yaml",  # Lightning's TensorBoard logger writes it; it is empty
         "results.json",
         "train.log",
@@ -92,7 +93,7 @@ def test_fast_dev_run(train, digits, experiment):
 def test_loggers_side_by_side(train):
     (run,) = train(QUICK, "logger=[tensorboard,csv]")
     assert any(run.glob("events.out.tfevents.*"))
-    assert (run / "csv/metrics.csv").read_text().startswith("epoch,")
+    assert (run / "csv/version_0/metrics.csv").read_text().startswith("epoch,")
 
 
 @pytest.mark.parametrize("off", ["~logger", "logger=[]", "logger.tensorboard=null"])

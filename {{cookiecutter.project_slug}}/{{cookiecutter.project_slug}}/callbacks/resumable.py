@@ -12,8 +12,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 log = logging.getLogger(__name__)
 

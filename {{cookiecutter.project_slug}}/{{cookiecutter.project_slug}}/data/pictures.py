@@ -4,7 +4,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
+import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -54,7 +54,7 @@ def read_picture(path: str, image_shape: Sequence[int], invert: bool = False) ->
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
     if image.mode.startswith("I"):
         # 16 bits per pixel. Pillow would cut what is over 255 instead of scaling it.
-        image = Image.fromarray((torch.as_tensor(list(image.getdata())).view(image.height, -1) >> 8).byte().numpy())
+        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")
