@@ -9,9 +9,9 @@ import sys
 
 # Names that the project imports, and the files and folders at its root.
 TAKEN = """
-    cookiecutter filelock hydra hydra_plugins lightning lightning_utilities matplotlib numpy omegaconf optuna PIL pip
+    cookiecutter filelock hydra hydra_plugins lightning lightning_utilities matplotlib numpy omegaconf onnx onnxruntime onnxscript optuna PIL pip
     pytest pytorch_lightning rich setuptools tensorboard torch torchmetrics torchvision wandb mlflow yaml
-    benchmarks build configs data dist errors evaluate export outputs predict resume runs scripts sweep tests train
+    benchmarks build configs data dist errors evaluate export outputs predict resume runs scripts sweep tests train trust
     tutorials
 """.split()
 # Windows cannot have files of these names.

@@ -90,6 +90,7 @@ FILES = """
     tests/test_trust.py
     tests/test_verbs.py
     train.py
+    trust.py
 """
 
 

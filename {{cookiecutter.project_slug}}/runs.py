@@ -12,7 +12,6 @@ outputs/EXPERIMENT/DATE_TIME/
 
 import contextlib
 import importlib.metadata
-import inspect
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from errors import Mistake
+from trust import refuse_resolvers, refuse_untrusted_targets
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -44,22 +44,6 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent
 CONFIGS = str(ROOT / "configs")
-
-# What the config of a run folder may name as `_target_`: the classes of these modules, and the functions of some. Not
-# all of torch and torchvision, which have functions that run a command or load a pickle. Add what your configs need.
-PACKAGES = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
-FUNCTIONS_OF = (*PACKAGES, "torch.nn", "torchvision.models", "torchvision.transforms", "torchmetrics.functional")
-CLASSES_OF = (
-    *FUNCTIONS_OF,
-    "torch.optim",
-    "torch.utils.data",
-    "torchvision.ops",
-    "torchmetrics",
-    *(
-        f"lightning.pytorch.{module}"
-        for module in ("callbacks", "loggers", "plugins", "profilers", "strategies", "trainer")
-    ),
-)
 
 
 # Starting and ending a run
@@ -303,11 +287,11 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
                 f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
-    _refuse_resolvers(config, {override.key_or_group for override in parsed})
+    refuse_resolvers(config, {override.key_or_group for override in parsed})
     ConfigStore.instance().store("run", config)
     with hydra.initialize(config_path=None, version_base="1.3"):
         composed = hydra.compose("run", list(overrides))
-    _refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
+    refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
     return composed
 
 
@@ -327,40 +311,6 @@ def _with_new_keys(saved: Any, today: Any) -> Any:
     if not (isinstance(saved, dict) and isinstance(today, dict)) or saved.get("_target_") != today.get("_target_"):
         return saved
     return today | {key: _with_new_keys(value, today.get(key)) for key, value in saved.items()}
-
-
-def _refuse_resolvers(config: Any, replaced: set[str], key: str = "") -> None:
-    for name, value in _items(config):
-        path = f"{key}.{name}" if key else str(name)
-        # Nested ones too, such as ${${a}:b}.
-        if isinstance(value, str) and "${" in value and ":" in value.partition("${")[2] and path not in replaced:
-            raise Mistake(f"{path} of the run's config is {value}, which could run code: refused. Set {path}=…")
-        _refuse_resolvers(value, replaced, path)
-
-
-def _refuse_untrusted_targets(config: Any, key: str = "") -> None:
-    for name, value in _items(config):
-        path = f"{key}.{name}" if key else str(name)
-        if name == "_target_" and not _is_trusted(value):
-            raise Mistake(
-                f"{path} of the run's config is {value}, which a run may not use: refused, and nothing was run.\n"
-                "If your own project needs it, add its module to CLASSES_OF in runs.py."
-            )
-        _refuse_untrusted_targets(value, path)
-
-
-def _items(config: Any) -> Iterator[tuple[Any, Any]]:
-    yield from config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
-
-
-def _is_trusted(target: Any) -> bool:
-    """Whether ``target`` is a class or function that is allowed by where it is defined, not by where it is found."""
-    if not isinstance(target, str) or target.partition(".")[0] not in {name.partition(".")[0] for name in CLASSES_OF}:
-        return False  # before anything of it is imported
-    found = hydra.utils.get_object(target)
-    modules = CLASSES_OF if inspect.isclass(found) else FUNCTIONS_OF if inspect.isfunction(found) else ()
-    is_method = "." in getattr(found, "__qualname__", ".")
-    return not is_method and any(f"{found.__module__}.".startswith(f"{module}.") for module in modules)
 
 
 # Asking a run

@@ -20,7 +20,7 @@ from conftest import ROOT
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor SIGKILL")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
 
 
 def in_child(arguments, output, sent, at, limit, calls):
@@ -152,9 +152,10 @@ def uninterrupted(start, command, folder):
 def test_killed_at_random_moments(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     moments = random.Random(0)
-    kills = 0
-    for number in range(5):
-        run = folder / f"killed{number}"
+    kills = runs_killed = 0
+    while kills < 10:
+        run = folder / f"killed{runs_killed}"
+        runs_killed += 1
 
         status, printed, _ = start(*command, f"hydra.run.dir={run}", at=moments.randrange(calls))
         while status == -signal.SIGKILL:
@@ -162,7 +163,6 @@ def test_killed_at_random_moments(start, command, uninterrupted, folder):
             status, printed, _ = start("resume.py", run, at=moments.randrange(calls))
         assert status == 0, printed
         assert_same(state(run), expected)
-    assert kills >= 10
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
