@@ -8,12 +8,12 @@ in Markdown.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +24,15 @@ from pathlib import Path
 import torch
 
 EPOCHS = 5
-ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1"}
+MOMENTS = random.Random(0)
+# One thread, for OpenMP's threads wait for each other actively, and something else may run on this machine.
+ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Run:
     """A run folder, and the processes that worked on it."""
+
+    epoch_seconds = 0.0
 
     def __init__(self, folder: Path, project: Path, data: Path) -> None:
         self.folder, self.project = folder, project
@@ -37,8 +41,8 @@ class Run:
         self.command = ["train.py", *options]
         self.faults = self.lost = 0
 
-    def start(self, fault: signal.Signals | None = None, seconds: float = 0, limit: int = 0) -> str:
-        """Starts or resumes; sends ``fault`` so many seconds after the training began; returns what was printed."""
+    def start(self, fault: signal.Signals | None = None, epochs: int = 0, limit: int = 0) -> str:
+        """Starts or resumes; sends ``fault`` at a random moment after so many epochs; returns what was printed."""
 
         def before() -> None:
             if limit:
@@ -53,12 +57,18 @@ class Run:
             text=True,
             preexec_fn=before,
         )
-        lines = []
+        lines, marks = [], []
         for line in process.stdout:
             lines.append(line)
-            if "parameters, on" in line and fault:
-                time.sleep(seconds)
-                process.send_signal(fault)
+            if "parameters, on" in line or line.startswith("epoch "):
+                marks.append(time.monotonic())
+                if fault and len(marks) == epochs + 1:
+                    time.sleep(MOMENTS.uniform(0, self.epoch_seconds))
+                    process.send_signal(fault)
+        if not fault:
+            Run.epoch_seconds = (
+                min(after - before for before, after in itertools.pairwise(marks[1:])) if marks[2:] else 1
+            )
         self.faults += process.wait() in (-signal.SIGKILL, 128 + signal.SIGINT, 128 + signal.SIGTERM)
         self.command = ["resume.py", str(self.folder)]
         return "".join(lines)
@@ -88,14 +98,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     arguments = parser.parse_args()
     project, data = arguments.project.resolve(), arguments.data.resolve()
-    moments = random.Random(0)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = Run(folder / "uninterrupted", project, data)
         reference.start()
         expected = reference.state()
-        training = json.loads((reference.folder / "results.json").read_text())["seconds"]
         size = (reference.folder / "checkpoints/last.ckpt").stat().st_size
 
         def report(what: str, run: Run) -> None:
@@ -111,27 +119,26 @@ def main() -> None:
             ("Ctrl-C", signal.SIGINT, 3),
             ("SIGTERM, as a scheduler sends it", signal.SIGTERM, 3),
         ):
-            run = Run(folder / fault.name, project, data)
-            printed = run.start(fault, moments.uniform(0, training))
+            run, number = Run(folder / f"{fault.name}0", project, data), 0
+            printed = run.start(fault, MOMENTS.randrange(2))
             while run.faults < times:
-                again = run.start(fault, moments.uniform(0, training / 3))
+                again = run.start(fault, MOMENTS.randrange(2))
                 run.count_lost(printed, again)
                 printed = again
-                if (run.folder / "results.json").exists():  # it was through before the signal came: start over
+                if (run.folder / "results.json").exists():  # it ended before the signal came: another one
                     assert same(run.state(), expected)
-                    shutil.rmtree(run.folder)
-                    faults, lost = run.faults, run.lost
-                    run = Run(folder / fault.name, project, data)
-                    run.faults, run.lost = faults, lost
-                    printed = run.start(fault, moments.uniform(0, training))
+                    number += 1
+                    other = Run(folder / f"{fault.name}{number}", project, data)
+                    other.faults, other.lost, run = run.faults, run.lost, other
+                    printed = run.start(fault, MOMENTS.randrange(2))
             run.count_lost(printed, run.start())
             report(what, run)
 
         run = Run(folder / "full", project, data)
-        printed = run.start(signal.SIGKILL, training / 2)
+        printed = run.start(signal.SIGKILL, 2)
         run.faults = 0
         for _ in range(3):
-            again = run.start(limit=moments.randrange(size // 4, size))
+            again = run.start(limit=MOMENTS.randrange(size // 4, size))
             assert "could not be written" in again, again
             run.faults += 1
             run.count_lost(printed, again)
@@ -139,7 +146,7 @@ def main() -> None:
         report("the disk is full in the middle of `last.ckpt` (a limit on the size of files)", run)
 
         run = Run(folder / "half", project, data)
-        run.start(signal.SIGKILL, training / 2)
+        run.start(signal.SIGKILL, 2)
         path = run.folder / "checkpoints/last.ckpt"
         path.write_bytes(path.read_bytes()[: size // 2])
         assert "last.ckpt is damaged" in run.start()
@@ -147,7 +154,7 @@ def main() -> None:
         report("`last.ckpt` is cut to its half", run)
 
         run = Run(folder / "moved", project, data)
-        run.start(signal.SIGKILL, training / 2)
+        run.start(signal.SIGKILL, 2)
         run.folder = run.folder.rename(folder / "elsewhere")
         run.command = ["resume.py", str(run.folder)]
         run.start()

@@ -116,13 +116,14 @@ def record_environment(run_dir: str, trainer: "Trainer") -> None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the project, and what is not committed; None outside a git repository, or without git."""
+    """Commit of the project, and what is not committed; None if it is in no repository, or git is not there."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
 
     try:
+        git("ls-files", "--error-unmatch", "train.py")  # or it only lies within the repository of something else
         commit, status = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
         return {"commit": commit, "dirty": bool(status), "status": status, "diff": git("diff", "HEAD")}
     except (OSError, subprocess.CalledProcessError):
@@ -246,9 +247,10 @@ def choose_checkpoint(run: Path, name: str) -> str:
 
 
 def read_overrides(run: Path) -> list[str]:
-    """The overrides that a run was started with and, if it was resumed with more, those too."""
+    """The overrides that a run was started with and, if it was resumed with more, those too; without ckpt_path."""
     path = run / ".hydra/overrides.yaml"
-    return list(yaml.safe_load(path.read_text(encoding="utf-8")) or []) if path.exists() else []
+    lines = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return [line for line in lines or [] if not line.startswith("ckpt_path=")]
 
 
 def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:

@@ -218,6 +218,9 @@ def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupte
 def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     again = [*command, "hydra.run.dir=requeued", "ckpt_path=last"]
+    assert start(*again[:-1])[0] == 0, "without ckpt_path=last it is the same run, too"
+    assert start(*again)[1].startswith("requeued is finished.")
+    shutil.rmtree("requeued")
     assert start(*again, at=calls // 2)[0] == -signal.SIGKILL
     assert start(*again)[0] == 0
     assert_same(state(folder / "requeued"), expected)

@@ -270,22 +270,24 @@ def test_the_environment_says_what_the_run_depended_on(train, tmp_path):
     assert {"started", "git", "python", "device", "host", "platform", "cpu_cores"} <= start.keys()
 
 
-@pytest.mark.parametrize("state", ["none", "clean", "dirty"])
+@pytest.mark.parametrize("state", ["none", "within another", "clean", "dirty"])
 def test_the_environment_names_the_commit_and_what_is_not_in_it(train, tmp_path, monkeypatch, state):
     project = tmp_path / "project"
     project.mkdir()
-    (project / "code.py").write_text("1\n")
+    (project / "train.py").write_text("1\n")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setattr(runs, "ROOT", project)
     if state != "none":
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        what = [".gitignore"] if state == "within another" else ["-A"]
+        (project / ".gitignore").write_text("")
+        for arguments in (["init", "-q"], ["add", *what], [*identity, "commit", "-qm", "all"]):
             subprocess.run(["git", *arguments], cwd=project, check=True)
     if state == "dirty":
-        (project / "code.py").write_text("2\n")
+        (project / "train.py").write_text("2\n")
     (run,) = train("trainer.fast_dev_run=true")
     (start,) = json.loads((run / "environment.json").read_text())
-    if state == "none":
+    if state in ("none", "within another"):
         assert start["git"] is None
     else:
         assert len(start["git"]["commit"]) == 40
