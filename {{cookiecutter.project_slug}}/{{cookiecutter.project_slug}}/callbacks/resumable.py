@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import shlex
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy
@@ -101,7 +101,9 @@ class Resumable(Callback):
 
 
 def _moved(path: str, former: str, folder: str) -> str:
-    return str(Path(folder, Path(path).relative_to(former))) if path and Path(path).is_relative_to(former) else path
+    # Windows' paths may have either slash, so that this reads what any system wrote.
+    inside = path and PureWindowsPath(path).is_relative_to(former)
+    return str(Path(folder, PureWindowsPath(path).relative_to(former).as_posix())) if inside else path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
