@@ -171,7 +171,7 @@ def test_a_signal_ends_with_one_line_that_says_how_to_go_on(start, command, unin
     status, printed, _ = start(*command, f"hydra.run.dir={sent.name}", sent=sent, at=calls // 2)
     assert status == 128 + sent
     assert printed.count("python resume.py") == 1
-    assert printed.endswith(f"python resume.py {sent.name}\n")
+    assert printed.rstrip().endswith(f"python resume.py {sent.name}")
     assert "Traceback" not in printed
     assert start("resume.py", sent.name)[0] == 0
     assert_same(state(folder / sent.name), expected)
