@@ -9,7 +9,10 @@ from errors import explained
 
 @explained
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The metrics of a run, on any split, at any checkpoint.")
+    parser = argparse.ArgumentParser(
+        usage="python evaluate.py [RUN] [--split SPLIT] [--checkpoint CHECKPOINT] [--json] [key=value …]",
+        description="The metrics of a run, on any split, at any checkpoint.",
+    )
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default: test")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")

@@ -23,7 +23,8 @@ TOLERANCE = 1e-4
 @explained
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Write the model with its preprocessing inside, and check what was written."
+        usage="python export.py [RUN] [--format FORMAT] [--output FILE] [--checkpoint CHECKPOINT] [key=value …]",
+        description="Write the model with its preprocessing inside, and check what was written.",
     )
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="ONNX or torch.export; default: onnx")

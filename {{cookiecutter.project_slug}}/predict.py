@@ -15,7 +15,8 @@ from errors import Mistake, explained
 @explained
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Numbers for a regression; picture files, globs, folders for a classifier."
+        usage="python predict.py [RUN] INPUT… [--output FILE] [--checkpoint CHECKPOINT] [--invert]",
+        description="Numbers for a regression; picture files, globs, folders for a classifier.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")

@@ -9,7 +9,10 @@ from errors import explained
 
 @explained
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Go on with a run, in its own folder, from checkpoints/last.ckpt.")
+    parser = argparse.ArgumentParser(
+        usage="python resume.py [RUN] [key=value …]",
+        description="Go on with a run, in its own folder, from checkpoints/last.ckpt.",
+    )
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     arguments = parser.parse_args()
 
