@@ -299,7 +299,9 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 def _config_of_today(run: Path) -> Any:
     """What ``train.py`` would compose today from the overrides of a run, unresolved."""
-    overrides = [line for line in read_overrides(run) if "${" not in line and not line.lstrip("+~").startswith("hydra")]
+    # Hydra's own keys, whatever stands before them, could name a package to import for its configs.
+    lines = read_overrides(run)
+    overrides = [line for line in lines if "${" not in line and "hydra" not in line.partition("=")[0]]
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             config = hydra.compose("train", overrides)

@@ -87,10 +87,14 @@ def test_resolvers_run_nothing(run, script, value):
     assert not called
 
 
-def test_what_hydra_would_act_on_is_not_acted_on(run, script, tmp_path):
+def test_what_hydra_would_act_on_is_not_acted_on(run, script, tmp_path, monkeypatch):
     """A defaults list, Hydra's own settings, a search path and a callback, in the config and in the overrides."""
     change(run, defaults=["/nothing"], hydra={"searchpath": ["pkg://antigravity"], "callbacks": {"evil": CANARY}})
-    overrides = ["trainer.max_epochs=3", "hydra.searchpath=[pkg://antigravity]", "+callbacks.evil._target_=os.mkdir"]
+    (tmp_path / "searched").mkdir()
+    (tmp_path / "searched/__init__.py").write_text("open('canary', 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    paths = [f"{before}hydra.searchpath=[pkg://searched]" for before in ("", " ", "+", "++", "++ ")]
+    overrides = ["trainer.max_epochs=3", *paths, "+callbacks.evil._target_=os.mkdir"]
     (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(overrides))
     (run / ".hydra/hydra.yaml").write_text("hydra:\n  job_logging:\n    '()': os.mkdir\n")
     with pytest.raises(SystemExit, match=r"callbacks\.evil\._target_ of the run's config is os\.mkdir"):
