@@ -1,6 +1,5 @@
 """A mistake that the user can mend becomes one short message; HYDRA_FULL_ERROR=1 shows the traceback."""
 
-import contextlib
 import difflib
 import functools
 import os
@@ -8,10 +7,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import OmegaConf
@@ -81,7 +82,7 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and "is not in bounds" in str(error):
         return f"seed: {error}"
     # Arguments that Hydra does not understand are not what went wrong here.
-    with contextlib.suppress(HydraException):
+    with suppress(HydraException):
         if mistyped := _mistyped_value():
             return mistyped
     if isinstance(error, InterpolationKeyError):
@@ -120,7 +121,9 @@ def _mistyped_value() -> str | None:
     overrides = OverridesParser.create().parse_overrides(arguments)
     overrides = [override for override in overrides if not override.is_sweep_override()]
     choices = [override.input_line or "" for override in overrides if (configs / override.key_or_group).is_dir()]
-    with hydra.initialize_config_dir(str(configs), version_base="1.3"):
+    # Within a job of a multirun, Hydra is there already.
+    initialized = GlobalHydra.instance().is_initialized()
+    with nullcontext() if initialized else hydra.initialize_config_dir(str(configs), version_base="1.3"):
         defaults = OmegaConf.to_container(hydra.compose("train", choices))
     for override in overrides:
         default: Any = defaults

@@ -14,6 +14,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -29,12 +30,13 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import configure_log
+from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from errors import Mistake
+from errors import Mistake, explanation
 from trust import refuse_resolvers, refuse_untrusted_targets
 
 if TYPE_CHECKING:
@@ -150,6 +152,7 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
         "overrides": read_overrides(Path(run_dir)),
     }
     write_json(Path(run_dir, "results.json"), results)
+    Path(run_dir, "error.txt").unlink(missing_ok=True)  # of an earlier start
     return results
 
 
@@ -164,6 +167,7 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
         "epochs": results["epochs"],
         "seconds": results["seconds"],
         "run folder": folder,
+        **({"pictures": folder / "figures"} if Path(run_dir, "figures").exists() else {}),
         "look at it": f"tensorboard --logdir {log_dir}",
         "predict": "python predict.py latest INPUT…",
         "vary it": "python train.py --help",
@@ -380,8 +384,26 @@ def keep_changes(run: Path, config: DictConfig, overrides: Sequence[str]) -> Ite
                 write_text(path, text)
 
 
+# Many runs
+
+
 class MultirunTable(Callback):
-    """Ends `python train.py -m …` with its runs and their test metrics, best first. Hydra calls it."""
+    """Ends `python train.py -m …` with its runs and their test metrics, best first. Hydra calls it.
+
+    A run that fails leaves its error in its folder, in error.txt, and does not keep the others from running; the
+    exit status is then 1.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        error = job_return._return_value
+        message = explanation(error)
+        short = message or f"{type(error).__name__}: {error}"
+        log.error(short, exc_info=None if message else error)
+        write_text(Path(config.hydra.runtime.output_dir, "error.txt"), short + "\n")
+        # Hydra would raise it after the last run, instead of calling on_multirun_end.
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         import rich
@@ -389,24 +411,32 @@ class MultirunTable(Callback):
         import rich.markup
         import rich.table
 
-        runs = {}
-        for path in Path(config.hydra.sweep.dir).glob("*/results.json"):
-            metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-            overrides = yaml.safe_load((path.parent / ".hydra/overrides.yaml").read_text(encoding="utf-8"))
-            runs[path.parent] = set(overrides), {name: metrics[name] for name in metrics if name.startswith("test/")}
-        if not runs:
-            return
-        shared = set.intersection(*(overrides for overrides, _ in runs.values()))
-        names = sorted({name for _, metrics in runs.values() for name in metrics})
-        # Accuracy comes before loss in the alphabet, and more of it is better.
-        sign = 1 if "loss" in names[0] else -1
-        best_first = sorted(runs, key=lambda run: sign * runs[run][1].get(names[0], sign * float("inf")))
+        folders = sorted(path.parents[1] for path in Path(config.hydra.sweep.dir).glob("*/.hydra/overrides.yaml"))
+        overrides = {run: set(read_overrides(run)) for run in folders}
+        shared = set.intersection(*overrides.values())
+        metrics: dict[Path, dict[str, float]] = {}
+        errors: dict[Path, str] = {}
+        for run in folders:
+            if results := _read_json(run / "results.json"):
+                metrics[run] = {
+                    name: results["metrics"][name] for name in results["metrics"] if name.startswith("test/")
+                }
+            elif (run / "error.txt").exists():
+                errors[run] = (run / "error.txt").read_text(encoding="utf-8").strip()
+        names = sorted({name for values in metrics.values() for name in values})
 
-        table = rich.table.Table("run", "overrides", *names, box=rich.box.SIMPLE)
-        for run in best_first:
-            overrides, metrics = runs[run]
-            values = [f"{metrics[name]:.4f}" if name in metrics else "" for name in names]
+        def rank(run: Path) -> tuple[bool, float]:
+            """Accuracy comes before loss in the alphabet, and more of it is better; what is no number comes last."""
+            value = metrics.get(run, {}).get(names[0], math.nan) if names else math.nan
+            return math.isnan(value), value if names and "loss" in names[0] else -value
+
+        table = rich.table.Table("run", "overrides", *names, *(["failed"] if errors else []), box=rich.box.SIMPLE)
+        for run in sorted(folders, key=rank):
+            values = [f"{metrics[run][name]:.4f}" if name in metrics.get(run, {}) else "" for name in names]
+            cells = [run.name, " ".join(sorted(overrides[run] - shared)), *values, errors.get(run, "")]
             # Rich would take the brackets of `logger=[csv]` for a style.
-            table.add_row(run.name, rich.markup.escape(" ".join(sorted(overrides - shared))), *values)
+            table.add_row(*(rich.markup.escape(cell) for cell in cells[: len(table.columns)]))
         rich.print(table)
         print(f"run folders  {config.hydra.sweep.dir}")
+        if errors:
+            sys.exit(f"{len(errors)} of {len(folders)} runs failed.")

@@ -3,6 +3,8 @@
 import logging
 import math
 import sys
+from collections.abc import Sized
+from pathlib import Path
 from typing import Any
 
 import rich.progress
@@ -24,9 +26,7 @@ class Progress(Callback):
         self.lines = lines
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-        name = type(getattr(pl_module, "network", pl_module)).__name__
-        log.info(f"{name}, {parameters:,} parameters, on {pl_module.device}")
+        log.info(_start_line(trainer, pl_module))
 
         # Lightning's -1 and None are a run that something else ends.
         epochs = self.epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
@@ -85,6 +85,22 @@ class Progress(Callback):
     def _redirect_log(self) -> None:
         for handler in self.handlers:
             handler.setStream(sys.stdout)
+
+
+def shown_folder(trainer: Trainer) -> Path:
+    """The run folder as somebody would type it: relative where it is beneath the current one."""
+    folder = Path(trainer.default_root_dir).resolve()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _start_line(trainer: Trainer, model: LightningModule) -> str:
+    """What model, which data, on which device, into which folder."""
+    network = type(getattr(model, "network", model)).__name__
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    data = getattr(trainer.datamodule, "dataset", type(trainer.datamodule)).__name__
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    samples = f", {len(dataset):,} samples" if isinstance(dataset, Sized) else ""
+    return f"{network}, {parameters:,} parameters | {data}{samples} | {model.device} | {shown_folder(trainer)}"
 
 
 def _metrics(trainer: Trainer) -> str:

@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from .progress import shown_folder
+
 log = logging.getLogger(__name__)
 
 
@@ -95,9 +97,7 @@ class Resumable(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.has_started or isinstance(exception, KeyboardInterrupt | SystemExit):
-            folder = Path(trainer.default_root_dir).resolve()
-            shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-            log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown))}")
+            log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown_folder(trainer)))}")
 
 
 def _moved(path: str, former: str, folder: str) -> str:

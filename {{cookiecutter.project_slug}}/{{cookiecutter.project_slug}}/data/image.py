@@ -87,6 +87,8 @@ class ImageDataModule(LightningDataModule):
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W), uint8, and labels (N,), int64, of one split."""
         split = self.dataset(self.root, train=train)
+        # MNIST calls its classes "0 - zero", "1 - one", …
+        self.class_names = [name.partition(" - ")[0] for name in split.classes]
         images, labels = torch.as_tensor(split.data), torch.as_tensor(split.targets)
         # torchvision keeps grey images as (N, H, W) and coloured ones as (N, H, W, C).
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()

@@ -42,6 +42,7 @@ class ImageClassifier(LightningModule):
         scheduler: "partial[LRScheduler]",
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         # Convolutions are faster on most devices when the channels of a pixel lie side by side.
         self.network = network.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
@@ -57,21 +58,22 @@ class ImageClassifier(LightningModule):
         images = (images / 255 - self.mean) / self.std
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._step(batch, "val")
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return self._step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._step(batch, "test")
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return self._step(batch, "test")
 
     def predict_step(self, images: Tensor) -> dict[str, Tensor]:
         """The columns of `predict.py`: label (N,), int64, and its probability (N,), 0 to 1."""
         probability, label = self(images).softmax(dim=1).max(dim=1)
         return {"label": label, "probability": probability}
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
+        """What Lightning minimises, ``loss``, and what callbacks look at, ``logits`` (N, num_classes)."""
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
@@ -83,7 +85,7 @@ class ImageClassifier(LightningModule):
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(labels))
         if always:
             self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        return loss
+        return {"loss": loss, "logits": logits}
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

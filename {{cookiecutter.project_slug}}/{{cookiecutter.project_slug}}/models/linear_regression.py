@@ -62,11 +62,15 @@ class LinearRegression(LightningModule):
         self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(x))
         return loss
 
+    def line(self) -> tuple[float, float]:
+        """Weight and bias, where there is one feature."""
+        return self.linear.weight.item(), self.linear.bias.item()
+
     def on_test_end(self) -> None:
         """Says which line was found, beside the true one where the data knows it."""
         if self.linear.in_features != 1:
             return
-        weight, bias = self.linear.weight.item(), self.linear.bias.item()
+        weight, bias = self.line()
         log.info(f"fitted line     y = {weight:.3f} x + {bias:.3f}")
         data = self.trainer.datamodule
         if hasattr(data, "slope") and hasattr(data, "intercept"):

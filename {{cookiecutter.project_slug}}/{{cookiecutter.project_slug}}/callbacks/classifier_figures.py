@@ -1,0 +1,166 @@
+"""Pictures of what a classifier gets right and wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import make_grid
+
+from ..models import ImageClassifier
+from .figures import is_due, show
+
+ROWS, COLUMNS = 4, 6
+
+
+class ClassifierFigures(Callback):
+    """Draws ``confusion_matrix``, ``class_accuracy`` and ``confidently_wrong``, as ``val/…`` and at the end ``test/…``.
+
+    Other models than an ImageClassifier are left to other callbacks.
+
+    Args:
+        times: that each picture is drawn in a run for the validation set, at most.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_mine = isinstance(pl_module, ImageClassifier) and not trainer.sanity_checking
+        self._start(pl_module, is_mine and is_due(trainer, self.times))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        self._collect(outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, "val")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module, isinstance(pl_module, ImageClassifier))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        self._collect(outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, "test")
+
+    def _start(self, pl_module: LightningModule, is_wanted: bool) -> None:
+        self.is_wanted = is_wanted
+        if is_wanted:
+            self.matrix = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
+            self.wrong: list[Tensor] | None = None  # images, labels, predictions, probabilities
+
+    def _collect(self, outputs: Any, batch: tuple[Tensor, Tensor]) -> None:
+        if not self.is_wanted:
+            return
+        images, labels = batch
+        probabilities, predictions = outputs["logits"].softmax(dim=1).max(dim=1)
+        self.matrix.update(predictions, labels)
+        wrong = predictions != labels
+        found = [values[wrong] for values in (images, labels, predictions, probabilities)]
+        if self.wrong:
+            found = [torch.cat(pair) for pair in zip(self.wrong, found, strict=True)]
+        most = found[3].argsort(descending=True)[: ROWS * COLUMNS]
+        self.wrong = [values[most] for values in found]
+
+    def _draw(self, trainer: Trainer, stage: str) -> None:
+        if not self.is_wanted:
+            return
+        matrix = self.matrix.compute().cpu()
+        names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
+        show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
+        show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
+        show(trainer, f"{stage}/confidently_wrong", confidently_wrong(*(values.cpu() for values in self.wrong), names))
+
+
+def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
+    """How often each class was taken for each.
+
+    Args:
+        matrix: numbers of samples, int64 (classes, classes); rows are true classes, columns predicted ones.
+        names: of the classes.
+    """
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true", title="confusion matrix")
+    share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
+    _label(axes.set_xticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    _label(axes.set_yticks, names)
+    if len(names) <= 20:  # more numbers could not be read
+        for row, column in matrix.nonzero().tolist():
+            color = "white" if share[row, column] > 0.5 else "black"
+            count = int(matrix[row, column])
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+    return figure
+
+
+def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
+    """The share of each class that was recognised, and that of all samples.
+
+    Args:
+        matrix: as for ``confusion_matrix``.
+        names: of the classes.
+    """
+    accuracies = (matrix.diagonal() / matrix.sum(dim=1).clamp(min=1)).tolist()
+    overall = float(matrix.trace() / matrix.sum().clamp(min=1))
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot(ylabel="accuracy", title=f"accuracy per class, {overall:.4f} over all (dashed)")
+    axes.axhline(overall, color="black", linestyle="--", linewidth=1)
+    axes.plot(accuracies, "o", color="black")
+    axes.margins(y=0.15)
+    _label(axes.set_xticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    if len(names) <= 20:
+        for label, accuracy in enumerate(accuracies):
+            axes.annotate(
+                f"{accuracy:.3f}", (label, accuracy), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+    return figure
+
+
+def confidently_wrong(
+    images: Tensor, labels: Tensor, predictions: Tensor, probabilities: Tensor, names: Sequence[str]
+) -> Figure:
+    """The wrong predictions that the model was most certain of.
+
+    Args:
+        images: uint8 (N, C, H, W), at most ROWS * COLUMNS.
+        labels: true classes, int64 (N,).
+        predictions: int64 (N,).
+        probabilities: that the model gave to its predictions, (N,), 0 to 1.
+        names: of the classes.
+    """
+    height, width = images.shape[-2:]
+    gap = max(8, height // 2)  # for the text, which is the same size whatever the image is
+    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    axes = figure.add_subplot(title="most confidently wrong" if len(images) else "nothing is wrong")
+    axes.axis("off")
+    blank = images.new_full((ROWS * COLUMNS - len(images), *images.shape[1:]), 255)
+    grid = make_grid(torch.cat([images, blank]), nrow=COLUMNS, padding=gap, pad_value=255)
+    axes.imshow(grid.permute(1, 2, 0))
+    axes.set_ylim(grid.shape[1], gap / 2)
+    for number, (label, prediction, probability) in enumerate(
+        zip(labels.tolist(), predictions.tolist(), probabilities.tolist(), strict=True)
+    ):
+        row, column = divmod(number, COLUMNS)
+        axes.text(
+            gap + column * (width + gap) + width / 2,
+            gap + row * (height + gap) + height,
+            f"is {names[label]}\nsays {names[prediction]}, {probability:.3f}",
+            ha="center",
+            va="top",
+            fontsize=9,
+        )
+    return figure
+
+
+def _label(set_ticks: Any, names: Sequence[str], **kwargs: Any) -> None:
+    """A tick for each class, or for as many as can be read."""
+    step = -(-len(names) // 40)
+    set_ticks(range(0, len(names), step), names[::step], **kwargs)

@@ -1,0 +1,50 @@
+"""The curves that every run has, whatever it trains."""
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+
+
+class Curves(Callback):
+    """Gives every logger the learning rate, the seconds of each epoch, and the samples per second.
+
+    ``train/lr`` is written every ``trainer.log_every_n_steps`` steps, that of the first group of parameters.
+    ``train/epoch_seconds`` is what somebody waits for, with validation and checkpoints;
+    ``train/samples_per_second`` counts training alone, over all processes.
+
+    (Lightning's LearningRateMonitor is an error in a run without a logger, and its ThroughputMonitor waits for the
+    device at every step.)
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = self.mark = time.perf_counter()
+        self.seconds = 0.0
+        self.samples = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.mark
+        self.mark = now
+        self.samples += extract_batch_size(batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.mark = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {
+            "train/epoch_seconds": time.perf_counter() - self.start,
+            "train/samples_per_second": self.samples * trainer.world_size / self.seconds,
+        }
+        self._log(trainer, metrics, trainer.global_step - 1)  # the last step, as Lightning has it for val/loss
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float], step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
