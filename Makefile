@@ -7,10 +7,10 @@ VERSIONS := >=3.11,<3.14
 UV := .tools/bin/uv
 COOKIECUTTER := .tools/bin/cookiecutter
 TEMPLATE := {{cookiecutter.project_slug}}
-# A folder that has MNIST/raw, for `make bench` and `make faults`.
+# A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test lint bench faults screenshots clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -26,14 +26,17 @@ test: .venv/ready
 	.venv/bin/python -m pytest
 
 lint: .venv/ready
-	.venv/bin/ruff check tests benchmarks
-	.venv/bin/ruff format --check tests benchmarks
+	.venv/bin/ruff check tests benchmarks docs
+	.venv/bin/ruff format --check tests benchmarks docs
 
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
 
 faults: .venv/ready build/my_project
 	.venv/bin/python benchmarks/faults.py --project build/my_project --data '$(DATA)'
+
+screenshots: .venv/ready build/my_project
+	.venv/bin/python docs/screenshots.py --project build/my_project --data '$(DATA)'
 
 clean:
 	rm -rf build .venv .tools

@@ -22,11 +22,13 @@ HERE = Path(__file__).parent.resolve()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE), "FORCE_COLOR": "1", "COLUMNS": "120"}
 
 
-def run(*arguments: str, cwd: Path) -> float:
-    """Wall seconds of a Python process."""
+def run(*arguments: str, cwd: Path, status: int = 0) -> float:
+    """Wall seconds of a Python process that ends with an exit status."""
     start = time.perf_counter()
     command = [sys.executable, *arguments]
-    subprocess.run(command, cwd=cwd, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if done.returncode != status:
+        sys.exit(f"{' '.join(command)} ended with exit status {done.returncode}")
     return time.perf_counter() - start
 
 
@@ -40,21 +42,21 @@ def compared(ours: list[float], theirs: list[float]) -> str:
 
 def start(project: Path, repeats: int) -> None:
     commands = {
-        "`train.py --help`": ("train.py", "--help"),
-        "`train.py --cfg job`": ("train.py", "--cfg", "job"),
-        "import": ("-c", "import lightning.pytorch"),
+        "`train.py --help`": (0, "train.py", "--help"),
+        "`train.py --cfg job`": (0, "train.py", "--cfg", "job"),
+        "`train.py trainer.max_epoch=1`, a mistake,": (1, "train.py", "trainer.max_epoch=1"),
+        "`train.py optimizer=adamm`, a mistake,": (1, "train.py", "optimizer=adamm"),
+        "import": (0, "-c", "import lightning.pytorch"),
     }
-    for command in commands.values():  # once for the file cache
-        run(*command, cwd=project)
+    for status, *command in commands.values():  # once for the file cache
+        run(*command, cwd=project, status=status)
     seconds = {name: [] for name in commands}
     for _ in range(repeats):
-        for name, command in commands.items():
-            seconds[name].append(run(*command, cwd=project))
-    for name in list(commands)[:2]:
-        print(
-            f"| {name}, against `import lightning.pytorch` | {compared(seconds[name], seconds['import'])} | 0.25 |",
-            flush=True,
-        )
+        for name, (status, *command) in commands.items():
+            seconds[name].append(run(*command, cwd=project, status=status))
+    for name in list(commands)[:-1]:
+        row = compared(seconds[name], seconds["import"])
+        print(f"| {name} against `import lightning.pytorch` | {row} | 0.25 |", flush=True)
 
 
 def epoch(project: Path, data: Path, repeats: int) -> None:
@@ -71,7 +73,23 @@ def epoch(project: Path, data: Path, repeats: int) -> None:
                 ours.append(statistics.median(json.loads(path.read_text())))
                 run(str(HERE / "bare_loop.py"), str(path), "3", *overrides, cwd=project)
                 bare.append(statistics.median(json.loads(path.read_text())))
-        print(f"| an MNIST epoch, {model}, batch {batch_size}, against a bare loop | {compared(ours, bare)} | 1.6 |")
+        row = compared(ours, bare)
+        print(f"| an MNIST epoch, {model}, batch {batch_size}, against a bare loop | {row} | 1.6 |", flush=True)
+
+
+def watched(project: Path, data: Path, repeats: int) -> None:
+    """The whole of `train.py experiment=mnist`, with all that is drawn and logged, against the same without."""
+    callbacks = ("curves", "run_description", "regression_figures", "classifier_figures")
+    unwatched = ["~logger", *(f"callbacks.{name}=null" for name in callbacks)]
+    command = ["train.py", "experiment=mnist", f"data.root={data}"]
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(repeats):
+            here = f"hydra.run.dir={folder}/{repeat}"
+            ours.append(run(*command, here, "logger=[tensorboard,csv]", cwd=project))
+            theirs.append(run(*command, here + "-unwatched", *unwatched, cwd=project))
+    row = compared(ours, theirs)
+    print(f"| `train.py experiment=mnist` with all pictures and loggers, against none | {row} | 1.1 |", flush=True)
 
 
 def accuracy(project: Path, data: Path) -> None:
@@ -109,6 +127,7 @@ def main() -> None:
     if not has_mnist:
         print(f"\nNo MNIST in {arguments.data}: its rows are left out. See --data.")
         return
+    watched(project, arguments.data.resolve(), arguments.repeats)
     epoch(project, arguments.data.resolve(), arguments.repeats)
     accuracy(project, arguments.data.resolve())
 

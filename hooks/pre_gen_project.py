@@ -11,7 +11,7 @@ import sys
 TAKEN = """
     cookiecutter filelock hydra hydra_plugins lightning lightning_utilities matplotlib numpy omegaconf onnx
     onnxruntime onnxscript optuna PIL pip pytest pytorch_lightning rich setuptools tensorboard torch
-    torchmetrics torchvision wandb mlflow yaml benchmarks build configs data dist errors evaluate export outputs
+    torchmetrics torchvision wandb mlflow yaml benchmarks build configs data dist docs errors evaluate export outputs
     predict resume runs scripts sweep tests train trust tutorials
 """.split()
 # Windows cannot have files of these names.

@@ -17,6 +17,16 @@ def run(*command, cwd):
     return done.stdout
 
 
+def write_digits(project):
+    """The files that the project's own tests write into its data folder: MNIST's format, torchvision's loader."""
+    code = (
+        "from pathlib import Path; from conftest import write_idx_pair;"
+        "folder = Path('../data/MNIST/raw'); folder.mkdir(parents=True);"
+        "write_idx_pair(folder, 'train', 600, seed=0); write_idx_pair(folder, 't10k', 200, seed=1)"
+    )
+    run("-c", code, cwd=project / "tests")
+
+
 def test_its_own_tests_pass(bake):
     """With answers that are hard to live with; the next test takes the defaults."""
     assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=bake(**AWKWARD))
@@ -26,13 +36,7 @@ def test_its_own_tests_pass(bake):
 def test_a_fast_dev_run_of_every_optimizer(project, experiment):
     data = []
     if experiment == "mnist":
-        # The files that the project's own tests write: MNIST's format, torchvision's loader.
-        code = (
-            "from pathlib import Path; from conftest import write_idx_pair;"
-            "folder = Path('../data/MNIST/raw'); folder.mkdir(parents=True);"
-            "write_idx_pair(folder, 'train', 600, seed=0); write_idx_pair(folder, 't10k', 200, seed=1)"
-        )
-        run("-c", code, cwd=project / "tests")
+        write_digits(project)
         data = ["data.num_val=100"]
     optimizers = ["sgd", "adam", "adamw", "rmsprop", "adagrad"]
     overrides = [f"experiment={experiment}", f"optimizer={','.join(optimizers)}", "trainer.fast_dev_run=true", *data]

@@ -35,6 +35,7 @@ FILES = """
     configs/data/mnist.yaml
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
+    configs/hydra/help/page.yaml
     configs/logger/csv.yaml
     configs/logger/tensorboard.yaml
     configs/model/cnn.yaml
@@ -55,13 +56,19 @@ FILES = """
     configs/trainer/cpu.yaml
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
+    docs/hparams.png
     errors.py
     evaluate.py
     export.py
     my_project/__init__.py
     my_project/callbacks/__init__.py
+    my_project/callbacks/classifier_figures.py
+    my_project/callbacks/curves.py
+    my_project/callbacks/figures.py
     my_project/callbacks/progress.py
+    my_project/callbacks/regression_figures.py
     my_project/callbacks/resumable.py
+    my_project/callbacks/run_description.py
     my_project/data/__init__.py
     my_project/data/batches.py
     my_project/data/download.py
@@ -86,6 +93,7 @@ FILES = """
     tests/test_mistakes.py
     tests/test_readme.py
     tests/test_resume.py
+    tests/test_tensorboard.py
     tests/test_train.py
     tests/test_trust.py
     tests/test_verbs.py
@@ -119,7 +127,7 @@ def test_there_is_no_jinja_in_python():
 @pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
 def test_nothing_is_left_unrendered(bake, answers):
     for name, path in files(bake(**answers)).items():
-        text = path.read_text(encoding="utf-8")
+        text = "" if path.suffix == ".png" else path.read_text(encoding="utf-8")
         assert not re.search(r"cookiecutter|{%", name + text), name
         assert "{{" not in name
         assert "{{" not in re.sub(r"\${{.*?}}", "", text) or path.suffix == ".py", name

@@ -5,8 +5,11 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── checkpoints/best.ckpt    best by the monitored validation metric
 ├── checkpoints/last.ckpt    after the last epoch that ended
 ├── events.out.tfevents.*    TensorBoard
+├── figures/*.png            the pictures of the run, the same that TensorBoard shows
+├── hparams.yaml             what TensorBoard's HPARAMS shows
 ├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
 ├── environment.json         for each start: command, git commit, versions, device
+├── error.txt                of a run of a multirun that failed: why
 └── train.log
 """
 

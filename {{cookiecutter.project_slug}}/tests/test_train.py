@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import rich
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from hydra import compose, initialize_config_dir
+from lightning import Callback
 
 from conftest import ROOT, environment
 
@@ -30,7 +31,10 @@ def test_the_run_folder(train):
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "environment.json",
-        "hparams.yaml",  # Lightning's TensorBoard logger writes it; it is empty
+        "figures/test_fitted_line.png",
+        "figures/train_fitted_line.png",
+        "figures/train_loss_surface.png",
+        "hparams.yaml",
         "results.json",
         "train.log",
     }
@@ -39,15 +43,6 @@ def test_the_run_folder(train):
     assert (run / results["best_checkpoint"]).exists()
     assert results["epochs"] == results["steps"] == 20
     assert results["seconds"] > 0
-
-
-def test_tensorboard_has_the_curves(train):
-    (run,) = train(QUICK)
-    events = EventAccumulator(str(run)).Reload()
-    assert {"train/loss", "val/loss", "test/loss"} <= set(events.Tags()["scalars"])
-    assert len(events.Scalars("val/loss")) == 20
-    losses = [event.value for event in events.Scalars("train/loss")]
-    assert losses[-1] < losses[0]
 
 
 def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
@@ -63,10 +58,25 @@ def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
     assert sum("run folder" in line for line in logged) == 1
 
 
+@pytest.mark.parametrize(
+    ("experiment", "model", "data"),
+    [
+        ("linear_regression", "LinearRegression, 2 parameters", "LinearDataModule, 100 samples"),
+        ("mnist", "CNN, 29,178 parameters", "MNIST, 500 samples"),
+    ],
+)
+def test_the_first_line_says_what_is_trained_on_what_and_where(train, digits, capfd, experiment, model, data):
+    small = [f"data.root={digits}", "data.num_val=100"] if experiment == "mnist" else []
+    (run,) = train(f"experiment={experiment}", "trainer.max_epochs=1", "trainer.accelerator=cpu", *small)
+    first = capfd.readouterr().out.splitlines()[0]
+    assert first == f"{model} | {data} | cpu | outputs/{experiment}/{run.name}"
+
+
 def test_the_report_says_where_and_what_next(train, capfd):
     (run,) = train(QUICK)
     printed = capfd.readouterr().out
     assert "outputs/linear_regression/" + run.name in printed
+    assert f"{run.name}/figures" in printed
     assert "tensorboard --logdir outputs" in printed
     loss = json.loads((run / "results.json").read_text())["metrics"]["test/loss"]
     assert f"{loss:.4f}" in printed
@@ -103,12 +113,17 @@ def test_loggers_can_be_switched_off(train, off):
     assert (run / "results.json").exists()
 
 
-@pytest.mark.parametrize("callback", ["best_checkpoint", "last_checkpoint", "progress"])
+CALLBACKS = ["best_checkpoint", "last_checkpoint", "progress", "resumable", "curves", "run_description"]
+CALLBACKS += ["regression_figures", "classifier_figures"]
+
+
+@pytest.mark.parametrize("callback", CALLBACKS)
 def test_any_callback_can_be_switched_off(train, capfd, callback):
     (run,) = train(QUICK, f"callbacks.{callback}=null")
     assert (run / "checkpoints/best.ckpt").exists() == (callback != "best_checkpoint")
     assert (run / "checkpoints/last.ckpt").exists() == (callback != "last_checkpoint")
     assert ("epoch 20/20" in capfd.readouterr().out) == (callback != "progress")
+    assert (run / "figures").exists() == (callback != "regression_figures")
 
 
 def test_without_checkpoints_the_last_weights_are_tested(train):
@@ -139,6 +154,64 @@ def test_the_table_shows_brackets(train, capfd):
     assert "logger=[tensorboard,csv]" in table
 
 
+def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, tmp_path, capfd):
+    rich.reconfigure(width=200)
+    with pytest.raises(SystemExit, match="2 of 4 runs failed"):
+        train("-m", "data.batch_size=0,100", "optimizer.lr=0.02,0.1", "trainer.max_epochs=5")
+    (sweep,) = tmp_path.glob("outputs/linear_regression/*")
+    failed = [(sweep / str(number) / "error.txt").exists() for number in range(4)]
+    finished = [(sweep / str(number) / "results.json").exists() for number in range(4)]
+    assert failed == [True, True, False, False]
+    assert finished == [False, False, True, True]
+    printed = capfd.readouterr()
+    rows = [line.split()[0] for line in printed.out.rpartition("test/loss")[2].splitlines() if "optimizer.lr" in line]
+    assert rows == ["3", "2", "0", "1"], "the best first, those that failed at the end"
+    assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert "Traceback" not in printed.out + printed.err
+    assert "data.batch_size is 0" in (sweep / "0/train.log").read_text()
+
+
+class Fault(Callback):
+    """A mistake in a program, unless ``divisor`` is something else than 0."""
+
+    def __init__(self, divisor):
+        self.divisor = divisor
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.divisor = 1 / self.divisor
+
+
+def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
+    rich.reconfigure(width=200)
+    fault = ["+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0,1"]
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        train("-m", "trainer.max_epochs=2", *fault)
+    table = capfd.readouterr().out.rpartition("test/loss")[2]
+    assert "ZeroDivisionError: division by zero" in table
+    assert "Traceback" not in table
+    (log,) = tmp_path.glob("outputs/linear_regression/*/0/train.log")
+    assert "Traceback" in log.read_text()
+    assert "in on_train_epoch_end" in log.read_text()
+
+
+def test_what_is_no_number_comes_last(train, capfd):
+    train(
+        "-m", "optimizer=sgd", "optimizer.lr=1000,0.01,0.02", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"
+    )
+    table = capfd.readouterr().out.rpartition("test/loss")[2]
+    assert [line.split()[0] for line in table.splitlines() if "optimizer.lr" in line][-1] == "0"
+    assert "nan" in table
+
+
+def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        train("-m", "data.batch_size=0,100", "trainer.max_epochs=2")
+    (error,) = tmp_path.glob("outputs/linear_regression/*/0/error.txt")
+    script("resume.py", error.parent, "data.batch_size=100")
+    assert (error.parent / "results.json").exists()
+    assert not error.exists()
+
+
 @pytest.mark.parametrize(("folder", "log_dir"), [(".", "."), ("mine/first", "mine"), ("../elsewhere", None)])
 def test_a_run_can_be_anywhere(train, tmp_path, capfd, folder, log_dir):
     train(QUICK, f"hydra.run.dir={folder}")
@@ -157,6 +230,24 @@ def test_a_run_does_not_overwrite_another(train, tmp_path):
     with pytest.raises(SystemExit, match="mine holds the checkpoints of a run"):
         train(QUICK, "seed=1", "hydra.run.dir=mine")
     assert (tmp_path / "mine/checkpoints/best.ckpt").read_bytes() == before
+
+
+def test_the_help_is_a_page_that_is_true(script, capfd):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        script("train.py", "--help")
+    page = capfd.readouterr().out
+    assert len(page.splitlines()) < 45
+    assert max(map(len, page.splitlines())) < 120
+    for group in (path for path in (ROOT / "configs").iterdir() if path.is_dir() and path.name != "hydra"):
+        assert f"\n{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}\n" in page
+    keys = re.findall(r"^  (\w[\w.]+=\S+) ", page, re.MULTILINE)
+    assert len(keys) == 10
+    examples = re.findall(r"^  python train.py (.*?)(?:  .*)?$", page, re.MULTILINE)
+    assert len(examples) == 3
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose("train", [key for key in keys if not key.startswith("hydra.")])
+        for example in examples:
+            compose("train", [word.partition(",")[0] for word in example.split() if word != "-m"])
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optmizer=adam"])

@@ -1,10 +1,12 @@
 """Pictures of what a classifier gets right and wrong."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -13,7 +15,7 @@ from torchvision.utils import make_grid
 from ..models import ImageClassifier
 from .figures import is_due, show
 
-ROWS, COLUMNS = 4, 6
+ROWS, COLUMNS = 3, 5
 
 
 class ClassifierFigures(Callback):
@@ -27,18 +29,28 @@ class ClassifierFigures(Callback):
 
     def __init__(self, times: int) -> None:
         self.times = times
+        self.drawn = 0  # the last epoch of which there are pictures
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.drawn = state_dict["drawn"]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_mine = isinstance(pl_module, ImageClassifier) and not trainer.sanity_checking
-        self._start(pl_module, is_mine and is_due(trainer, self.times))
+        self._start(pl_module, is_mine and is_due(trainer, self.times, self.drawn))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        self._collect(outputs, batch)
+        if self.is_wanted:
+            self._collect(outputs["logits"], batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, "val")
+        if self.is_wanted:
+            self._draw(trainer, "val")
+            self.drawn = trainer.current_epoch + 1
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module, isinstance(pl_module, ImageClassifier))
@@ -46,10 +58,12 @@ class ClassifierFigures(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        self._collect(outputs, batch)
+        if self.is_wanted:
+            self._collect(outputs["logits"], batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, "test")
+        if self.is_wanted:
+            self._draw(trainer, "test")
 
     def _start(self, pl_module: LightningModule, is_wanted: bool) -> None:
         self.is_wanted = is_wanted
@@ -57,11 +71,9 @@ class ClassifierFigures(Callback):
             self.matrix = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
             self.wrong: list[Tensor] | None = None  # images, labels, predictions, probabilities
 
-    def _collect(self, outputs: Any, batch: tuple[Tensor, Tensor]) -> None:
-        if not self.is_wanted:
-            return
+    def _collect(self, logits: Tensor, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        probabilities, predictions = outputs["logits"].softmax(dim=1).max(dim=1)
+        probabilities, predictions = logits.float().softmax(dim=1).max(dim=1)
         self.matrix.update(predictions, labels)
         wrong = predictions != labels
         found = [values[wrong] for values in (images, labels, predictions, probabilities)]
@@ -71,8 +83,6 @@ class ClassifierFigures(Callback):
         self.wrong = [values[most] for values in found]
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
-        if not self.is_wanted:
-            return
         matrix = self.matrix.compute().cpu()
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
         show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
@@ -87,17 +97,17 @@ def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
         matrix: numbers of samples, int64 (classes, classes); rows are true classes, columns predicted ones.
         names: of the classes.
     """
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="predicted", ylabel="true", title="confusion matrix")
+    figure, axes = _axes(names, 6.4, xlabel="predicted", ylabel="true", title="confusion matrix")
     share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
-    _label(axes.set_xticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
+    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
     _label(axes.set_yticks, names)
     if len(names) <= 20:  # more numbers could not be read
+        # in_layout: the layout need not measure what is within the axes anyway.
         for row, column in matrix.nonzero().tolist():
             color = "white" if share[row, column] > 0.5 else "black"
             count = int(matrix[row, column])
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9, in_layout=False)
     return figure
 
 
@@ -110,17 +120,16 @@ def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
     """
     accuracies = (matrix.diagonal() / matrix.sum(dim=1).clamp(min=1)).tolist()
     overall = float(matrix.trace() / matrix.sum().clamp(min=1))
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.add_subplot(ylabel="accuracy", title=f"accuracy per class, {overall:.4f} over all (dashed)")
+    title = f"accuracy per class, {overall:.4f} over all (dashed)"
+    figure, axes = _axes(names, 4.8, ylabel="accuracy", title=title)
     axes.axhline(overall, color="black", linestyle="--", linewidth=1)
     axes.plot(accuracies, "o", color="black")
     axes.margins(y=0.15)
-    _label(axes.set_xticks, names, rotation=90 if max(map(len, names)) > 3 else 0)
+    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
     if len(names) <= 20:
         for label, accuracy in enumerate(accuracies):
-            axes.annotate(
-                f"{accuracy:.3f}", (label, accuracy), (0, 6), textcoords="offset points", ha="center", fontsize=8
-            )
+            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "in_layout": False}
+            axes.annotate(f"{accuracy:.3f}", (label, accuracy), fontsize=8, **above)
     return figure
 
 
@@ -138,12 +147,12 @@ def confidently_wrong(
     """
     height, width = images.shape[-2:]
     gap = max(8, height // 2)  # for the text, which is the same size whatever the image is
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
-    axes = figure.add_subplot(title="most confidently wrong" if len(images) else "nothing is wrong")
+    figure = Figure(figsize=(7.2, 5.4))
+    axes = figure.add_axes((0, 0, 1, 0.94), title="most confidently wrong" if len(images) else "nothing is wrong")
     axes.axis("off")
     blank = images.new_full((ROWS * COLUMNS - len(images), *images.shape[1:]), 255)
     grid = make_grid(torch.cat([images, blank]), nrow=COLUMNS, padding=gap, pad_value=255)
-    axes.imshow(grid.permute(1, 2, 0))
+    axes.imshow(grid.permute(1, 2, 0).numpy())
     axes.set_ylim(grid.shape[1], gap / 2)
     for number, (label, prediction, probability) in enumerate(
         zip(labels.tolist(), predictions.tolist(), probabilities.tolist(), strict=True)
@@ -160,7 +169,18 @@ def confidently_wrong(
     return figure
 
 
+def _axes(names: Sequence[str], height: float, **kwargs: Any) -> tuple[Figure, Axes]:
+    """One diagram, 6.4 inches wide, with room for the names of the classes."""
+    # Measuring every text takes as long as drawing it; a digit has room enough without.
+    figure = Figure(figsize=(6.4, height), layout="constrained" if _are_long(names) else None)
+    return figure, figure.add_subplot(**kwargs)
+
+
+def _are_long(names: Sequence[str]) -> bool:
+    return max(map(len, names)) > 3
+
+
 def _label(set_ticks: Any, names: Sequence[str], **kwargs: Any) -> None:
     """A tick for each class, or for as many as can be read."""
-    step = -(-len(names) // 40)
+    step = math.ceil(len(names) / 30)
     set_ticks(range(0, len(names), step), names[::step], **kwargs)

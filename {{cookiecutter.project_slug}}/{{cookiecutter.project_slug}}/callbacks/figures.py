@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 
-def is_due(trainer: Trainer, times: int) -> bool:
-    """Whether something is drawn after the current epoch: ``times`` in a run, evenly, and always after the last one.
+def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
+    """Whether something is drawn in the current epoch: ``times`` in a run, evenly, the last time in its last epoch.
 
-    In a run of unknown length, after epochs 1, 2, 4, 8, …
+    In a run of unknown length in epochs 1, 2, 4, 8, …
+
+    Args:
+        trainer: of the run.
+        times: at most.
+        drawn: the epoch in which it was drawn last, from 1; 0 if it was not.
     """
     epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
-    if epochs < 0:
-        return epoch & (epoch - 1) == 0
-    return epoch * times // epochs > (epoch - 1) * times // epochs
+    return epoch >= 2 * drawn if epochs < 0 else epoch * times // epochs > drawn * times // epochs
 
 
 def show(trainer: Trainer, tag: str, figure: Figure) -> None:
@@ -41,6 +44,8 @@ def show(trainer: Trainer, tag: str, figure: Figure) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     Image.fromarray(pixels).save(unfinished, format="png")
     os.replace(unfinished, path)
+    # The steps at which Lightning has val/loss and test/loss: a resumed run replaces what came after its checkpoint.
+    step = trainer.global_step if trainer.testing else trainer.global_step - 1
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")

@@ -1,6 +1,6 @@
 """Pictures of a linear regression on one feature."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -27,15 +27,16 @@ class RegressionFigures(Callback):
 
     def __init__(self, times: int) -> None:
         self.times = times
+        self.drawn = 0  # the last epoch of which there are pictures
         self.path: list[tuple[float, float]] = []  # weight and bias, before the first epoch and after each
         self.earlier: list[tuple[float, float]] = []  # of these, the first and those that were drawn
         self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"path": self.path, "earlier": self.earlier}
+        return {"drawn": self.drawn, "path": self.path, "earlier": self.earlier}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.path, self.earlier = state_dict["path"], state_dict["earlier"]
+        self.drawn, self.path, self.earlier = state_dict["drawn"], state_dict["path"], state_dict["earlier"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _has_one_feature(pl_module) and not self.path:
@@ -45,21 +46,21 @@ class RegressionFigures(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _has_one_feature(pl_module) and is_due(trainer, self.times):
+        if _has_one_feature(pl_module) and is_due(trainer, self.times, self.drawn):
             self.batches.append(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _has_one_feature(pl_module):
             return
         self.path.append(pl_module.line())
-        if self.batches and _is_finite(self.path):
-            x, y = self._points()
-            title = f"epoch {trainer.current_epoch + 1}"
-            show(
-                trainer, "train/fitted_line", fitted_line(x, y, self.path[-1], title, _true_line(trainer), self.earlier)
-            )
-            show(trainer, "train/loss_surface", loss_surface(x, y, self.path, title, _true_line(trainer)))
+        batches, self.batches = self.batches, []
+        if batches and _is_finite(self.path):
+            x, y = _points(batches)
+            title, true_line = f"epoch {trainer.current_epoch + 1}", _true_line(trainer)
+            show(trainer, "train/fitted_line", fitted_line(x, y, self.path[-1], title, true_line, self.earlier))
+            show(trainer, "train/loss_surface", loss_surface(x, y, self.path, title, true_line))
             self.earlier.append(self.path[-1])
+            self.drawn = trainer.current_epoch + 1
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
@@ -68,15 +69,15 @@ class RegressionFigures(Callback):
             self.batches.append(batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.batches and _is_finite([pl_module.line()]):
-            x, y = self._points()
+        batches, self.batches = self.batches, []
+        if batches and _is_finite([pl_module.line()]):
+            x, y = _points(batches)
             show(trainer, "test/fitted_line", fitted_line(x, y, pl_module.line(), "test", _true_line(trainer)))
 
-    def _points(self) -> Iterator[numpy.ndarray]:
-        """x and y of the batches that were seen, float64 (N,); the batches are then forgotten."""
-        columns = zip(*self.batches, strict=True)
-        self.batches = []
-        return (torch.cat(column).squeeze(1).double().cpu().numpy() for column in columns)
+
+def _points(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[numpy.ndarray]:
+    """x and y of all batches, float64 (N,)."""
+    return [torch.cat(column).squeeze(1).cpu().double().numpy() for column in zip(*batches, strict=True)]
 
 
 def _has_one_feature(model: LightningModule) -> bool:

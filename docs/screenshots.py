@@ -1,0 +1,79 @@
+"""TensorBoard as a person sees it: the pictures of the READMEs.
+
+    python docs/screenshots.py --project build/my_project --data FOLDER
+
+FOLDER has MNIST/raw. Needs Chromium. Trains six runs (some three minutes on two cores).
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+HERE = Path(__file__).parent
+# One of them is in the README of every project.
+PROJECT_DOCS = HERE.parent / "{{cookiecutter.project_slug}}" / "docs"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@contextmanager
+def tensorboard(log_dir: Path) -> Iterator[str]:
+    """The address of a TensorBoard that shows ``log_dir``."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            yield next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def browser_page(width: int, height: int) -> Iterator[Page]:
+    """An empty page of headless Chromium."""
+    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # which root cannot have
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
+        yield browser.new_page(viewport={"width": width, "height": height})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, required=True, help="a generated project")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
+    arguments = parser.parse_args()
+    if CHROMIUM is None:
+        sys.exit("Chromium is not there. On Debian: apt-get install chromium")
+
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = ["-m", "experiment=mnist", "optimizer=sgd,adam,adamw", "optimizer.lr=0.005,0.02"]
+        here = [f"data.root={arguments.data.resolve()}", f"hydra.sweep.dir={folder}/mnist"]
+        subprocess.run([sys.executable, "train.py", *sweep, *here], cwd=arguments.project, check=True)
+        with tensorboard(Path(folder)) as address, browser_page(width=1800, height=620) as page:
+            page.goto(address + "#hparams")
+            page.get_by_text("test/acc").first.wait_for()
+            save(page, PROJECT_DOCS / "hparams.png")
+        with tensorboard(Path(folder)) as address, browser_page(width=1500, height=1000) as page:
+            page.goto(address + "#images")
+            page.get_by_text("Show actual image size").click()
+            page.locator("tf-image-loader img").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            save(page, HERE / "images.png")
+
+
+def save(page: Page, path: Path) -> None:
+    """Writes what is to be seen, with as few colours as TensorBoard needs, which makes the file a third as large."""
+    page.screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

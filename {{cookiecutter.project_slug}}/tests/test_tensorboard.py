@@ -1,0 +1,233 @@
+"""What TensorBoard, by its own reader, and figures/ have of a run."""
+
+import io
+import re
+import sys
+from itertools import pairwise
+
+import numpy
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import OmegaConf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+from torch.utils.data import DataLoader
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVERYTHING = {"images": 0, "scalars": 0, "tensors": 0}  # 0 keeps all, also of the images, of which there are many
+
+
+def events(run):
+    return EventAccumulator(str(run), size_guidance=EVERYTHING).Reload()
+
+
+@pytest.fixture
+def mnist(digits):
+    return ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.batch_size=50"]
+
+
+def test_the_readme_has_every_tag(train, mnist):
+    rows = re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", README.partition("| tag |")[2], re.MULTILINE)
+    for arguments, experiment in ((["trainer.max_epochs=20"], "linear_regression"), (mnist, "mnist")):
+        (run,) = train(*arguments)
+        tags = events(run).Tags()
+        promised = {
+            tag for tag_cell, of in rows for tag in re.findall("`(.*?)`", tag_cell) if of in ("all", experiment)
+        }
+        assert promised == {*tags["scalars"], *tags["images"], *(tag.partition("/")[0] for tag in tags["tensors"])}
+        assert tags["graph"]
+
+
+def test_the_curves_of_every_run(train, mnist):
+    (run,) = train(*mnist, "trainer.log_every_n_steps=1")
+    curves = {tag: events(run).Scalars(tag) for tag in ("train/lr", "train/epoch_seconds", "train/samples_per_second")}
+    rates = [point.value for point in curves["train/lr"]]
+    assert [point.step for point in curves["train/lr"]] == list(range(30))
+    assert max(rates) == pytest.approx(0.02, rel=0.1), "one_cycle rises to optimizer.lr"
+    assert rates[-1] < rates[0] < max(rates)
+    for tag in ("train/epoch_seconds", "train/samples_per_second"):
+        assert [point.step for point in curves[tag]] == [9, 19, 29], "the last step of each epoch"
+        assert all(point.value > 0 for point in curves[tag])
+    # An epoch is 500 samples; training them took no longer than the epoch.
+    for seconds, samples in zip(curves["train/epoch_seconds"], curves["train/samples_per_second"], strict=True):
+        assert samples.value >= 500 / seconds.value
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [("trainer.max_epochs=40", range(3, 40, 4)), ("trainer.max_epochs=3", [0, 1, 2]), ("max_steps", [0, 1, 3, 7])],
+)
+def test_pictures_of_a_regression(train, limit, steps):
+    limits = ["trainer.max_epochs=-1", "+trainer.max_steps=9"] if limit == "max_steps" else [limit]
+    (run,) = train(*limits)
+    read = events(run)
+    for tag in ("train/fitted_line", "train/loss_surface"):
+        pictures = read.Images(tag)
+        assert [picture.step for picture in pictures] == list(steps)
+        assert {(picture.width, picture.height) for picture in pictures} == {(640, 480)}
+        assert len({picture.encoded_image_string for picture in pictures}) == len(pictures), "each shows another state"
+    assert len(read.Images("test/fitted_line")) == 1
+    check_files(run, read)
+
+
+def test_pictures_of_a_classifier(train, mnist):
+    (run,) = train(*mnist)
+    read = events(run)
+    sizes = {"confusion_matrix": (640, 640), "class_accuracy": (640, 480), "confidently_wrong": (720, 540)}
+    for name, size in sizes.items():
+        assert [picture.step for picture in read.Images(f"val/{name}")] == [9, 19, 29]
+        assert [picture.step for picture in read.Images(f"test/{name}")] == [30]
+        assert {(picture.width, picture.height) for picture in read.Images(f"val/{name}")} == {size}
+    check_files(run, read)
+
+
+def test_pictures_are_drawn_once_in_an_epoch_however_often_it_is_validated(train, mnist):
+    (run,) = train(*mnist, "+trainer.val_check_interval=2")
+    assert len(events(run).Scalars("val/loss")) == 15
+    assert len(events(run).Images("val/confusion_matrix")) == 3
+
+
+def check_files(run, read):
+    """The files are the last pictures of TensorBoard, to the pixel."""
+    files = {path.name: numpy.asarray(Image.open(path)) for path in (run / "figures").iterdir()}
+    assert set(files) == {tag.replace("/", "_") + ".png" for tag in read.Tags()["images"]}
+    for tag in read.Tags()["images"]:
+        last = Image.open(io.BytesIO(read.Images(tag)[-1].encoded_image_string))
+        pixels = files[tag.replace("/", "_") + ".png"]
+        assert numpy.array_equal(pixels, numpy.asarray(last))
+        assert 0.5 < (pixels == 255).mean() < 0.99 or "wrong" in tag, "neither empty nor full"
+
+
+def test_pictures_are_drawn_without_tensorboard(train):
+    (run,) = train("trainer.max_epochs=2", "~logger")
+    assert (run / "figures/train_fitted_line.png").exists()
+
+
+def test_a_run_that_goes_to_infinity_is_drawn_as_long_as_there_is_something_to_see(train):
+    (run,) = train("optimizer=sgd", "optimizer.lr=1000", "trainer.max_epochs=40")
+    steps = [picture.step for picture in events(run).Images("train/fitted_line")]
+    assert steps[0] == 3
+    assert steps[-1] < 39
+
+
+def test_config_and_hyperparameters(train):
+    (run,) = train("trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01", "trainer.gradient_clip_val=1")
+    read = events(run)
+    (text,) = read.Tensors("config/text_summary")
+    config = (run / ".hydra/config.yaml").read_text(encoding="utf-8")
+    assert text.tensor_proto.string_val[0].decode() == f"```yaml\n{config}```"
+
+    content = read.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    values = parse_session_start_info_plugin_data(content).hparams
+    assert values["optimizer"].string_value == "SGD"
+    assert values["optimizer.lr"].number_value == 0.01
+    assert values["trainer.gradient_clip_val"].number_value == 1
+    assert values["trainer.deterministic"].string_value == "False"
+    assert values["model"].string_value == "LinearRegression"
+    assert not {"model.optimizer", "data.seed", "run_dir"} & set(values), "repeats, and what differs always"
+    assert OmegaConf.load(run / "hparams.yaml")["optimizer.lr"] == 0.01
+
+
+def test_graph(train, mnist):
+    (run,) = train(*mnist, "trainer.max_epochs=1", "model=mlp")
+    nodes = {node.name for node in events(run).Graph().node}
+    assert any("MLP[network]" in name and "Linear" in name for name in nodes)
+
+
+def test_the_graph_leaves_the_run_as_it_is(train, mnist):
+    """Dropout draws the same numbers, and batch normalisation sees nothing twice."""
+    for model in ("cnn", "mlp"):
+        quick = [*mnist, f"model={model}", "trainer.max_epochs=1"]
+        runs = train(*quick) + train(*quick, "callbacks.run_description=null")
+        states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Untraceable(torch.nn.Linear):
+    """A network that behaves in another way where it is traced."""
+
+    def __init__(self, **arguments):
+        super().__init__(28 * 28, 10)
+
+    def forward(self, images):
+        if torch.jit.is_tracing():
+            raise TypeError("not to be traced")
+        return super().forward(images.flatten(1))
+
+
+def test_a_network_that_cannot_be_traced_has_no_graph(train, mnist, capfd):
+    (run,) = train(*mnist, "trainer.max_epochs=1", "model.network._target_=test_tensorboard.Untraceable")
+    assert not events(run).Tags()["graph"]
+    assert "no graph of the model: not to be traced" in capfd.readouterr().out
+
+
+def test_what_a_resumed_run_shows(train, script, tmp_path):
+    (run,) = train("trainer.max_epochs=20")
+    script("resume.py", run, "trainer.max_epochs=30")
+    read = events(run)
+    assert [point.step for point in read.Scalars("val/loss")] == list(range(30))
+    assert [picture.step for picture in read.Images("train/fitted_line")] == [*range(1, 20, 2), 20, 23, 26, 29]
+    assert "max_epochs: 30" in read.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
+
+
+class Fixed(torch.nn.Module):
+    """A network that takes the first pixels of an image for its logits."""
+
+    def forward(self, images):
+        return images.flatten(1)[:, :3]
+
+
+def test_the_most_confidently_wrong_come_first(tmp_path):
+    config = OmegaConf.load(ROOT / "configs/model/cnn.yaml")
+    classifier = OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures
+    figures = instantiate(classifier)
+    model = instantiate({"_target_": config._target_}, Fixed(), 3, [0.0], [1 / 255], None, None)
+    logits = torch.tensor([[9, 1, 0], [0, 2, 9], [0, 5, 0], [7, 0, 0], [0, 0, 8]], dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0, 2, 2])
+    batches = [(logits[:3].view(-1, 1, 1, 3), labels[:3]), (logits[3:].view(-1, 1, 1, 3), labels[3:])]
+    trainer = Trainer(
+        accelerator="cpu", logger=False, callbacks=[figures], default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    trainer.test(model, DataLoader(batches, batch_size=None), verbose=False)
+    images, true, predictions, probabilities = figures.wrong
+    assert [image.flatten().tolist() for image in images] == [[0, 2, 9], [7, 0, 0], [0, 5, 0]]
+    assert true.tolist() == [1, 2, 0]
+    assert predictions.tolist() == [2, 0, 1]
+    assert probabilities.tolist() == sorted(probabilities.tolist(), reverse=True)
+    assert figures.matrix.compute().tolist() == [[1, 1, 0], [0, 0, 1], [1, 0, 1]]
+    assert (tmp_path / "figures/test_confidently_wrong.png").exists()
+
+
+@pytest.mark.parametrize(("num_classes", "name"), [(1, "x"), (10, "a rather long name"), (200, "name")])
+def test_pictures_of_any_number_of_classes(num_classes, name):
+    figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
+    draw = sys.modules[type(figures).__module__]
+    matrix = 5 * torch.eye(num_classes, dtype=torch.int64)
+    names = [f"{name} {label}" for label in range(num_classes)]
+    for figure in (draw.confusion_matrix(matrix, names), draw.class_accuracy(matrix, names)):
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        box = figure.bbox
+        labels = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert 1 <= len(labels) <= 30
+        assert all(box.y0 <= label.y0 and label.y1 <= box.y1 for label in labels), "within the picture"
+        assert not any(left.overlaps(right) for left, right in pairwise(labels))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
+def test_pictures_of_any_number_of_mistakes(count, shape):
+    figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
+    draw = sys.modules[type(figures).__module__]
+    images, labels = torch.zeros(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    figure = draw.confidently_wrong(images, labels, labels + 1, torch.linspace(1, 0.1, count), ["aeroplane", "bird"])
+    figure.draw_without_rendering()
+    texts = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(texts) == count
+    assert all(figure.bbox.y0 <= text.y0 and text.y1 <= figure.bbox.y1 for text in texts)
+    assert not any(left.overlaps(right) for left, right in pairwise(texts))
