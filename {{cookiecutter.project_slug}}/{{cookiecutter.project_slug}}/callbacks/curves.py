@@ -11,8 +11,8 @@ class Curves(Callback):
     """Gives every logger the learning rate, the seconds of each epoch, and the samples per second.
 
     ``train/lr`` is written every ``trainer.log_every_n_steps`` steps, that of the first group of parameters.
-    ``train/epoch_seconds`` is what somebody waits for, with validation and checkpoints;
-    ``train/samples_per_second`` counts training alone, over all processes.
+    ``train/epoch_seconds`` has the validation in it; ``train/samples_per_second`` counts training alone, over all
+    processes.
 
     (Lightning's LearningRateMonitor is an error in a run without a logger, and its ThroughputMonitor waits for the
     device at every step.)
