@@ -60,10 +60,10 @@ def main() -> None:
             page.goto(address + "#hparams")
             page.get_by_text("test/acc").first.wait_for()
             save(page, PROJECT_DOCS / "hparams.png")
-        with tensorboard(Path(folder)) as address, browser_page(width=1500, height=1000) as page:
+        best = Path(folder, "mnist/5")  # adamw, 0.02
+        with tensorboard(best) as address, browser_page(width=1500, height=665) as page:
             page.goto(address + "#images")
-            page.get_by_text("Show actual image size").click()
-            page.locator("tf-image-loader img").first.wait_for()
+            page.locator("tf-image-loader img").nth(2).wait_for()
             page.wait_for_load_state("networkidle")
             save(page, HERE / "images.png")
 

@@ -118,7 +118,9 @@ def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
         matrix: as for ``confusion_matrix``.
         names: of the classes.
     """
-    accuracies = (matrix.diagonal() / matrix.sum(dim=1).clamp(min=1)).tolist()
+    accuracies = (
+        matrix.diagonal() / matrix.sum(dim=1)
+    ).tolist()  # nan, which is not drawn, for a class without samples
     overall = float(matrix.trace() / matrix.sum().clamp(min=1))
     title = f"accuracy per class, {overall:.4f} over all (dashed)"
     figure, axes = _axes(names, 4.8, ylabel="accuracy", title=title)
@@ -128,6 +130,8 @@ def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
     _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
     if len(names) <= 20:
         for label, accuracy in enumerate(accuracies):
+            if math.isnan(accuracy):
+                continue
             above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "in_layout": False}
             axes.annotate(f"{accuracy:.3f}", (label, accuracy), fontsize=8, **above)
     return figure

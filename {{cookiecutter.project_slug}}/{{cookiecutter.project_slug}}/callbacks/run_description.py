@@ -46,9 +46,9 @@ class RunDescription(Callback):
                 logger.experiment.file_writer.add_summary(session_start)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for logger in trainer.loggers if trainer.global_step == 0 else []:
+        for logger in trainer.loggers if trainer.global_step == batch_idx == 0 else []:
             if isinstance(logger, TensorBoardLogger):
-                _add_graph(logger, pl_module, batch[0][:1])
+                _add_graph(logger, pl_module, batch)
 
 
 def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
@@ -68,11 +68,11 @@ def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | i
         yield name, str(config)
 
 
-def _add_graph(logger: TensorBoardLogger, model: LightningModule, example: Any) -> None:
+def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:
     try:
         # Tracing runs the model, which must not change what is drawn at random after it.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit, on which TensorBoard's graphs are built, is deprecated
-            logger.experiment.add_graph(model, example)
-    except Exception as error:  # whatever a network does that cannot be traced
+            logger.experiment.add_graph(model, batch[0][:1])
+    except Exception as error:  # whatever there is in a batch, or a network does, that cannot be traced
         log.info(f"TensorBoard shows no graph of the model: {str(error).partition(chr(10))[0]}")
