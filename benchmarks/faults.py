@@ -60,7 +60,7 @@ class Run:
         lines, marks = [], []
         for line in process.stdout:
             lines.append(line)
-            if "parameters, on" in line or line.startswith("epoch "):
+            if " parameters | " in line or line.startswith("epoch "):
                 marks.append(time.monotonic())
                 if fault and len(marks) == epochs + 1:
                     time.sleep(MOMENTS.uniform(0, self.epoch_seconds))

@@ -414,7 +414,7 @@ class MultirunTable(Callback):
         import rich.markup
         import rich.table
 
-        folders = sorted(path.parents[1] for path in Path(config.hydra.sweep.dir).glob("*/.hydra/overrides.yaml"))
+        folders = sorted(path.parent for path in Path(config.hydra.sweep.dir).glob("*/train.log"))
         overrides = {run: set(read_overrides(run)) for run in folders}
         shared = set.intersection(*overrides.values())
         metrics: dict[Path, dict[str, float]] = {}

@@ -55,11 +55,7 @@ class ClassifierFigures(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module, isinstance(pl_module, ImageClassifier))
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        if self.is_wanted:
-            self._collect(outputs["logits"], batch)
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.is_wanted:
@@ -118,9 +114,8 @@ def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
         matrix: as for ``confusion_matrix``.
         names: of the classes.
     """
-    accuracies = (
-        matrix.diagonal() / matrix.sum(dim=1)
-    ).tolist()  # nan, which is not drawn, for a class without samples
+    # nan, which is not drawn, for a class without samples
+    accuracies = (matrix.diagonal() / matrix.sum(dim=1)).tolist()
     overall = float(matrix.trace() / matrix.sum().clamp(min=1))
     title = f"accuracy per class, {overall:.4f} over all (dashed)"
     figure, axes = _axes(names, 4.8, ylabel="accuracy", title=title)
