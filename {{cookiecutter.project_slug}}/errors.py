@@ -16,7 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -91,7 +97,14 @@ def explanation(error: BaseException) -> str | None:
     for misuse in (error, cause):
         # By name, because importing Lightning only to explain a slip would take seconds.
         if type(misuse).__name__ == "MisconfigurationException":
-            return str(misuse) + _accelerators(str(misuse))
+            # From a worker process it comes with the traceback before it.
+            message = str(misuse).rpartition("MisconfigurationException: ")[2].rstrip()
+            return message + _accelerators(message)
+        if type(misuse).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(misuse).strip().partition("\n")[0]
+            return f"The model could not be compiled: {reason}\nmodel.compile=false goes on without."
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no default. Say it: {error.full_key}=…"
     if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):
         return f"{error}\n{FULL_ERROR}=1 shows the traceback."
     return None

@@ -26,6 +26,7 @@ def main() -> None:
     elif arguments.split == "val":
         (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     else:
+        data.augmentation = None  # as they are, not as training sees them
         # Lightning validates on whatever it is given, and calls it so.
         data.prepare_data()
         data.setup("fit")

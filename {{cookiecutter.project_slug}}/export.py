@@ -4,14 +4,17 @@ The file takes what the data set gives, raw uint8 images or numbers, in a batch 
 """
 
 import argparse
+import io
+import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import runs
-from errors import Mistake, explained
+from errors import FULL_ERROR, Mistake, explained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,15 +51,35 @@ def main() -> None:
     unfinished = path.with_name(f".{path.stem}.unfinished.{arguments.format}")
     write, read = (write_onnx, read_onnx) if arguments.format == "onnx" else (write_pt2, read_pt2)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters, about themselves
-            write(model, inputs[:2], unfinished)
+        export(write, model, inputs[:2], unfinished)
         difference = largest_difference(model, read(unfinished), inputs)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     print(f"{runs.shown(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
     print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")
+
+
+def export(
+    write: "Callable[[nn.Module, Tensor, Path], None]", model: "nn.Module", example: "Tensor", path: Path
+) -> None:
+    """Calls ``write``, without what the exporters say about themselves.
+
+    Raises:
+        Mistake: if the model does what cannot be exported, such as an ``if`` on the values of its input.
+    """
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            write(model, example, path)
+    except (Mistake, OSError):
+        raise
+    except Exception as error:  # of many types, depending on what it is
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise Mistake(f"The model cannot be exported: {reason}\n{FULL_ERROR}=1 shows where.") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor]", inputs: "Tensor") -> float:

@@ -61,6 +61,8 @@ def main() -> None:
         columns = {name: values.tolist() for name, values in output.items()}
         rows += [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rows = [{"input": name, **row} for name, row in zip(inputs, rows, strict=True)]
+    if names := getattr(data, "class_names", None):
+        rows = [row | {"label": names[row["label"]]} for row in rows]
     if arguments.output:
         write(arguments.output, rows)
         print(f"{len(rows)} predictions in {arguments.output}")

@@ -1,7 +1,7 @@
 """A run folder: what a run leaves in it, and how to find it, read it and go on with it.
 
 outputs/EXPERIMENT/DATE_TIME/
-├── .hydra/                  the composed config and the overrides
+├── .hydra/                  the composed config, completed by what only the data know, and the overrides
 ├── checkpoints/best.ckpt    best by the monitored validation metric
 ├── checkpoints/last.ckpt    after the last epoch that ended
 ├── events.out.tfevents.*    TensorBoard
@@ -9,6 +9,7 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── hparams.yaml             what TensorBoard's HPARAMS shows
 ├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
 ├── environment.json         for each start: command, git commit, versions, device
+├── split.csv                of a folder of pictures: which is in which split
 ├── error.txt                of a run of a multirun that failed: why
 └── train.log
 """
@@ -89,6 +90,25 @@ def claim(config: DictConfig) -> str | None:
             f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning."
         )
     return None
+
+
+def complete(config: DictConfig, data: Any) -> None:
+    """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
+
+    The run folder keeps it, so that whoever reads the run later needs no data.
+
+    Args:
+        config: of the run; changed in place.
+        data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``.
+    """
+    if not hasattr(data, "facts"):
+        return
+    before = OmegaConf.to_yaml(config)
+    for key, value in data.facts().items():
+        OmegaConf.update(config, f"data.{key}", value)
+    path = Path(config.run_dir, ".hydra/config.yaml")
+    if path.exists() and OmegaConf.to_yaml(config) != before:
+        write_text(path, OmegaConf.to_yaml(config))
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -344,9 +364,11 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     """
     config = read_config(run, ["++trainer.accelerator=auto", "++trainer.devices=1", *overrides])
     path = choose_checkpoint(run, checkpoint)
+    if "compile" in config.model:
+        config.model.compile = False  # it takes a minute, which one pass over the data does not repay
     # As configs/train.yaml has it: what Lightning says of itself.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    data = hydra.utils.instantiate(config.data)
+    data = hydra.utils.instantiate(config.data, _convert_="all")
     model = hydra.utils.instantiate(config.model, _convert_="all")
     trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
     return config, data, model, trainer, path

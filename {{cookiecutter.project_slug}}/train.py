@@ -30,7 +30,8 @@ def main(config: DictConfig) -> None:
     checkpoint = runs.claim(config)
     seed_everything(config.seed, workers=True, verbose=False)
 
-    data = instantiate(config.data)
+    data = instantiate(config.data, _convert_="all")
+    runs.complete(config, data)
     model = instantiate(config.model, _convert_="all")
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
     loggers = [instantiate(logger) for logger in config.logger.values() if logger]

@@ -1,5 +1,6 @@
 from .classifier_figures import ClassifierFigures
 from .curves import Curves
+from .fine_tuning import FineTuning
 from .progress import Progress
 from .regression_figures import RegressionFigures
 from .resumable import AtomicCheckpointIO, Resumable
@@ -9,6 +10,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "ClassifierFigures",
     "Curves",
+    "FineTuning",
     "Progress",
     "RegressionFigures",
     "Resumable",

@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.data import extract_batch_size
 class Curves(Callback):
     """Gives every logger the learning rate, the seconds of each epoch, and the samples per second.
 
-    ``train/lr`` is written every ``trainer.log_every_n_steps`` steps, that of the first group of parameters.
+    ``train/lr`` is written every ``trainer.log_every_n_steps`` steps, and ``train/lr_backbone`` beside it as soon as
+    FineTuning has added the backbone to the optimizer.
     ``train/epoch_seconds`` has the validation in it; ``train/samples_per_second`` counts training alone, over all
     processes.
 
@@ -25,7 +26,9 @@ class Curves(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            self._log(trainer, {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}, trainer.global_step)
+            first, *others = (group["lr"] for group in trainer.optimizers[0].param_groups)
+            rates = {"train/lr": first} | ({"train/lr_backbone": others[-1]} if others else {})
+            self._log(trainer, rates, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

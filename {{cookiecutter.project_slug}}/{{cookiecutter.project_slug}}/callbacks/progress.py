@@ -95,7 +95,7 @@ def shown_folder(trainer: Trainer) -> Path:
 
 def _start_line(trainer: Trainer, model: LightningModule) -> str:
     """What model, which data, on which device, into which folder."""
-    network = type(getattr(model, "network", model)).__name__
+    network = getattr(model, "name", type(getattr(model, "network", model)).__name__)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data = getattr(trainer.datamodule, "dataset", type(trainer.datamodule)).__name__
     dataset = getattr(trainer.train_dataloader, "dataset", None)

@@ -56,11 +56,12 @@ def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | i
 
     Left out is what only repeats another value (``${…}``), and how a run is watched: callbacks, loggers and folders.
     """
+    left_out, left_out_at_root = ("_partial_", "class_names"), ("callbacks", "logger", "ckpt_path", "run_dir")
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "_target_":
                 yield name, value.rpartition(".")[2]
-            elif key != "_partial_" and (name or key not in ("callbacks", "logger", "ckpt_path", "run_dir")):
+            elif key not in left_out and (name or key not in left_out_at_root):
                 yield from hyperparameters(value, f"{name}.{key}" if name else key)
     elif isinstance(config, bool | int | float):
         yield name, config
@@ -69,10 +70,17 @@ def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | i
 
 
 def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:
+    # What torch.compile has made of a module cannot be traced, but the module can.
+    compiled = {module: module._compiled_call_impl for module in model.modules()}
     try:
+        for module in compiled:
+            module._compiled_call_impl = None
         # Tracing runs the model, which must not change what is drawn at random after it.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit, on which TensorBoard's graphs are built, is deprecated
             logger.experiment.add_graph(model, batch[0][:1])
     except Exception as error:  # whatever there is in a batch, or a network does, that cannot be traced
         log.info(f"TensorBoard shows no graph of the model: {str(error).partition(chr(10))[0]}")
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call

@@ -1,4 +1,5 @@
 from .image import ImageDataModule
+from .image_folder import ImageFolderDataModule
 from .linear import LinearDataModule
 
-__all__ = ["ImageDataModule", "LinearDataModule"]
+__all__ = ["ImageDataModule", "ImageFolderDataModule", "LinearDataModule"]

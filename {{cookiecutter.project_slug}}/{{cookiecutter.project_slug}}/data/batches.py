@@ -1,42 +1,185 @@
-"""Data that fits in memory, served a batch at a time."""
+"""Batches of a data set, made here or by worker processes that all its splits share."""
 
-from typing import Any
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader
 
 
-class TensorBatches(TensorDataset):
-    """Tensors with one row per sample, from which a DataLoader takes whole batches.
+class Batched(Protocol):
+    """A data set that makes whole batches."""
 
-    A DataLoader asks a dataset that has ``__getitems__`` for all samples of a batch at once, so that
-    a batch costs one index operation instead of one call per sample and a copy to put them together.
+    def __len__(self) -> int: ...
+
+    def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
+        """The samples at ``indices``, int64 (N,), as they are in ``epoch``."""
+        ...
+
+
+class TensorBatches:
+    """Tensors with one row per sample: a batch costs one index operation, not one call per sample.
+
+    Args:
+        tensors: of equal length.
+        augment: from a row of the first tensor, the epoch and the index, to what training sees of it.
     """
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[indices]
+    def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
+        self.tensors = tensors
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
+        indices = torch.as_tensor(indices)
+        first, *others = (tensor[indices] for tensor in self.tensors)
+        if self.augment:
+            pairs = zip(first, indices.tolist(), strict=True)
+            first = torch.stack([self.augment(row, epoch, index) for row, index in pairs])
+        return first, *others
 
 
-def dataloader(dataset: TensorBatches, batch_size: int, shuffle_seed: int | None = None) -> DataLoader[Any]:
-    """Batches in the order of the dataset or, given ``shuffle_seed``, in an order of their own each epoch.
+class BatchLoader:
+    """The batches of a data set: in its order or, given ``shuffle_seed``, in an order of their own each epoch.
 
     That order depends on the seed and the number of the epoch alone, not on what ran before: a resumed
-    run sees the batches that it would have seen. (A DistributedSampler for one process is such a
-    shuffle, and Lightning tells it the epoch.)
+    run sees the batches that it would have seen. It is a class of its own, and no DataLoader, because a DataLoader
+    neither tells its workers the epoch nor shares them with another.
+
+    Args:
+        dataset: what to serve.
+        batch_size: samples per batch; the last batch has what is left.
+        shuffle_seed: see above.
+        workers: processes that have ``dataset``; without them batches are made here.
 
     Raises:
         MisconfigurationException: if ``batch_size`` is not a positive whole number.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
-    sampler = None
-    if shuffle_seed is not None:
-        sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=shuffle_seed)
-    # A generator of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=as_is, generator=Generator())
+
+    def __init__(
+        self, dataset: Batched, batch_size: int, shuffle_seed: int | None = None, workers: "Workers | None" = None
+    ) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.workers = workers
+        self.epoch = 0
+        # Where Lightning looks for set_epoch.
+        self.batch_sampler = SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.arange(len(self.dataset))
+        if self.shuffle_seed is not None:
+            generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
+            order = torch.randperm(len(self.dataset), generator=generator)
+        batches = order.split(self.batch_size)
+        if self.workers:
+            yield from self.workers.batches(self.dataset, self.epoch, batches)
+        else:
+            yield from (self.dataset.batch(self.epoch, indices) for indices in batches)
+
+
+class Workers:
+    """Processes that make the batches of several data sets in turn, and live as long as this object.
+
+    With a DataLoader for each split there would be as many processes again for each, of which only some work.
+
+    Args:
+        datasets: what they can be asked for.
+        count: of processes, at least 1.
+    """
+
+    def __init__(self, datasets: Sequence[Batched], count: int) -> None:
+        self.datasets = _Several(datasets)
+        self.count = count
+        self.requests: list[Any] = []
+        self.loader = self._loader(self.requests, persistent=True)
+        self.owner: object = None  # of the batches that are under way
+
+    def batches(self, dataset: Batched, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
+        """The batches of ``dataset`` at these indices, in order; some are made ahead of their time."""
+        number = self.datasets.numbers[id(dataset)]
+        requests = [(number, epoch, indices.numpy()) for indices in batches]
+        if self.owner:
+            # Validation in the middle of an epoch: what is made ahead for the epoch must not be lost.
+            yield from self._loader(requests, persistent=False)
+            return
+        me = self.owner = object()
+        self.requests[:] = requests
+        try:
+            for made, batch in enumerate(self.loader, start=1):
+                if made == len(requests):
+                    self.owner = None  # here, because Lightning does not ask once more after the last
+                yield batch
+        finally:
+            if self.owner is me:
+                self.owner = None
+
+    def _loader(self, requests: list[Any], persistent: bool) -> DataLoader[Any]:
+        return DataLoader(
+            self.datasets,
+            batch_sampler=requests,
+            num_workers=self.count,
+            collate_fn=as_is,
+            worker_init_fn=_ignore_ctrl_c,
+            persistent_workers=persistent,
+            pin_memory=torch.cuda.is_available(),
+            # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
+            generator=Generator(),
+        )
+
+
+class _Several:
+    """Data sets by number, as a DataLoader wants one: what it is asked for is not a list of indices but a request."""
+
+    def __init__(self, datasets: Sequence[Batched]) -> None:
+        self.datasets = list(datasets)
+        self.numbers = {id(dataset): number for number, dataset in enumerate(datasets)}
+
+    def __getitems__(self, request: tuple[int, int, Any]) -> tuple[Tensor, ...]:
+        number, epoch, indices = request
+        return self.datasets[number].batch(epoch, indices)
 
 
 def as_is(batch: Any) -> Any:
     """A batch that needs no collating. (A named function, because worker processes must find it.)"""
     return batch
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the training process ends the workers
+
+
+def workers_for(datasets: Sequence[Batched], num_workers: int | None) -> Workers | None:
+    """Worker processes for some data sets.
+
+    Args:
+        datasets: what they can be asked for.
+        num_workers: how many; 0 for none; None for as many as there are cores for this process, up to 8 or, where
+            a process takes seconds to start and imports everything anew (Windows, macOS), up to 4.
+
+    Raises:
+        MisconfigurationException: if ``num_workers`` is negative.
+    """
+    if num_workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = min(cores, 8 if multiprocessing.get_start_method() == "fork" else 4)
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")
+    return Workers(datasets, num_workers) if num_workers else None

@@ -3,6 +3,7 @@
 import logging
 import math
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ from torchvision.datasets.utils import check_integrity
 log = logging.getLogger(__name__)
 
 
-def download(dataset: Any, root: Path) -> None:
+def download(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> None:
     """Downloads a data set to ``root`` unless it is there; what an interrupted download has left is fetched again.
 
     Of several processes that start at once, one downloads and the others wait for it. A ``root`` that
     holds everything is only read.
 
     Args:
-        dataset: a class of ``torchvision.datasets`` with the arguments ``root``, ``train`` and ``download``.
+        dataset: a class of ``torchvision.datasets`` with the arguments ``root`` and ``download``.
         root: the folder that torchvision calls so.
+        splits: for each split that is needed, the arguments that mean it.
 
     Raises:
         MisconfigurationException: if the files are not to be had; it says which belong where.
     """
-    if _is_whole(dataset, root):
+    if _is_whole(dataset, root, splits):
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{dataset.__name__}.lock"):
@@ -34,16 +36,18 @@ def download(dataset: Any, root: Path) -> None:
             log.warning(f"{path} is damaged and will be fetched again.")
             path.unlink()
         try:
-            dataset(root, train=False, download=True)
+            for split in splits:
+                dataset(root, **split, download=True)
         except (RuntimeError, OSError) as error:
             raise MisconfigurationException(_remedy(dataset, root, error)) from error
 
 
-def _is_whole(dataset: Any, root: Path) -> bool:
+def _is_whole(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> bool:
     if _damaged_files(dataset, root):
         return False
     try:
-        dataset(root, train=False, download=False)
+        for split in splits:
+            dataset(root, **split, download=False)
     except RuntimeError:
         return False
     return True
@@ -56,12 +60,18 @@ def _damaged_files(dataset: Any, root: Path) -> list[Path]:
     for good as soon as it exists. (Its other data sets check their own files.)
     """
     damaged = []
-    for name, md5 in getattr(dataset, "resources", []):
+    for name, md5 in _idx_archives(dataset):
         archive = root / dataset.__name__ / "raw" / name
         path = archive.with_suffix("")
         if path.exists() and not (_is_complete_idx(path) and _is_like_archive(path, archive, md5)):
             damaged.append(path)
     return damaged
+
+
+def _idx_archives(dataset: Any) -> list[tuple[str, str]]:
+    """Names and checksums of the archives of MNIST, FashionMNIST and KMNIST. (Their subclasses have other files.)"""
+    resources = vars(dataset).get("resources")
+    return resources if isinstance(resources, list) else []
 
 
 def _is_complete_idx(path: Path) -> bool:
@@ -93,10 +103,11 @@ def _remedy(dataset: Any, root: Path, error: Exception) -> str:
     name = dataset.__name__
     reason = str(error).strip().splitlines()[-1]
     message = f"{name} is not in {root.resolve()} and could not be downloaded: {reason}\n"
-    if not hasattr(dataset, "resources"):
+    archives = _idx_archives(dataset)
+    if not archives:
         return message + f"Connect to the network, or put the files there as torchvision.datasets.{name} expects them."
-    files = ", ".join(file.removesuffix(".gz") for file, _ in dataset.resources)
+    files = ", ".join(file.removesuffix(".gz") for file, _ in archives)
     return message + (
-        f"Connect to the network, set data.root to a folder that has it, or put these {len(dataset.resources)} files, "
-        f"unpacked or as .gz, into {root.resolve() / name / 'raw'}:\n{files}"
+        f"Connect to the network, set data.root to a folder that has it, or put these {len(archives)} files, "
+        f"unpacked, into {root.resolve() / name / 'raw'}:\n{files}"
     )

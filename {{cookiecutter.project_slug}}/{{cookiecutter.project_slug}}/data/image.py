@@ -1,8 +1,10 @@
 """Images of torchvision's data sets that fit in memory."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -10,9 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision import datasets
 
-from .batches import TensorBatches, dataloader
+from .augmentation import augmentation
+from .batches import BatchLoader, TensorBatches, workers_for
 from .download import download
-from .pictures import find_pictures, read_picture
+from .pictures import find_pictures, fit, read_picture
 
 
 class ImageDataModule(LightningDataModule):
@@ -22,16 +25,20 @@ class ImageDataModule(LightningDataModule):
     the training split. Batches are pairs: uint8 images (N, C, H, W), 0 to 255, and int64 labels (N,).
 
     Args:
-        dataset: name of a class in ``torchvision.datasets`` that has ``train=`` and keeps its images in
-            ``data`` and its labels in ``targets``, as MNIST, FashionMNIST, KMNIST and CIFAR10 do.
+        dataset: name of a class in ``torchvision.datasets`` that has a training and a test split and keeps its
+            images in ``data``: MNIST, FashionMNIST, KMNIST, QMNIST, EMNIST, USPS, CIFAR10, CIFAR100, SVHN, STL10.
         root: folder of the files; they are downloaded to it if they are not there.
-        image_shape: channels, height and width; checked against the files.
-        num_classes: number of classes; checked against the files.
-        mean: of the training images, per channel, on the scale 0 to 1. For the model to read.
+        image_shape: channels, height and width; checked against the files. None: as the files have it.
+        num_classes: number of classes; checked against the files. None: as the files have it.
+        class_names: by label. None: as torchvision has them.
+        mean: of the training images, per channel, on the scale 0 to 1, for the model to read. None: measured.
         std: standard deviation of the training images, likewise.
         batch_size: images per step.
         num_val: images of the training split that are kept for validation.
-        seed: of the validation cut and of the order of the training batches.
+        augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own.
+        num_workers: processes that augment, see ``workers_for``.
+        seed: of the validation cut, of the order of the training batches and of the augmentation.
+        options: other arguments of the class, such as EMNIST's ``split``.
 
     Raises:
         MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
@@ -41,13 +48,17 @@ class ImageDataModule(LightningDataModule):
         self,
         dataset: str,
         root: str,
-        image_shape: Sequence[int],
-        num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        image_shape: Sequence[int] | None,
+        num_classes: int | None,
+        class_names: Sequence[str] | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         batch_size: int,
         num_val: int,
+        augmentation: Mapping[str, Any] | None,
+        num_workers: int | None,
         seed: int,
+        options: Mapping[str, Any],
     ) -> None:
         super().__init__()
         if dataset not in datasets.__all__:
@@ -57,21 +68,35 @@ class ImageDataModule(LightningDataModule):
             )
         self.dataset = getattr(datasets, dataset)
         self.root = Path(root).expanduser()
-        self.image_shape = tuple(image_shape)
+        self.image_shape = image_shape and tuple(image_shape)
         self.num_classes = num_classes
+        self.class_names = class_names
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
         self.num_val = num_val
+        self.augmentation = augmentation
+        self.num_workers = num_workers
         self.seed = seed
+        self.options = dict(options)
         self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
-        download(self.dataset, self.root)
+        download(self.dataset, self.root, [self._split(train=True), self._split(train=False)])
+
+    def facts(self) -> dict[str, Any]:
+        """What the config leaves open and the files say."""
+        self.prepare_data()
+        self.setup("fit")
+        names = ("num_classes", "class_names", "mean", "std")
+        return {"image_shape": list(self.image_shape), **{name: getattr(self, name) for name in names}}
 
     def setup(self, stage: str) -> None:
         if stage == "test":
             self.test_set = TensorBatches(*self._load(train=False))
+            self.workers = None
+            return
+        if hasattr(self, "train_set"):
             return
         images, labels = self._load(train=True)
         if not 1 <= self.num_val < len(images):
@@ -81,21 +106,61 @@ class ImageDataModule(LightningDataModule):
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
         val, train = order[: self.num_val], order[self.num_val :]
+        augment = augmentation(self.augmentation, self.seed)
         self.val_set = TensorBatches(images[val], labels[val])
-        self.train_set = TensorBatches(images[train], labels[train])
+        self.train_set = TensorBatches(images[train], labels[train], augment=augment)
+        if self.mean is None or self.std is None:
+            self.mean, self.std = mean_and_std(self.train_set.tensors[0])
+        # Without augmentation there is nothing to do that is worth another process.
+        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
+
+    def _split(self, train: bool) -> dict[str, Any]:
+        """The arguments of the class that mean a split."""
+        parameters = inspect.signature(self.dataset).parameters
+        split = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind is not parameter.VAR_KEYWORD
+            and name not in ("root", *split, *self.options)
+        ]
+        if "train" not in parameters and "split" not in parameters:
+            raise MisconfigurationException(f"data.dataset is {self.dataset.__name__}, which has no test split.")
+        if missing:
+            raise MisconfigurationException(
+                f"{self.dataset.__name__} needs {', '.join(missing)}. Say which: +data.options.{missing[0]}=…"
+            )
+        return split | self.options
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W), uint8, and labels (N,), int64, of one split."""
-        split = self.dataset(self.root, train=train)
-        # MNIST calls its classes "0 - zero", "1 - one", …
-        self.class_names = [name.partition(" - ")[0] for name in split.classes]
-        images, labels = torch.as_tensor(split.data), torch.as_tensor(split.targets)
-        # torchvision keeps grey images as (N, H, W) and coloured ones as (N, H, W, C).
-        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        split = self.dataset(self.root, **self._split(train))
+        if not hasattr(split, "data"):
+            raise MisconfigurationException(
+                f"data.dataset is {self.dataset.__name__}, which does not keep its images in memory. "
+                "If it has a folder per class, take data=image_folder."
+            )
+        images = torch.as_tensor(split.data)
+        labels = torch.as_tensor(split.targets if hasattr(split, "targets") else split.labels).long()
+        labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST has seven more columns
+        # torchvision keeps grey images as (N, H, W) and most coloured ones as (N, H, W, C).
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[3] == 3:
+            images = images.permute(0, 3, 1, 2).contiguous()
+        if self.image_shape is None:
+            self.image_shape = tuple(images.shape[1:])
         if tuple(images.shape[1:]) != self.image_shape:
             raise MisconfigurationException(
                 f"data.image_shape is {list(self.image_shape)}, but the files hold images of {list(images.shape[1:])}."
             )
+        if self.class_names is None:
+            # MNIST calls its classes "0 - zero", "1 - one", …
+            classes = getattr(split, "classes", range(self.num_classes or int(labels.max()) + 1))
+            self.class_names = [str(name).partition(" - ")[0] for name in classes]
+        if self.num_classes is None:
+            self.num_classes = len(self.class_names)
         if labels.max() >= self.num_classes:
             raise MisconfigurationException(
                 f"data.num_classes is {self.num_classes}, but the files hold the label {labels.max()}."
@@ -107,14 +172,28 @@ class ImageDataModule(LightningDataModule):
         return find_pictures(words)
 
     def read_input(self, path: str) -> Tensor:
-        """A picture as the network takes it, see ``read_picture``."""
-        return read_picture(path, self.image_shape, self.invert)
+        """A picture as the network takes it: scaled to cover ``image_shape`` and cut around its centre."""
+        image = fit(read_picture(path, self.image_shape[0]), self.image_shape)
+        return 255 - image if self.invert else image
 
     def train_dataloader(self):
-        return dataloader(self.train_set, self.batch_size, shuffle_seed=self.seed)
+        # What shall be learned by heart must be the same in each epoch.
+        overfits = self.trainer is not None and self.trainer.overfit_batches
+        seed = None if overfits else self.seed
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed=seed, workers=self.workers)
 
     def val_dataloader(self):
-        return dataloader(self.val_set, self.batch_size)
+        return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
 
     def test_dataloader(self):
-        return dataloader(self.test_set, self.batch_size)
+        return BatchLoader(self.test_set, self.batch_size)
+
+
+def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
+    """Per channel, on the scale 0 to 1, of uint8 images (N, C, H, W)."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    mean = shares @ values
+    std = (shares @ values**2 - mean**2).sqrt()
+    return mean.tolist(), std.tolist()

@@ -6,7 +6,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from .batches import TensorBatches, dataloader
+from .batches import BatchLoader, TensorBatches
 
 
 class LinearDataModule(LightningDataModule):
@@ -76,10 +76,10 @@ class LinearDataModule(LightningDataModule):
             raise ValueError("it is not a number") from None
 
     def train_dataloader(self):
-        return dataloader(self.train_set, self.batch_size, shuffle_seed=self.seed)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed=self.seed)
 
     def val_dataloader(self):
-        return dataloader(self.val_set, self.batch_size)
+        return BatchLoader(self.val_set, self.batch_size)
 
     def test_dataloader(self):
-        return dataloader(self.test_set, self.batch_size)
+        return BatchLoader(self.test_set, self.batch_size)

@@ -2,12 +2,14 @@
 
 import glob
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.io import decode_image
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 
 def find_pictures(words: Sequence[str]) -> Iterator[str]:
@@ -26,38 +28,50 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
             yield from (str(file) for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
 
 
-def read_picture(path: str, image_shape: Sequence[int], invert: bool = False) -> Tensor:
-    """A picture of any size and kind as uint8 (C, H, W), 0 to 255.
+def read_picture(path: str, channels: int) -> Tensor:
+    """A picture of any kind, in its own size, as uint8 (channels, H, W), 0 to 255.
 
-    Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured, scaled to cover
-    H x W and cut around its centre. A picture that has the right size and kind already is not changed.
+    Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured, 16 bits made 8.
 
     Args:
         path: of a file in a format that Pillow reads: PNG, JPEG, WebP, GIF, BMP, TIFF and others.
-        image_shape: C, H and W; C is 1 or 3.
-        invert: black for white and white for black.
+        channels: 1 or 3.
 
     Raises:
         OSError: if there is no such file, or it is no picture, or only a part of one.
         ValueError: if it has more pixels than can be meant (a decompression bomb).
     """
-    channels, height, width = image_shape
+    mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
+            if file.format == "JPEG" and file.mode == mode:
+                with suppress(RuntimeError):  # then Pillow says what is wrong with it
+                    return decode_image(path, apply_exif_orientation=True)  # the same pixels in less time
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
     except UnidentifiedImageError:
         raise OSError("it is not a picture") from None
     except (Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(str(error)) from None
     except OSError as error:
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
-    if image.mode.startswith("I"):
+    if picture.mode.startswith("I"):
         # 16 bits per pixel. Pillow would cut what is over 255 instead of scaling it.
-        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return pil_to_tensor(ImageOps.invert(image) if invert else image)
+        picture = Image.fromarray((numpy.asarray(picture) >> 8).astype(numpy.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return pil_to_tensor(picture.convert(mode))
+
+
+def fit(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:
+    """Scales an image and cuts out its centre; one that has the size already is not changed.
+
+    Args:
+        image: uint8 (C, H, W).
+        image_shape: channels, height and width of the result.
+        center_crop_share: of the shorter side, what is left of it, in (0, 1].
+    """
+    height, width = image_shape[1:]
+    if image.shape[1:] == (height, width):
+        return image
+    return center_crop(resize(image, [round(max(height, width) / center_crop_share)], antialias=True), [height, width])

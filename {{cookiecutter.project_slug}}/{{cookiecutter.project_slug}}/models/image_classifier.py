@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ class ImageClassifier(LightningModule):
         num_classes: number of classes.
         mean: of the training images, per channel, on the scale 0 to 1.
         std: standard deviation of the training images, likewise.
+        compile: whether ``torch.compile`` makes the network faster; it needs a C++ compiler, and a minute.
         optimizer: partial, see ``optimizer_and_scheduler``.
         scheduler: partial, see ``optimizer_and_scheduler``.
     """
@@ -38,6 +40,7 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        compile: bool,
         optimizer: "partial[Optimizer]",
         scheduler: "partial[LRScheduler]",
     ) -> None:
@@ -45,6 +48,8 @@ class ImageClassifier(LightningModule):
         self.num_classes = num_classes
         # Convolutions are faster on most devices when the channels of a pixel lie side by side.
         self.network = network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()  # in place: a wrapper would change the keys of the checkpoint
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1))
         self.train_acc, self.val_acc, self.test_acc = (
@@ -53,10 +58,42 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
 
+    def setup(self, stage: str) -> None:
+        """Tries the network on an image of the size that the data have, before anything is trained.
+
+        Raises:
+            MisconfigurationException: if it does not take such images, or gives another number of logits.
+        """
+        image_shape = getattr(self.trainer.datamodule, "image_shape", None)
+        if image_shape is None or stage != "fit":
+            return
+        name = getattr(self, "name", type(self.network).__name__)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()  # so that batch normalisation learns nothing from it
+        try:
+            with torch.no_grad():
+                image = self._normalized(torch.zeros(1, *image_shape, dtype=torch.uint8))
+                shape = tuple(self.network.forward(image).shape)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise MisconfigurationException(
+                f"{name} does not take images of {list(image_shape)} (channels, height, width), as data= serves them: "
+                f"{reason}\nChoose another model=, or change the network or data.image_shape."
+            ) from error
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if shape != (1, self.num_classes):
+            raise MisconfigurationException(
+                f"{name} gives {list(shape[1:])} numbers per image; the data have {self.num_classes} classes."
+            )
+
     def forward(self, images: Tensor) -> Tensor:
         """Raw uint8 images (N, C, H, W) to logits (N, num_classes)."""
-        images = (images / 255 - self.mean) / self.std
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.network(self._normalized(images))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return ((images / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return self._step(batch, "train")

@@ -20,13 +20,18 @@ class LinearRegression(LightningModule):
 
     Args:
         in_features: numbers per sample in x.
+        compile: whether ``torch.compile`` is used.
         optimizer: partial, see ``optimizer_and_scheduler``.
         scheduler: partial, see ``optimizer_and_scheduler``.
     """
 
-    def __init__(self, in_features: int, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]") -> None:
+    def __init__(
+        self, in_features: int, compile: bool, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]"
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, 1)
+        if compile:
+            self.linear.compile()  # in place: a wrapper would change the keys of the checkpoint
         self.optimizer = optimizer
         self.scheduler = scheduler
 

@@ -37,7 +37,8 @@ def optimizer_and_scheduler(
         if math.isfinite(module.trainer.num_training_batches):
             when |= {"interval": "step", "frequency": int(module.trainer.num_training_batches)}
     try:
-        built_optimizer = optimizer(module.parameters())
+        # What a callback has frozen is left out, for the callback to add later.
+        built_optimizer = optimizer(p for p in module.parameters() if p.requires_grad)
         built_scheduler = scheduler.func(built_optimizer, **arguments)
     except (TypeError, ValueError) as error:
         raise MisconfigurationException(f"An argument of optimizer or scheduler does not fit: {error}") from error

@@ -1,0 +1,42 @@
+"""A network whose path depends on its input."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Dynamic(nn.Module):
+    """Two perceptrons, of which each image takes one: which, depends on the sum of its (normalised) pixels.
+
+    Python decides it anew for each batch, with an ordinary ``if``: autograd records what was run. Each image goes
+    its own way, so that what is said of one does not depend on which others are in its batch.
+
+    Args:
+        image_shape: channels, height and width of the images.
+        num_classes: length of the output.
+        hidden: width of the hidden layer of each path.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: int) -> None:
+        super().__init__()
+        self.bright, self.dark = (
+            nn.Sequential(nn.Linear(math.prod(image_shape), hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+            for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Float images (N, C, H, W) to logits (N, num_classes)."""
+        images = images.flatten(1)
+        is_bright = images.sum(dim=1) > 0
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            # A file or a picture of the network is the same for all input: it has both paths.
+            return torch.where(is_bright[:, None], self.bright(images), self.dark(images))
+        if is_bright.all():
+            return self.bright(images)
+        if not is_bright.any():
+            return self.dark(images)
+        logits = torch.cat([self.bright(images[is_bright]), self.dark(images[~is_bright])])
+        places = torch.cat([is_bright.nonzero(), (~is_bright).nonzero()]).flatten()
+        return logits[places.argsort()]
