@@ -1,13 +1,19 @@
 import os
+import pickle
 import runpy
 import struct
 import sys
+import tomllib
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from PIL import Image
+from torchvision import datasets
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 
 # The ten digits, five rows of three pixels each.
 GLYPHS = """
@@ -54,11 +60,59 @@ def train(tmp_path, script):
 def digits(tmp_path_factory) -> Path:
     """A data root with small files in MNIST's own format, which torchvision reads as it reads MNIST's."""
     root = tmp_path_factory.mktemp("digits")
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    write_idx_pair(folder, "train", 600, seed=0)
-    write_idx_pair(folder, "t10k", 200, seed=1)
+    for name in ("MNIST", "FashionMNIST", "KMNIST"):
+        folder = root / name / "raw"
+        folder.mkdir(parents=True)
+        write_idx_pair(folder, "train", 600, seed=0)
+        write_idx_pair(folder, "t10k", 200, seed=1)
     return root
+
+
+@pytest.fixture
+def photos(tmp_path_factory, monkeypatch) -> Path:
+    """A data root with small files in the formats of CIFAR-10 and CIFAR-100: pickled rows of 3072 bytes, red first."""
+    root = tmp_path_factory.mktemp("photos")
+    cifar10 = {f"data_batch_{number}": 40 for number in range(1, 6)} | {"test_batch": 100}
+    for folder, files, key in (
+        ("cifar-10-batches-py", cifar10, "labels"),
+        ("cifar-100-python", {"train": 200, "test": 100}, "fine_labels"),
+    ):
+        (root / folder).mkdir()
+        for seed, (name, count) in enumerate(files.items()):
+            generator = numpy.random.default_rng(seed)
+            pixels = generator.integers(0, 256, (count, 3072), dtype=numpy.uint8)
+            rows = {"data": pixels, key: generator.integers(0, 10, count).tolist()}
+            (root / folder / name).write_bytes(pickle.dumps(rows))
+    names = [f"kind {number}" for number in range(10)]
+    (root / "cifar-10-batches-py/batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    (root / "cifar-100-python/meta").write_bytes(pickle.dumps({"fine_label_names": names}))
+    # torchvision knows the checksums of the real files alone.
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": None})
+    monkeypatch.setattr(datasets.CIFAR100, "meta", datasets.CIFAR100.meta | {"md5": None})
+    return root
+
+
+COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of small pictures of all sizes, one subfolder per colour."""
+    write_pictures(tmp_path / "pictures", 30, seed=0)
+    return tmp_path / "pictures"
+
+
+def write_pictures(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
+    """For each colour ``count`` JPEG files that are named by seed and number."""
+    generator = numpy.random.default_rng(seed)
+    for color in colors:
+        (folder / color).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            height, width = generator.integers(24, 60, 2)
+            noise = generator.integers(-40, 40, (height, width, 3))
+            pixels = (numpy.array(COLORS[color]) + noise).clip(0, 255).astype(numpy.uint8)
+            Image.fromarray(pixels).save(folder / color / f"{seed}_{number:02}.jpg")
 
 
 def write_idx_pair(folder: Path, split: str, count: int, seed: int) -> None:

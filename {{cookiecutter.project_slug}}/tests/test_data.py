@@ -9,20 +9,22 @@ import pickle
 import shutil
 import threading
 
-import numpy
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision import datasets
 
-from conftest import ROOT, draw_digits
+from conftest import PACKAGE, ROOT, draw_digits
+
+ImageDataModule = get_object(f"{PACKAGE}.data.ImageDataModule")
 
 
 def make(*overrides: str):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return instantiate(compose("train", ["data=mnist", "data.num_val=100", "data.batch_size=64", *overrides]).data)
+        config = compose("train", ["data=mnist", "data.num_val=100", "data.batch_size=64", *overrides])
+        return instantiate(config.data, _convert_="all")
 
 
 def rows(images: torch.Tensor) -> set[bytes]:
@@ -31,7 +33,7 @@ def rows(images: torch.Tensor) -> set[bytes]:
 
 def order(data, epoch: int) -> torch.Tensor:
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)  # as Lightning does
+    loader.batch_sampler.sampler.set_epoch(epoch)  # as Lightning does
     return torch.cat([labels for _, labels in loader])
 
 
@@ -85,23 +87,120 @@ def test_every_image_is_seen_once_an_epoch(mnist):
     assert len(images) == 500
 
 
-def test_coloured_images_have_their_channels_first(tmp_path, monkeypatch):
-    """CIFAR-10's own format, read by torchvision: rows of 3072 bytes, all red first."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    pixels = numpy.random.default_rng(0).integers(0, 256, (8, 3072), dtype=numpy.uint8)
-    for name in ["test_batch", *(f"data_batch_{i}" for i in range(1, 6))]:
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(8))}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
-    # torchvision knows the checksums of the real files alone.
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
-
-    data = make(f"data.root={tmp_path}", "data.dataset=CIFAR10", "data.image_shape=[3,32,32]", "data.num_val=10")
+@pytest.mark.parametrize("choice", ["fashion_mnist", "kmnist"])
+def test_the_relatives_of_mnist(digits, choice):
+    data = make(f"data={choice}", f"data.root={digits}")
+    data.prepare_data()
     data.setup("fit")
     data.setup("test")
-    assert data.test_set.tensors[0].numpy().reshape(8, 3072).tolist() == pixels.tolist()
-    assert data.test_set.tensors[1].tolist() == list(range(8))
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (500, 100, 200)
+    assert data.facts()["num_classes"] == len(data.facts()["class_names"]) == 10
+
+
+def test_coloured_images_have_their_channels_first(photos):
+    data = make("data=cifar10", f"data.root={photos}")
+    data.setup("fit")
+    data.setup("test")
+    rows = pickle.loads((photos / "cifar-10-batches-py/test_batch").read_bytes())
+    assert data.test_set.tensors[0].numpy().reshape(100, 3072).tolist() == rows["data"].tolist()
+    assert data.test_set.tensors[1].tolist() == rows["labels"]
+    assert data.class_names[3] == "kind 3"
+
+
+@pytest.mark.parametrize(("dataset", "shape"), [("CIFAR100", [3, 32, 32]), ("KMNIST", [1, 28, 28])])
+def test_any_other_data_set_by_its_name_says_the_rest_itself(photos, digits, dataset, shape):
+    data = make("data=torchvision", f"data.dataset={dataset}", f"data.root={photos if shape[0] == 3 else digits}")
+    facts = data.facts()
+    assert facts["image_shape"] == shape
+    assert facts["num_classes"] == len(facts["class_names"]) == 10
+    scaled = data.train_set.tensors[0] / 255.0
+    assert facts["mean"] == pytest.approx(scaled.mean(dim=(0, 2, 3)).tolist(), rel=1e-4)
+    assert facts["std"] == pytest.approx(scaled.std(dim=(0, 2, 3), correction=0).tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [("FakeData", "no test split"), ("EMNIST", r"\+data\.options\.split="), ("Food101", "data=image_folder")],
+)
+def test_a_data_set_of_another_kind_is_refused(tmp_path, monkeypatch, dataset, message):
+    monkeypatch.setattr(f"{ImageDataModule.__module__}.download", lambda *args: None)
+    monkeypatch.setattr(datasets.Food101, "__init__", lambda self, root, split: None)
+    with pytest.raises(MisconfigurationException, match=message):
+        make("data=torchvision", f"data.dataset={dataset}", f"data.root={tmp_path}").facts()
+
+
+# Augmentation
+
+SHIFT = "+data.augmentation.shift={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:4}"
+
+
+def images_of(loader, epoch: int) -> torch.Tensor:
+    loader.set_epoch(epoch)
+    return torch.cat([images for images, _ in loader])
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
+    loaders = {}
+    for name, override in {"": "", "0 workers": "data.num_workers=0", "other seed": "seed=7"}.items():
+        data = make(f"data.root={digits}", SHIFT, *([override] if override else []))
+        data.setup("fit")
+        loaders[name] = data.train_dataloader()
+    with_workers, without, other = loaders.values()
+    assert with_workers.workers, "there is something for them to do"
+    assert not without.workers
+    second = images_of(with_workers, 1)  # the third epoch is the same whether there was a second or not
+    assert images_of(with_workers, 2).equal(images_of(without, 2))
+    assert images_of(without, 1).equal(second)
+    assert not images_of(without, 2).equal(second)
+    assert not images_of(other, 2).equal(images_of(without, 2))
+
+    plain = images_of(without, 1)
+    order = torch.cat([indices for indices in without._split(torch.arange(500))])
+    assert len(plain) == len(order) == 500
+    state = torch.get_rng_state()
+    images_of(without, 3)
+    assert torch.get_rng_state().equal(state), "nothing else is drawn from the same numbers"
+
+
+def test_augmentation_is_for_training_only(digits):
+    data = make(f"data.root={digits}", SHIFT)
+    data.setup("fit")
+    data.setup("test")
+    assert rows(images_of(data.val_dataloader(), 1)) == rows(data.val_set.tensors[0])
+    assert rows(images_of(data.test_dataloader(), 1)) == rows(data.test_set.tensors[0])
+    assert rows(images_of(data.train_dataloader(), 1)) != rows(data.train_set.tensors[0])
+
+
+def test_off_for_mnist_and_crop_and_flip_for_cifar10(photos, mnist):
+    assert mnist.train_set.augment is None
+    assert mnist.workers is None
+    data = make("data=cifar10", f"data.root={photos}")
+    data.setup("fit")
+    assert [type(transform).__name__ for transform in data.augmentation.values()] == [
+        "RandomCrop",
+        "RandomHorizontalFlip",
+    ]
+    data = make("data=cifar10", f"data.root={photos}", "data.augmentation.crop=null", "data.batch_size=100")
+    data.setup("fit")
+    images, originals = images_of(data.train_dataloader(), 0), data.train_set.tensors[0]
+    flipped = len(rows(images) - rows(originals))
+    assert rows(images) <= rows(originals) | rows(originals.flip(-1))
+    assert 30 < flipped < 70, "half of the hundred"
+
+
+def test_a_last_batch_of_one_sample_joins_the_batch_before(digits):
+    data = make(f"data.root={digits}", "data.batch_size=499")
+    data.setup("fit")
+    assert [len(labels) for _, labels in data.train_dataloader()] == [500]
+    assert [len(labels) for _, labels in data.val_dataloader()] == [100]
+    assert len(data.train_dataloader()) == 1
+
+
+def test_overfitting_sees_the_same_batch_in_each_epoch(train, digits):
+    (run,) = train(
+        "experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.overfit_batches=1", "data.batch_size=20"
+    )
+    assert (run / "results.json").exists()
 
 
 # Files that are missing or damaged

@@ -5,16 +5,14 @@ import runpy
 import shlex
 import shutil
 import sys
-import tomllib
 
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from conftest import ROOT, draw_digits, write_idx_pair
+from conftest import PACKAGE, ROOT, draw_digits, write_idx_pair
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
 
 

@@ -8,17 +8,13 @@ import runpy
 import shutil
 import signal
 import sys
-import tomllib
 
 import pytest
 import torch
-from hydra.utils import get_object
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runs
 from conftest import ROOT
-
-PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
 
@@ -83,28 +79,11 @@ def start(folder):
 @pytest.fixture(scope="module")
 def command(digits):
     """A run with all that draws random numbers: dropout, shuffling, augmentation; and a scheduler for each step."""
-    module = get_object(f"{PACKAGE}.data.ImageDataModule")
-    batches = get_object(f"{PACKAGE}.data.batches.TensorBatches")
-    plain_loader, plain_items = module.train_dataloader, batches.__getitems__
-
-    def augmenting_loader(self):
-        loader = plain_loader(self)
-        loader.dataset.augments = True
-        return loader
-
-    def augmented_items(self, indices):
-        images, labels = plain_items(self, indices)
-        if hasattr(self, "augments"):
-            images = images.roll(int(torch.randint(-2, 3, ())), dims=-1)
-        return images, labels
-
     mnist = ["experiment=mnist", "model=mlp", "model.network.dropout=0.5", f"data.root={digits}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_dataloader", augmenting_loader)
-        patch.setattr(batches, "__getitems__", augmented_items)
-        # Pictures take longer than such an epoch, above all where function calls are counted.
-        few_pictures = "callbacks.classifier_figures.times=1"
-        yield ["train.py", *mnist, "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=5", few_pictures]
+    crop = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
+    # Pictures take longer than such an epoch, above all where function calls are counted.
+    quick = ["callbacks.classifier_figures.times=1", "data.num_workers=0", "trainer.max_epochs=5"]
+    return ["train.py", *mnist, crop, "data.num_val=100", "data.batch_size=50", *quick]
 
 
 def state(run):

@@ -185,7 +185,7 @@ def test_the_most_confidently_wrong_come_first(tmp_path):
     config = OmegaConf.load(ROOT / "configs/model/cnn.yaml")
     classifier = OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures
     figures = instantiate(classifier)
-    model = instantiate({"_target_": config._target_}, Fixed(), 3, [0.0], [1 / 255], None, None)
+    model = instantiate({"_target_": config._target_}, Fixed(), 3, [0.0], [1 / 255], False, None, None)
     logits = torch.tensor([[9, 1, 0], [0, 2, 9], [0, 5, 0], [7, 0, 0], [0, 0, 8]], dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 2, 2])
     batches = [(logits[:3].view(-1, 1, 1, 3), labels[:3]), (logits[3:].view(-1, 1, 1, 3), labels[3:])]

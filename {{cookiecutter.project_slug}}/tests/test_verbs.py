@@ -137,7 +137,7 @@ def test_predictions_are_those_of_evaluate(classifier, script, tmp_path, capfd):
     for i, image in enumerate(images):
         Image.fromarray(image.numpy()).save(tmp_path / f"{i:03}.png")
     rows = predicted(script, tmp_path, classifier, str(tmp_path / "*.png"))
-    correct = sum(row["label"] == label for row, label in zip(rows, labels.tolist(), strict=True))
+    correct = sum(int(row["label"]) == label for row, label in zip(rows, labels.tolist(), strict=True))
     assert numpy.float32(correct / 200) == numpy.float32(evaluated(script, capfd, classifier)["test/acc"])
 
     # The loss of evaluate.py is the mean of -ln p of the labels; where the label was found, p is in the file.
@@ -232,7 +232,7 @@ def test_the_exported_model_gives_what_the_model_gives(request, experiment, kind
     if experiment == "classifier":
         for i, image in enumerate(inputs):
             Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
-        expected = [row["label"] for row in predicted(script, tmp_path, run, str(tmp_path / "?.png"))]
+        expected = [int(row["label"]) for row in predicted(script, tmp_path, run, str(tmp_path / "?.png"))]
     else:
         expected = [row["y"] for row in predicted(script, tmp_path, run, *map(str, inputs[:, 0].tolist()))]
     if kind == "onnx":

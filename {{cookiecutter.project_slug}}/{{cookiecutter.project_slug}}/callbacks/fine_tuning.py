@@ -9,28 +9,38 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 class FineTuning(BackboneFinetuning):
     """Trains what is not the ``backbone`` of the model at first, and the backbone later, at a lower rate.
 
-    (Lightning's BackboneFinetuning doubles the rate of the backbone each epoch until it is that of the rest; and it
-    leaves the backbone frozen in a run that is resumed after it was thawed.)
+    (Lightning's BackboneFinetuning trains batch normalisation from the beginning, doubles the rate of the backbone each
+    epoch until it is that of the rest, and leaves the backbone frozen if a run is resumed after it was thawed.)
 
     Args:
         unfreeze_backbone_at_epoch: the epoch, from 0, in which the backbone is trained for the first time.
         backbone_initial_ratio_lr: the learning rate of the backbone, as a share of that of the rest.
-        train_bn: whether batch normalisation in the backbone is trained from the beginning, at the rate of the rest.
     """
 
-    def __init__(self, unfreeze_backbone_at_epoch: int, backbone_initial_ratio_lr: float, train_bn: bool) -> None:
+    def __init__(self, unfreeze_backbone_at_epoch: int, backbone_initial_ratio_lr: float) -> None:
         super().__init__(
             unfreeze_backbone_at_epoch,
             lambda_func=_unchanged,
             backbone_initial_ratio_lr=backbone_initial_ratio_lr,
-            train_bn=train_bn,
         )
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        if not hasattr(pl_module, "backbone"):
+            raise MisconfigurationException(
+                "FineTuning takes a model with a `backbone`, such as model=resnet18. Without it: callbacks.fine_tuning=null."
+            )
+        self.freeze(pl_module.backbone, train_bn=False)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        # What is frozen gives in training what it gives in validation: no dropout, no statistics of the batch.
+        pl_module.backbone.train(trainer.current_epoch >= self.unfreeze_backbone_at_epoch)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on where a resumed run was.
 
         Raises:
-            MisconfigurationException: if the model has no backbone, or the scheduler cannot take it in later.
+            MisconfigurationException: if the scheduler cannot take in the backbone later.
         """
         super().on_fit_start(trainer, pl_module)
         for config in trainer.lr_scheduler_configs:

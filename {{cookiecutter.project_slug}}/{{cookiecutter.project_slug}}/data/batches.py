@@ -56,7 +56,7 @@ class BatchLoader:
 
     Args:
         dataset: what to serve.
-        batch_size: samples per batch; the last batch has what is left.
+        batch_size: samples per batch; the last batch has what is left, but a single sample joins the batch before.
         shuffle_seed: see above.
         workers: processes that have ``dataset``; without them batches are made here.
 
@@ -81,22 +81,29 @@ class BatchLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return len(self._split(torch.arange(len(self.dataset))))
 
     def __iter__(self) -> Iterator[Any]:
         order = torch.arange(len(self.dataset))
         if self.shuffle_seed is not None:
             generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
             order = torch.randperm(len(self.dataset), generator=generator)
-        batches = order.split(self.batch_size)
+        batches = self._split(order)
         if self.workers:
             yield from self.workers.batches(self.dataset, self.epoch, batches)
         else:
             yield from (self.dataset.batch(self.epoch, indices) for indices in batches)
 
+    def _split(self, order: Tensor) -> Sequence[Tensor]:
+        batches = list(order.split(self.batch_size))
+        if self.shuffle_seed is not None and len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
+            # Batch normalisation cannot be trained on one sample.
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
 
 class Workers:
-    """Processes that make the batches of several data sets in turn, and live as long as this object.
+    """Processes that make the batches of several data sets in turn, and stay until they are stopped.
 
     With a DataLoader for each split there would be as many processes again for each, of which only some work.
 
@@ -130,6 +137,13 @@ class Workers:
         finally:
             if self.owner is me:
                 self.owner = None
+
+    def stop(self) -> None:
+        """Ends the processes, now and not when Python happens to collect this. When needed they start again."""
+        if self.loader._iterator is not None:
+            self.loader._iterator._shutdown_workers()
+            self.loader._iterator = None
+        self.owner = None
 
     def _loader(self, requests: list[Any], persistent: bool) -> DataLoader[Any]:
         return DataLoader(

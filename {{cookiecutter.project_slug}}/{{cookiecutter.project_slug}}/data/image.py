@@ -94,7 +94,6 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "test":
             self.test_set = TensorBatches(*self._load(train=False))
-            self.workers = None
             return
         if hasattr(self, "train_set"):
             return
@@ -117,7 +116,10 @@ class ImageDataModule(LightningDataModule):
     def _split(self, train: bool) -> dict[str, Any]:
         """The arguments of the class that mean a split."""
         parameters = inspect.signature(self.dataset).parameters
-        split = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
+        if "train" in parameters or issubclass(self.dataset, datasets.MNIST):
+            split: dict[str, Any] = {"train": train}
+        else:
+            split = {"split": "train" if train else "test"}
         missing = [
             name
             for name, parameter in parameters.items()
@@ -125,7 +127,7 @@ class ImageDataModule(LightningDataModule):
             and parameter.kind is not parameter.VAR_KEYWORD
             and name not in ("root", *split, *self.options)
         ]
-        if "train" not in parameters and "split" not in parameters:
+        if not {"train", "split"} & parameters.keys():
             raise MisconfigurationException(f"data.dataset is {self.dataset.__name__}, which has no test split.")
         if missing:
             raise MisconfigurationException(
@@ -188,11 +190,18 @@ class ImageDataModule(LightningDataModule):
     def test_dataloader(self):
         return BatchLoader(self.test_set, self.batch_size)
 
+    def teardown(self, stage: str) -> None:
+        if getattr(self, "workers", None):
+            self.workers.stop()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
+
 
 def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
     """Per channel, on the scale 0 to 1, of uint8 images (N, C, H, W)."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     shares = counts / counts.sum(dim=1, keepdim=True)
     mean = shares @ values
     std = (shares @ values**2 - mean**2).sqrt()

@@ -167,11 +167,17 @@ class ImageFolderDataModule(LightningDataModule):
         return BatchLoader(self.test_set, self.batch_size, workers=self.workers)
 
     def teardown(self, stage: str) -> None:
+        if self.workers and stage != "fit":  # after which comes the test
+            self.workers.stop()
         sets = (self.test_set,) if stage == "test" else (self.train_set, self.val_set)
         broken = [path for dataset in sets for path in dataset.broken_files()]
         if broken:
             more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
             log.warning(f"{len(broken)} files were skipped, for they could not be read: {', '.join(broken[:10])}{more}")
+
+    def on_exception(self, exception: BaseException) -> None:
+        if getattr(self, "workers", None):
+            self.workers.stop()
 
 
 class PictureFiles:
@@ -314,16 +320,16 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
         classes.setdefault(name, []).append(path)
     rows = []
     for name, paths in classes.items():
-        paths = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
+        rest = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
         for split, share in shares.items():
             count = max(1, round(share * len(paths)))
-            rows += [(split, name, path) for path in paths[:count]]
-            paths = paths[count:]
-        if not paths:
+            rows += [(split, name, path) for path in rest[:count]]
+            rest = rest[count:]
+        if not rest:
             raise MisconfigurationException(
                 f"The class {name} has too few pictures: one is needed for training and for each of {list(shares)}."
             )
-        rows += [("train", name, path) for path in paths]
+        rows += [("train", name, path) for path in rest]
     return rows
 
 

@@ -2,13 +2,11 @@
 
 import glob
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_image
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 
@@ -41,12 +39,8 @@ def read_picture(path: str, channels: int) -> Tensor:
         OSError: if there is no such file, or it is no picture, or only a part of one.
         ValueError: if it has more pixels than can be meant (a decompression bomb).
     """
-    mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(path) as file:
-            if file.format == "JPEG" and file.mode == mode:
-                with suppress(RuntimeError):  # then Pillow says what is wrong with it
-                    return decode_image(path, apply_exif_orientation=True)  # the same pixels in less time
             picture = ImageOps.exif_transpose(file)
             picture.load()
     except UnidentifiedImageError:
@@ -60,7 +54,7 @@ def read_picture(path: str, channels: int) -> Tensor:
         picture = Image.fromarray((numpy.asarray(picture) >> 8).astype(numpy.uint8))
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return pil_to_tensor(picture.convert(mode))
+    return pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
 
 
 def fit(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:

@@ -90,12 +90,12 @@ class TorchvisionClassifier(ImageClassifier):
         """All but the last layer, for Lightning's BackboneFinetuning."""
         return self.network.backbone
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.weights and not self.trainer.ckpt_path:
+    def on_fit_start(self) -> None:
+        # Not in setup, for then Lightning has not said yet whether there is a checkpoint.
+        if self.weights and not self.trainer.ckpt_path:
             pretrained, _ = _backbone(self.name, self.weights, self.channels)
             self.network.backbone.load_state_dict(pretrained.state_dict())
             self._compare_pictures()
-        super().setup(stage)
 
     def _compare_pictures(self) -> None:
         """Says what to set if a folder of pictures is served in another size than the weights were trained on."""

@@ -1,0 +1,363 @@
+"""`data=image_folder`: your own pictures."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object, instantiate
+from lightning import Callback
+from PIL import Image
+
+from conftest import PACKAGE, ROOT, write_pictures
+
+SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "model=cnn"]
+
+read_splits = get_object(f"{PACKAGE}.data.image_folder.read_splits")
+
+
+def make(root, run_dir, *overrides):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [*SMALL, f"data.root={root}", f"run_dir={run_dir}", *overrides])
+    data = instantiate(config.data, _convert_="all")
+    data.setup("fit")
+    return data
+
+
+def splits(path):
+    """The pictures of each split."""
+    rows = read_splits(path)
+    return {split: {picture for where, _, picture in rows if where == split} for split in ("train", "val", "test")}
+
+
+def metrics(run):
+    return json.loads((run / "results.json").read_text())["metrics"]
+
+
+def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=8")
+    assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
+    script("predict.py", run, pictures / "red/0_03.jpg", pictures / "blue", "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert rows[0]["label"] == "red"
+    assert Counter(row["label"] for row in rows[1:])["blue"] > 25
+
+
+def test_predictions_are_those_of_the_test(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=2")
+    test = sorted(splits(run / "split.csv")["test"])
+    script("predict.py", run, *(pictures / picture for picture in test), "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    right = sum(row["label"] == picture.partition("/")[0] for row, picture in zip(rows, test, strict=True))
+    assert right / len(test) == pytest.approx(metrics(run)["test/acc"])
+
+
+# Which picture is in which split
+
+
+def test_without_splits_each_class_is_cut_alike_by_the_seed(pictures, tmp_path):
+    shutil.rmtree(pictures / "green")
+    write_pictures(pictures, 20, seed=1, colors=("blue",))
+    data = make(pictures, tmp_path, "data.val_share=0.1", "data.test_share=0.2")
+    assert Counter(data.train_set.labels.tolist()) == {0: 35, 1: 21}
+    assert Counter(data.val_set.labels.tolist()) == {0: 5, 1: 3}
+    assert Counter(data.test_set.labels.tolist()) == {0: 10, 1: 6}
+    found = splits(tmp_path / "split.csv")
+    assert sum(map(len, found.values())) == len(set.union(*found.values())) == 80
+
+    for seed, same in ((42, True), (0, False)):
+        (tmp_path / str(seed)).mkdir()
+        make(pictures, tmp_path / str(seed), f"seed={seed}")
+        assert (splits(tmp_path / str(seed) / "split.csv") == found) == same
+
+
+@pytest.mark.parametrize("given", [["test"], ["val"], ["test", "val"], []], ids="+".join)
+def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tmp_path, given):
+    for seed, split in enumerate(["train", *given]):
+        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
+    make(tmp_path / "pictures", tmp_path)
+    found = splits(tmp_path / "split.csv")
+    for split in ("val", "test"):
+        if split in given:
+            assert len(found[split]) == 30
+            assert all(picture.startswith(f"{split}/") for picture in found[split])
+        else:
+            assert found[split]
+            assert all(picture.startswith("train/") for picture in found[split])
+    assert not found["train"] & (found["val"] | found["test"])
+
+
+def test_a_class_of_trains_is_no_split(tmp_path):
+    write_pictures(tmp_path / "pictures", 10, seed=0)
+    (tmp_path / "pictures/red").rename(tmp_path / "pictures/train")
+    assert make(tmp_path / "pictures", tmp_path).class_names == ["blue", "green", "train"]
+
+
+def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_path, capfd):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+    before = splits(run / "split.csv")
+    loss = metrics(run)["test/loss"]
+    write_pictures(pictures, 10, seed=9)
+    capfd.readouterr()
+    script("evaluate.py", run, "--json")
+    assert json.loads(capfd.readouterr().out)["metrics"]["test/loss"] == loss
+    script("resume.py", run, "trainer.max_epochs=2")
+    assert splits(run / "split.csv") == before
+
+    (other,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1", f"data.split_of={run}", "seed=3")
+    after = splits(other / "split.csv")
+    assert (after["val"], after["test"]) == (before["val"], before["test"])
+    assert after["train"] == before["train"] | {
+        f"{color}/9_{number:02}.jpg" for color in ("blue", "green", "red") for number in range(10)
+    }
+
+
+def test_a_run_can_be_used_without_its_pictures(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+    shutil.copy(pictures / "red/0_00.jpg", tmp_path / "one.jpg")
+    shutil.rmtree(pictures)
+    script("predict.py", run, tmp_path / "one.jpg")
+
+
+# What people's folders have in them
+
+
+def test_pictures_of_every_kind(pictures, tmp_path):
+    noise = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8)
+    image = Image.fromarray(noise)
+    red = pictures / "red"
+    shutil.rmtree(red)
+    red.mkdir()
+    image.save(red / "plain.png")
+    image.convert("CMYK").save(red / "print.jpg")
+    image.convert("L").save(red / "grey.jpg")
+    image.convert("P").save(red / "palette.png")
+    image.convert("RGBA").save(red / "transparent.png")
+    image.save(red / "capitals.JPG")
+    image.save(red / "scan.tif")
+    image.save(red / "bitmap.bmp")
+    image.save(red / "web.webp")
+    Image.fromarray(noise[..., 0].astype(numpy.uint16) * 257).save(red / "sixteen_bits.png")
+    (red / "deeper").mkdir()
+    image.save(red / "deeper/nested.png")
+    # What nobody means to be a picture:
+    (red / "notes.txt").write_text("red ones")
+    (red / "._plain.png").write_bytes(b"macOS")
+    (pictures / ".ipynb_checkpoints").mkdir()
+    data = make(pictures, tmp_path, "data.num_workers=0")
+    assert data.class_names == ["blue", "green", "red"]
+    names = {path for split in splits(tmp_path / "split.csv").values() for path in split if path.startswith("red/")}
+    assert len(names) == 11
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        for images, labels in loader:
+            assert images.shape[1:] == (3, 16, 16)
+            assert images.dtype == torch.uint8
+            assert labels.dtype == torch.int64
+    grey = make(pictures, tmp_path / "grey", "data.image_shape=[1,16,16]", "data.num_workers=0")
+    assert next(iter(grey.train_dataloader()))[0].shape[1:] == (1, 16, 16)
+
+
+MISTAKES = {
+    "no such folder": (shutil.rmtree, ["no folder of pictures", "PICTURES/cat/1.jpg"]),
+    "no class folders": (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], ["no folder of pictures"]),
+    "an empty class": (lambda f: (f / "yellow").mkdir(), ["classes without a picture: yellow"]),
+    "a class of no pictures": (
+        lambda f: ((f / "words").mkdir(), (f / "words/a.txt").write_text("a")),
+        ["classes without a picture: words", ".jpg"],
+    ),
+    "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["one class only"]),
+    "two pictures": (
+        lambda f: [path.unlink() for path in sorted((f / "red").iterdir())[2:]],
+        ["The class red has too few pictures"],
+    ),
+    "a class that only the test has": (
+        lambda f: (
+            write_pictures(f / "train", 5, seed=0, colors=("red", "blue")),
+            write_pictures(f / "test", 2, seed=1),
+        ),
+        ["test has classes that", "train does not have: green"],
+    ),
+    "an empty test": (
+        lambda f: (write_pictures(f / "train", 5, seed=0), (f / "test").mkdir()),
+        ["test has no pictures"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_folder_that_is_not_right_is_explained(train, pictures, mistake):
+    make_mistake, messages = MISTAKES[mistake]
+    make_mistake(pictures)
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}")
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["data.val_share=1"], ["data.val_share is 1", "between 0 and 1"]),
+        (["data.image_shape=[4,16,16]"], ["1 or 3 channels"]),
+        (["data.num_workers=-1"], ["data.num_workers is -1"]),
+        (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
+        # A network for grey images, told so behind the back of the data.
+        (["model.network.image_shape=[1,16,16]"], ["CNN does not take images of [3, 16, 16]", "1 channels", "model="]),
+        (["model.network.num_classes=2"], ["CNN gives [2] numbers per image; the data have 3 classes"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_a_setting_that_does_not_fit_is_explained(train, pictures, arguments, messages):
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}", *arguments)
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+def test_the_folder_has_no_default(train):
+    with pytest.raises(SystemExit, match=r"data\.root has no default\. Say it: data\.root=…"):
+        train(*SMALL)
+
+
+def damage(pictures, count=3):
+    """Breaks training pictures in three ways; returns their paths."""
+    paths = sorted((pictures / "train/red").iterdir())[:count]
+    paths[0].write_bytes(paths[0].read_bytes()[:400])
+    if count > 1:
+        paths[1].write_text("no picture")
+        paths[2].write_bytes(b"")
+    return paths
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, capfd, workers):
+    write_pictures(tmp_path / "pictures/train", 30, seed=0)
+    (path,) = damage(tmp_path / "pictures", count=1)
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={tmp_path / 'pictures'}", f"data.num_workers={workers}", "data.test_share=0.01")
+    assert exit_.value.code.startswith(f"{path}: it cannot be read")
+    assert exit_.value.code.endswith("data.skip_broken=true.")
+    assert len(exit_.value.code.splitlines()) == 1
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_pictures_can_be_skipped_and_are_counted(train, tmp_path, capfd, workers):
+    write_pictures(tmp_path / "pictures/train", 30, seed=0)
+    write_pictures(tmp_path / "pictures/test", 5, seed=1)
+    write_pictures(tmp_path / "pictures/val", 5, seed=2)
+    broken = damage(tmp_path / "pictures")
+    quick = [f"data.num_workers={workers}", "data.skip_broken=true", "trainer.max_epochs=2"]
+    (run,) = train(*SMALL, f"data.root={tmp_path / 'pictures'}", *quick)
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if "skipped" in line)
+    assert line.startswith("3 files were skipped")
+    for path in broken:
+        assert str(path) in line
+    assert metrics(run)["train/acc"] > 0.5
+
+
+# Workers
+
+
+def weights(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, pictures):
+    quick = [*SMALL, f"data.root={pictures}"]
+    (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")
+    (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
+    (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
+    script("resume.py", parts, "trainer.max_epochs=3")
+    (often,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3", "+trainer.val_check_interval=2")
+    for other in (two, parts, often):
+        assert all(weights(none)[name].equal(weights(other)[name]) for name in weights(none))
+    assert metrics(none) == metrics(two) == metrics(parts)
+    (plain,) = train(*quick, "data.augmentation=null", "trainer.max_epochs=3")
+    assert metrics(plain) != metrics(none)
+
+
+class Count(Callback):
+    """Writes down which worker processes there are."""
+
+    seen: list[set[int]]
+
+    def __init__(self):
+        Count.seen = []
+
+    def on_train_batch_end(self, *args):
+        Count.seen.append({process.pid for process in multiprocessing.active_children()})
+
+    on_validation_batch_end = on_train_batch_end
+
+
+def test_training_and_validation_share_workers_that_stay(train, pictures):
+    counted = ["+callbacks.count._target_=test_image_folder.Count", "data.num_workers=2", "trainer.max_epochs=3"]
+    train(*SMALL, f"data.root={pictures}", *counted)
+    assert len(Count.seen) > 10
+    assert len(Count.seen[0]) == 2
+    assert all(seen == Count.seen[0] for seen in Count.seen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals to a group of processes are different elsewhere")
+def test_ctrl_c_ends_the_workers_without_a_word_from_them(pictures, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={pictures}", "data.num_workers=2"]
+    with subprocess.Popen(
+        [*command, "trainer.max_epochs=10000", "callbacks.progress.lines=10000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch"):
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+                break
+        lines += process.stdout.readlines()
+    assert process.returncode == 128 + signal.SIGINT
+    assert lines[-1].startswith("stopped; go on with")
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """As uint8 tensors the pictures beyond the first 2,000 would take 221 MB."""
+    write_pictures(tmp_path / "few", 1, seed=0)
+    (content,) = ((path.read_bytes()) for path in (tmp_path / "few/red").iterdir())
+    peaks = {}
+    for count in (2_000, 20_000):
+        for color in ("red", "green"):
+            folder = tmp_path / str(count) / color
+            folder.mkdir(parents=True)
+            for number in range(count // 2):
+                (folder / f"{number}.jpg").write_bytes(content)
+        code = (
+            "import resource, runpy, sys; sys.argv = ['train.py', *sys.argv[2:]]; script = sys.path[0] + '/train.py';"
+            "runpy.run_path(script, run_name='__main__');"
+            "print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"
+        )
+        overrides = ["data=image_folder", f"data.root={tmp_path / str(count)}", "data.image_shape=[3,64,64]"]
+        overrides += ["model=cnn", "data.num_workers=2", "data.batch_size=128", "trainer.max_epochs=1"]
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", "-", *overrides],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        peaks[count] = int(done.stdout.splitlines()[-1])  # in KiB
+    assert peaks[20_000] - peaks[2_000] < 50_000

@@ -1,0 +1,296 @@
+"""torchvision's networks, pretrained weights, and torch.compile."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision import models
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from conftest import ROOT, draw_digits
+
+SMALL = ["experiment=mnist", "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1"]
+
+
+def make(*overrides):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", ["run_dir=nowhere", *overrides])
+    return instantiate(config.data, _convert_="all"), instantiate(config.model, _convert_="all")
+
+
+def weights(run, name="last"):
+    return torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def pretrained(tmp_path_factory, monkeypatch):
+    """Files where torch looks for downloaded weights before it downloads them. (Their numbers are random.)"""
+    home = tmp_path_factory.mktemp("torch")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    (home / "hub/checkpoints").mkdir(parents=True)
+
+    def pretrained(name):
+        torch.manual_seed(0)
+        network = models.get_model(name)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that are not those of a new network
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+        file = models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]
+        torch.save(network.state_dict(), home / "hub/checkpoints" / file)
+        return network.eval()
+
+    return pretrained
+
+
+# Any network by its name
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet34", "squeezenet1_1", "googlenet", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"]
+)
+def test_any_classifier_by_its_name(train, digits, name):
+    quick = ["trainer.fast_dev_run=true", "data.batch_size=4", f"data.root={digits}"]
+    train(*SMALL, "model=torchvision", f"model.name={name}", *quick)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["model=torchvision"], ["model.name has no default"]),
+        (["model=torchvision", "model.name=resnet19"], ["model.name is resnet19", "resnet18"]),
+        (["model=torchvision", "model.name=raft_small"], ["model.name is raft_small", "no classifier"]),
+        (["model=resnet18", "model.weights=BEST"], ["model.weights is BEST", "IMAGENET1K_V1, DEFAULT"]),
+        (["model=torchvision", "model.name=vit_b_16"], ["vit_b_16 does not take", "224"]),
+    ],
+    ids=lambda value: value[-1] if "=" in value[0] else "",
+)
+def test_a_network_that_is_not_there_is_explained(train, photos, arguments, messages):
+    with pytest.raises(SystemExit) as exit_:
+        train("experiment=cifar10", f"data.root={photos}", "data.num_val=100", *arguments)
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+# Pretrained weights
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name):
+    """From a file to features: the same as torchvision's own transforms and network."""
+    network = pretrained(name)
+    data, model = make(
+        "data=image_folder", f"data.root={pictures}", "data.num_classes=3", f"model={name}", "model.weights=DEFAULT"
+    )
+    model.backbone.load_state_dict(network.state_dict(), strict=False)
+    model.eval()
+    path = pictures / "red/0_00.jpg"
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    with torch.no_grad(), Image.open(path) as image:
+        expected = preset(pil_to_tensor(image))
+        found = model._normalized(data.read_input(str(path))[None])
+        assert found[0].sub(expected).abs().max() < 1e-5
+        last = next(module for module in reversed(list(network.modules())) if isinstance(module, torch.nn.Linear))
+        features = []
+        last.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+        network(expected[None])
+        assert model.backbone(found).allclose(features[0], rtol=1e-3, atol=1e-3)
+
+
+def test_training_starts_from_the_weights_and_needs_them_once(
+    pretrained, train, script, pictures, tmp_path, monkeypatch
+):
+    network = pretrained("resnet18")
+    small = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model.image_size=32"]
+    quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
+    (run,) = train(*small, "model=resnet18", "model.weights=DEFAULT", *quick)
+    for name, value in network.named_parameters():
+        if not name.startswith("fc."):
+            assert weights(run)[f"network.backbone.{name}"].equal(value)
+    assert weights(run)["mean"].flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+    shutil.rmtree(os.environ["TORCH_HOME"])  # on another machine, say
+    for verb in ("evaluate.py", "export.py"):
+        script(verb, run, *(["--format", "pt2"] if verb == "export.py" else []))
+    script("predict.py", run, pictures / "red/0_00.jpg")
+    script("resume.py", run, "trainer.max_epochs=2")
+
+
+def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretrained):
+    for overrides, size in (
+        (["model=resnet18"], 28),
+        (["model=vgg11"], 32),
+        (["model=resnet18", "model.image_size=64"], 64),
+        (["model=resnet18", "model.weights=DEFAULT"], 224),
+        (["model=resnet18", "model.weights=DEFAULT", "model.image_size=96"], 96),
+    ):
+        _, model = make("data=mnist", *overrides)
+        seen = []
+        model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+        model.eval()(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+        assert seen == [(1, 1, size, size)]
+
+
+def test_grey_images_give_what_they_give_in_colour(pretrained):
+    network = pretrained("resnet18")
+    _, grey = make("data=mnist", "model=resnet18")
+    adapted = {**network.state_dict(), "conv1.weight": network.conv1.weight.sum(dim=1, keepdim=True)}
+    grey.backbone.load_state_dict(adapted, strict=False)
+    images = torch.randn(2, 1, 64, 64)
+    network.fc = torch.nn.Identity()
+    with torch.no_grad():
+        expected = network(images.repeat(1, 3, 1, 1))
+        assert grey.eval().backbone(images).allclose(expected, atol=1e-4)
+
+
+def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
+    network = pretrained("resnet18")
+    quick = ["optimizer=sgd", "optimizer.lr=0", "model.image_size=32", "trainer.limit_train_batches=2"]
+    (run,) = train(
+        *SMALL, f"data.root={digits}", "model=resnet18", "model.weights=DEFAULT", "scheduler=constant", *quick
+    )
+    expected = network.conv1.weight.sum(dim=1, keepdim=True)
+    assert weights(run)["network.backbone.conv1.weight"].allclose(expected)
+
+
+def test_without_a_network_the_message_says_which_file_belongs_where(train, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(
+        models.MobileNet_V3_Small_Weights.DEFAULT.value, "url", "http://127.0.0.1:9/weights.pth", raising=False
+    )
+    with pytest.raises(SystemExit) as exit_:
+        train("experiment=transfer", f"data.root={pictures}", "data.num_workers=0")
+    assert str(tmp_path / "torch/hub/checkpoints/weights.pth") in exit_.value.code
+    assert "model.weights=null" in exit_.value.code
+    assert len(exit_.value.code.splitlines()) == 2
+
+
+# Transfer
+
+
+TRANSFER = ["experiment=transfer", "model=resnet18", "data.image_shape=[3,32,32]", "model.image_size=32"]
+TRANSFER += ["data.num_workers=0", "callbacks.fine_tuning.unfreeze_backbone_at_epoch=2", "data.batch_size=16"]
+
+
+def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, train, pictures):
+    network = pretrained("resnet18")
+    command = [*TRANSFER, f"data.root={pictures}", "trainer.log_every_n_steps=1"]
+    (frozen,) = train(*command, "trainer.max_epochs=2")
+    before = {f"network.backbone.{name}": value for name, value in network.state_dict().items()}
+    for name, value in weights(frozen).items():
+        if name in before:
+            assert value.equal(before[name]), "weights and statistics"
+    (thawed,) = train(*command, "trainer.max_epochs=4")
+    for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "layer4.1.conv2.weight"):
+        assert not weights(thawed)[f"network.backbone.{name}"].equal(network.state_dict()[name])
+    curves = EventAccumulator(str(thawed)).Reload()
+    assert {point.value for point in curves.Scalars("train/lr")} == {pytest.approx(0.001)}
+    rates = curves.Scalars("train/lr_backbone")
+    assert {point.value for point in rates} == {pytest.approx(0.0001)}
+    assert rates[0].step == 8, "the first step of the third epoch"
+
+
+@pytest.mark.parametrize("epochs", [1, 3], ids=["frozen", "thawed"])
+def test_it_is_resumed_to_the_bit(pretrained, train, script, pictures, epochs):
+    pretrained("resnet18")
+    command = [*TRANSFER, f"data.root={pictures}"]
+    (whole,) = train(*command, "trainer.max_epochs=4")
+    (parts,) = train(*command, f"trainer.max_epochs={epochs}")
+    script("resume.py", parts, "trainer.max_epochs=4")
+    assert all(weights(parts)[name].equal(value) for name, value in weights(whole).items())
+
+
+@pytest.mark.parametrize("scheduler", ["step", "plateau", "cosine", "one_cycle"])
+def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretrained, train, pictures, scheduler):
+    pretrained("resnet18")
+    command = [*TRANSFER, f"data.root={pictures}", f"scheduler={scheduler}", "trainer.max_epochs=3"]
+    if scheduler in ("step", "plateau"):
+        assert train(*command)
+    else:
+        with pytest.raises(
+            SystemExit, match=r"take scheduler=constant, step or plateau, or callbacks\.fine_tuning=null"
+        ):
+            train(*command)
+
+
+def test_a_network_without_a_backbone_is_not_fine_tuned(train, pictures):
+    with pytest.raises(SystemExit, match="`backbone` attribute"):
+        train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={pictures}", "data.num_workers=0")
+
+
+# torch.compile
+
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small"])
+def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
+    plain, compiled = (make("data=mnist", f"model={model}", f"model.compile={flag}")[1] for flag in ("false", "true"))
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    assert plain.network._compiled_call_impl is None
+    assert compiled.network._compiled_call_impl is not None
+
+
+@needs_compiler
+@pytest.mark.parametrize("model", ["cnn", "dynamic"])
+def test_compiled_or_not_the_numbers_are_the_same(train, digits, script, model):
+    command = [*SMALL, f"data.root={digits}", f"model={model}", "trainer.max_epochs=2"]
+    (plain,), (compiled,) = train(*command), train(*command, "model.compile=true")
+    assert weights(plain).keys() == weights(compiled).keys()
+    results = [json.loads((run / "results.json").read_text())["metrics"] for run in (plain, compiled)]
+    assert results[1] == pytest.approx(results[0], rel=0.02)
+    for name, value in weights(plain).items():
+        assert value.float().allclose(weights(compiled)[name].float(), atol=2e-3), name
+    assert EventAccumulator(str(compiled)).Reload().Tags()["graph"]
+    script("evaluate.py", compiled)
+    script("resume.py", compiled, "trainer.max_epochs=3", "model.compile=false")
+
+
+@needs_compiler
+def test_a_compiled_line(train):
+    (plain,), (compiled,) = train("trainer.max_epochs=20"), train("trainer.max_epochs=20", "model.compile=true")
+    assert weights(compiled)["linear.weight"].allclose(weights(plain)["linear.weight"], atol=1e-5)
+
+
+def test_without_a_compiler_it_says_so(train, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch._dynamo.reset()
+    with pytest.raises(SystemExit, match=r"could not be compiled: (.|\n)*model\.compile=false goes on without"):
+        train("trainer.max_epochs=1", "model.compile=true", "data.batch_size=77")
+
+
+# A path that depends on the input
+
+
+def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
+    _, model = make("data=mnist", "model=dynamic")
+    network = model.network.eval()
+    images = torch.randn(6, 1, 28, 28) + torch.tensor([1.0, -1, 1, -1, 1, 1]).view(-1, 1, 1, 1)
+    together, alone = network(images), torch.cat([network(image[None]) for image in images])
+    assert together.allclose(alone, atol=1e-6)
+    flat = images.flatten(1)
+    assert together[[0, 2, 4, 5]].allclose(network.bright(flat[[0, 2, 4, 5]]), atol=1e-6)
+    assert together[[1, 3]].allclose(network.dark(flat[[1, 3]]), atol=1e-6)
+    network(images[[0, 2]].clone()).sum().backward()
+    assert network.dark[0].weight.grad is None, "a path that was not taken is not in the graph"
+
+
+def test_it_learns_digits_and_can_be_exported(train, script, digits):
+    (run,) = train(*SMALL, f"data.root={digits}", "model=dynamic", "trainer.max_epochs=12")
+    assert json.loads((run / "results.json").read_text())["metrics"]["test/acc"] > 0.8
+    images = draw_digits(200, seed=1)[0][:, None] / 255
+    sums = ((images - 0.1307) / 0.3081).flatten(1).sum(dim=1)
+    assert 0 < (sums > 0).sum() < 200, "both paths were taken"
+    script("export.py", run, "--format", "pt2")
