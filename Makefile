@@ -31,6 +31,7 @@ lint: .venv/ready
 
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
+	.venv/bin/python benchmarks/pictures.py --project build/my_project
 
 faults: .venv/ready build/my_project
 	.venv/bin/python benchmarks/faults.py --project build/my_project --data '$(DATA)'

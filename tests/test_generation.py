@@ -31,16 +31,30 @@ FILES = """
     README.md
     configs/callbacks/default.yaml
     configs/callbacks/early_stopping.yaml
+    configs/data/cifar10.yaml
+    configs/data/fashion_mnist.yaml
+    configs/data/image_folder.yaml
+    configs/data/kmnist.yaml
     configs/data/linear.yaml
     configs/data/mnist.yaml
+    configs/data/torchvision.yaml
+    configs/experiment/cifar10.yaml
+    configs/experiment/fashion_mnist.yaml
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
+    configs/experiment/transfer.yaml
     configs/hydra/help/page.yaml
     configs/logger/csv.yaml
     configs/logger/tensorboard.yaml
     configs/model/cnn.yaml
+    configs/model/cnn_wide.yaml
+    configs/model/dynamic.yaml
     configs/model/linear_regression.yaml
     configs/model/mlp.yaml
+    configs/model/mobilenet_v3_small.yaml
+    configs/model/resnet18.yaml
+    configs/model/torchvision.yaml
+    configs/model/vgg11.yaml
     configs/optimizer/adagrad.yaml
     configs/optimizer/adam.yaml
     configs/optimizer/adamw.yaml
@@ -65,22 +79,27 @@ FILES = """
     my_project/callbacks/classifier_figures.py
     my_project/callbacks/curves.py
     my_project/callbacks/figures.py
+    my_project/callbacks/fine_tuning.py
     my_project/callbacks/progress.py
     my_project/callbacks/regression_figures.py
     my_project/callbacks/resumable.py
     my_project/callbacks/run_description.py
     my_project/data/__init__.py
+    my_project/data/augmentation.py
     my_project/data/batches.py
     my_project/data/download.py
     my_project/data/image.py
+    my_project/data/image_folder.py
     my_project/data/linear.py
     my_project/data/pictures.py
     my_project/models/__init__.py
     my_project/models/cnn.py
+    my_project/models/dynamic.py
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
     my_project/models/optimization.py
+    my_project/models/torchvision_classifier.py
     predict.py
     pyproject.toml
     resume.py
@@ -89,11 +108,14 @@ FILES = """
     tests/test_configs.py
     tests/test_data.py
     tests/test_image_classifier.py
+    tests/test_image_folder.py
     tests/test_linear_regression.py
+    tests/test_matrix.py
     tests/test_mistakes.py
     tests/test_readme.py
     tests/test_resume.py
     tests/test_tensorboard.py
+    tests/test_torchvision.py
     tests/test_train.py
     tests/test_trust.py
     tests/test_verbs.py

@@ -5,12 +5,15 @@ import runpy
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 
-from conftest import PACKAGE, ROOT, draw_digits, write_idx_pair
+from conftest import PACKAGE, ROOT, draw_digits, write_idx_pair, write_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
@@ -62,6 +65,13 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     write_idx_pair(raw, "train", 6000, seed=0)
     write_idx_pair(raw, "t10k", 200, seed=1)
+    write_pictures(project / "PICTURES", 12, seed=0)
+    shutil.copy(project / "PICTURES/red/0_00.jpg", project / "PHOTO.jpg")
+    # Weights where torch looks before it downloads them.
+    weights = project / "torch/hub/checkpoints" / Path(MobileNet_V3_Small_Weights.DEFAULT.url).name
+    weights.parent.mkdir(parents=True)
+    torch.save(mobilenet_v3_small().state_dict(), weights)
+    monkeypatch.setenv("TORCH_HOME", str(project / "torch"))
 
     # As if the process were new: nothing of the project is imported yet.
     for module in list(sys.modules):
@@ -70,7 +80,8 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(project)
     monkeypatch.chdir(project)
     assert commands(recipe)
-    for _, script, *arguments in (shlex.split(line) for line in re.findall(r"^python .*", recipe, re.MULTILINE)):
+    for line in re.findall(r"^python .*", recipe, re.MULTILINE):
+        _, script, *arguments = shlex.split(line)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         runpy.run_path(script, run_name="__main__")
     assert list(project.glob("outputs/*/*/results.json"))

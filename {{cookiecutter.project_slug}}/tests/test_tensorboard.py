@@ -33,7 +33,7 @@ def mnist(digits):
 
 def test_the_readme_has_every_tag(train, mnist):
     rows = re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", README.partition("| tag |")[2], re.MULTILINE)
-    for arguments, experiment in ((["trainer.max_epochs=20"], "linear_regression"), (mnist, "mnist")):
+    for arguments, experiment in ((["trainer.max_epochs=20"], "linear_regression"), (mnist, "images")):
         (run,) = train(*arguments)
         tags = events(run).Tags()
         promised = {

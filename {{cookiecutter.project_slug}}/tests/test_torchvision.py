@@ -67,7 +67,10 @@ def test_any_classifier_by_its_name(train, digits, name):
         (["model=torchvision", "model.name=resnet19"], ["model.name is resnet19", "resnet18"]),
         (["model=torchvision", "model.name=raft_small"], ["model.name is raft_small", "no classifier"]),
         (["model=resnet18", "model.weights=BEST"], ["model.weights is BEST", "IMAGENET1K_V1, DEFAULT"]),
-        (["model=torchvision", "model.name=vit_b_16"], ["vit_b_16 does not take", "224"]),
+        (
+            ["model=torchvision", "model.image_size=64", "model.name=vit_b_16"],
+            ["vit_b_16 does not take", "Expected 224"],
+        ),
     ],
     ids=lambda value: value[-1] if "=" in value[0] else "",
 )
@@ -96,17 +99,15 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name
     with torch.no_grad(), Image.open(path) as image:
         expected = preset(pil_to_tensor(image))
         found = model._normalized(data.read_input(str(path))[None])
-        assert found[0].sub(expected).abs().max() < 1e-5
+        assert found[0].sub(expected).abs().max() < 0.02, "one of the 256 levels away at most: they round differently"
         last = next(module for module in reversed(list(network.modules())) if isinstance(module, torch.nn.Linear))
         features = []
         last.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
-        network(expected[None])
-        assert model.backbone(found).allclose(features[0], rtol=1e-3, atol=1e-3)
+        network(found)
+        assert model.backbone(found).allclose(features[0], rtol=1e-4, atol=1e-4)
 
 
-def test_training_starts_from_the_weights_and_needs_them_once(
-    pretrained, train, script, pictures, tmp_path, monkeypatch
-):
+def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train, script, pictures):
     network = pretrained("resnet18")
     small = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model.image_size=32"]
     quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
@@ -123,6 +124,14 @@ def test_training_starts_from_the_weights_and_needs_them_once(
     script("resume.py", run, "trainer.max_epochs=2")
 
 
+class Shape(torch.nn.Module):
+    """Remembers the shape of what passes."""
+
+    def forward(self, images):
+        self.seen = images.shape
+        return images
+
+
 def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretrained):
     for overrides, size in (
         (["model=resnet18"], 28),
@@ -132,10 +141,9 @@ def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretraine
         (["model=resnet18", "model.weights=DEFAULT", "model.image_size=96"], 96),
     ):
         _, model = make("data=mnist", *overrides)
-        seen = []
-        model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+        model.network.backbone = torch.nn.Sequential(Shape(), model.network.backbone)
         model.eval()(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
-        assert seen == [(1, 1, size, size)]
+        assert model.network.backbone[0].seen == (1, 1, size, size)
 
 
 def test_grey_images_give_what_they_give_in_colour(pretrained):
@@ -152,19 +160,17 @@ def test_grey_images_give_what_they_give_in_colour(pretrained):
 
 def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
     network = pretrained("resnet18")
-    quick = ["optimizer=sgd", "optimizer.lr=0", "model.image_size=32", "trainer.limit_train_batches=2"]
-    (run,) = train(
-        *SMALL, f"data.root={digits}", "model=resnet18", "model.weights=DEFAULT", "scheduler=constant", *quick
-    )
+    frozen = ["optimizer=sgd", "optimizer.lr=0", "scheduler=constant", "trainer.limit_train_batches=2"]
+    small = ["model=resnet18", "model.weights=DEFAULT", "model.image_size=32"]
+    (run,) = train(*SMALL, f"data.root={digits}", *small, *frozen)
     expected = network.conv1.weight.sum(dim=1, keepdim=True)
     assert weights(run)["network.backbone.conv1.weight"].allclose(expected)
 
 
 def test_without_a_network_the_message_says_which_file_belongs_where(train, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(
-        models.MobileNet_V3_Small_Weights.DEFAULT.value, "url", "http://127.0.0.1:9/weights.pth", raising=False
-    )
+    weights = models.MobileNet_V3_Small_Weights.DEFAULT.value
+    monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")  # where nobody answers
     with pytest.raises(SystemExit) as exit_:
         train("experiment=transfer", f"data.root={pictures}", "data.num_workers=0")
     assert str(tmp_path / "torch/hub/checkpoints/weights.pth") in exit_.value.code
@@ -191,9 +197,9 @@ def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, trai
     for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "layer4.1.conv2.weight"):
         assert not weights(thawed)[f"network.backbone.{name}"].equal(network.state_dict()[name])
     curves = EventAccumulator(str(thawed)).Reload()
-    assert {point.value for point in curves.Scalars("train/lr")} == {pytest.approx(0.001)}
+    assert all(point.value == pytest.approx(0.001) for point in curves.Scalars("train/lr"))
     rates = curves.Scalars("train/lr_backbone")
-    assert {point.value for point in rates} == {pytest.approx(0.0001)}
+    assert all(point.value == pytest.approx(0.0001) for point in rates)
     assert rates[0].step == 8, "the first step of the third epoch"
 
 
@@ -214,24 +220,20 @@ def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretraine
     if scheduler in ("step", "plateau"):
         assert train(*command)
     else:
-        with pytest.raises(
-            SystemExit, match=r"take scheduler=constant, step or plateau, or callbacks\.fine_tuning=null"
-        ):
+        with pytest.raises(SystemExit, match="take scheduler=constant, step or plateau"):
             train(*command)
 
 
 def test_a_network_without_a_backbone_is_not_fine_tuned(train, pictures):
-    with pytest.raises(SystemExit, match="`backbone` attribute"):
+    with pytest.raises(SystemExit, match=r"Without it: callbacks\.fine_tuning=null"):
         train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={pictures}", "data.num_workers=0")
 
 
 # torch.compile
 
 
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")),
-    reason="torch.compile needs a C++ compiler",
-)
+has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+needs_compiler = pytest.mark.skipif(not has_compiler, reason="torch.compile needs a C++ compiler")
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small"])
@@ -243,15 +245,26 @@ def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
 
 
 @needs_compiler
-@pytest.mark.parametrize("model", ["cnn", "dynamic"])
-def test_compiled_or_not_the_numbers_are_the_same(train, digits, script, model):
-    command = [*SMALL, f"data.root={digits}", f"model={model}", "trainer.max_epochs=2"]
+def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
+    data, plain = make("data=mnist", f"data.root={digits}", "data.num_val=100", "model=cnn")
+    _, compiled = make("data=mnist", "model=cnn", "model.compile=true")
+    compiled.load_state_dict(plain.state_dict())
+    data.setup("fit")
+    images, labels = next(iter(data.val_dataloader()))
+    for model in (plain, compiled):
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+    assert compiled(images).allclose(plain(images), atol=1e-4)
+    for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad.allclose(theirs.grad, atol=1e-4), name
+
+
+@needs_compiler
+def test_a_compiled_run_with_a_path_that_depends_on_the_data(train, digits, script):
+    command = [*SMALL, f"data.root={digits}", "model=dynamic", "data.mean=[0.28]", "trainer.max_epochs=2"]
     (plain,), (compiled,) = train(*command), train(*command, "model.compile=true")
     assert weights(plain).keys() == weights(compiled).keys()
     results = [json.loads((run / "results.json").read_text())["metrics"] for run in (plain, compiled)]
-    assert results[1] == pytest.approx(results[0], rel=0.02)
-    for name, value in weights(plain).items():
-        assert value.float().allclose(weights(compiled)[name].float(), atol=2e-3), name
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
     assert EventAccumulator(str(compiled)).Reload().Tags()["graph"]
     script("evaluate.py", compiled)
     script("resume.py", compiled, "trainer.max_epochs=3", "model.compile=false")
@@ -288,9 +301,10 @@ def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
 
 
 def test_it_learns_digits_and_can_be_exported(train, script, digits):
-    (run,) = train(*SMALL, f"data.root={digits}", "model=dynamic", "trainer.max_epochs=12")
-    assert json.loads((run / "results.json").read_text())["metrics"]["test/acc"] > 0.8
+    # Not MNIST's mean: these digits are brighter.
     images = draw_digits(200, seed=1)[0][:, None] / 255
-    sums = ((images - 0.1307) / 0.3081).flatten(1).sum(dim=1)
-    assert 0 < (sums > 0).sum() < 200, "both paths were taken"
+    mean = images.mean().item()
+    assert 0 < (images.flatten(1).mean(dim=1) > mean).sum() < 200, "both paths are taken"
+    (run,) = train(*SMALL, f"data.root={digits}", "model=dynamic", f"data.mean=[{mean}]", "trainer.max_epochs=12")
+    assert json.loads((run / "results.json").read_text())["metrics"]["test/acc"] > 0.8
     script("export.py", run, "--format", "pt2")

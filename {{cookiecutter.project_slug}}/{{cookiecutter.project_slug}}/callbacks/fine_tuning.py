@@ -27,7 +27,7 @@ class FineTuning(BackboneFinetuning):
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         if not hasattr(pl_module, "backbone"):
             raise MisconfigurationException(
-                "FineTuning takes a model with a `backbone`, such as model=resnet18. Without it: callbacks.fine_tuning=null."
+                "FineTuning needs a backbone, as model=resnet18 has it. Without it: callbacks.fine_tuning=null."
             )
         self.freeze(pl_module.backbone, train_bn=False)
 
