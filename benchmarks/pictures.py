@@ -1,8 +1,9 @@
-"""Pictures per second from a folder, beside a plain DataLoader over torchvision's ImageFolder, in turn on the same files.
+"""Pictures per second from a folder, beside a plain DataLoader over torchvision's ImageFolder on the same files.
 
     python benchmarks/pictures.py --project build/my_project
 
-Makes its files, JPEG of 500 x 375 as ImageNet's are on average, in a temporary folder. Prints a table in Markdown.
+Makes its files in a temporary folder, JPEG of 500 x 375 as ImageNet's mostly are, and times both sides in turn. Prints a
+table in Markdown.
 """
 
 import argparse

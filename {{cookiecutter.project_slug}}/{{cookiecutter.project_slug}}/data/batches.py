@@ -193,7 +193,7 @@ def workers_for(datasets: Sequence[Batched], num_workers: int | None) -> Workers
     """
     if num_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_workers = min(cores, 8 if multiprocessing.get_start_method() == "fork" else 4)
+        num_workers = min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
     if not isinstance(num_workers, int) or num_workers < 0:
         raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")
     return Workers(datasets, num_workers) if num_workers else None

@@ -82,7 +82,12 @@ class ImageDataModule(LightningDataModule):
         self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
-        download(self.dataset, self.root, [self._split(train=True), self._split(train=False)])
+        try:
+            download(self.dataset, self.root, [self._split(train=True), self._split(train=False)])
+        except ModuleNotFoundError as error:  # SVHN comes in Matlab's format
+            raise MisconfigurationException(
+                f"{self.dataset.__name__} needs a package that is not installed: pip install {error.name}"
+            ) from error
 
     def facts(self) -> dict[str, Any]:
         """What the config leaves open and the files say."""
