@@ -2,8 +2,7 @@
 
     python benchmarks/pictures.py --project build/my_project
 
-Makes its files in a temporary folder, JPEG of 500 x 375 as ImageNet's mostly are, and times both sides in turn. Prints a
-table in Markdown.
+Makes its files in a temporary folder, JPEG of 500 x 375, and times both sides in turn. Prints a table in Markdown.
 """
 
 import argparse
