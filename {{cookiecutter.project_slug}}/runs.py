@@ -106,9 +106,9 @@ def complete(config: DictConfig, data: Any) -> None:
     before = OmegaConf.to_yaml(config)
     for key, value in data.facts().items():
         OmegaConf.update(config, f"data.{key}", value)
-    path = Path(config.run_dir, ".hydra/config.yaml")
-    if path.exists() and OmegaConf.to_yaml(config) != before:
-        write_text(path, OmegaConf.to_yaml(config))
+    path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
+    if path.exists() and completed != before:
+        write_text(path, completed)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
+from lightning import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision import datasets
 
@@ -196,11 +197,28 @@ def test_a_last_batch_of_one_sample_joins_the_batch_before(digits):
     assert len(data.train_dataloader()) == 1
 
 
-def test_overfitting_sees_the_same_batch_in_each_epoch(train, digits):
-    (run,) = train(
-        "experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.overfit_batches=1", "data.batch_size=20"
-    )
+class Seen(Callback):
+    """Writes down the targets of each training batch."""
+
+    batches: list[list[float]]
+
+    def __init__(self):
+        Seen.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        Seen.batches.append(batch[1].flatten().tolist())
+
+
+@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+@pytest.mark.parametrize("overfit", [True, False])
+def test_overfitting_sees_the_same_batch_in_each_epoch(train, digits, experiment, overfit):
+    files = [f"data.root={digits}", "data.num_val=100"] if experiment == "mnist" else []
+    limit = "overfit_batches" if overfit else "limit_train_batches"
+    quick = [f"trainer.{limit}=1", "data.batch_size=20", "trainer.max_epochs=3"]
+    (run,) = train(f"experiment={experiment}", *files, *quick, "+callbacks.seen._target_=test_data.Seen")
     assert (run / "results.json").exists()
+    assert len(Seen.batches) == 3
+    assert (Seen.batches[0] == Seen.batches[1] == Seen.batches[2]) == overfit
 
 
 # Files that are missing or damaged

@@ -120,6 +120,22 @@ def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_pat
     }
 
 
+def test_a_folder_test_stays_one_beside_the_splits_of_another_run(tmp_path):
+    for seed, split in enumerate(["train", "test"]):
+        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    make(tmp_path / "pictures", tmp_path / "first")
+    before = splits(tmp_path / "first/split.csv")
+    for seed, split in enumerate(["train", "test"], start=8):
+        write_pictures(tmp_path / "pictures" / split, 2, seed=seed)
+    make(tmp_path / "pictures", tmp_path / "second", f"data.split_of={tmp_path / 'first'}")
+    after = splits(tmp_path / "second/split.csv")
+    assert after["val"] == before["val"]
+    assert len(after["train"] - before["train"]) == len(after["test"] - before["test"]) == 6
+    assert all(picture.startswith("test/") for picture in after["test"])
+
+
 def test_a_run_can_be_used_without_its_pictures(train, script, pictures, tmp_path):
     (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
     shutil.copy(pictures / "red/0_00.jpg", tmp_path / "one.jpg")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
@@ -100,6 +101,14 @@ class BatchLoader:
             # Batch normalisation cannot be trained on one sample.
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
+
+
+def shuffle_seed(data: LightningDataModule) -> int | None:
+    """The seed of a data module, for its training batches; None if its trainer wants the same batches in each epoch.
+
+    (With ``trainer.overfit_batches`` Lightning stops the shuffling of a DataLoader, but not of another loader.)
+    """
+    return None if data.trainer is not None and data.trainer.overfit_batches else data.seed
 
 
 class Workers:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from .augmentation import augmentation
-from .batches import BatchLoader, TensorBatches, workers_for
+from .batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
 from .download import download
 from .pictures import find_pictures, fit, read_picture
 
@@ -82,6 +82,8 @@ class ImageDataModule(LightningDataModule):
         self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
+        if hasattr(self, "train_set"):
+            return  # facts has seen to it
         try:
             download(self.dataset, self.root, [self._split(train=True), self._split(train=False)])
         except ModuleNotFoundError as error:  # SVHN comes in Matlab's format
@@ -184,10 +186,7 @@ class ImageDataModule(LightningDataModule):
         return 255 - image if self.invert else image
 
     def train_dataloader(self):
-        # What shall be learned by heart must be the same in each epoch.
-        overfits = self.trainer is not None and self.trainer.overfit_batches
-        seed = None if overfits else self.seed
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed=seed, workers=self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

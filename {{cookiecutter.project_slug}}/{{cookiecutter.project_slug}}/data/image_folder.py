@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from .augmentation import Augmentation, augmentation
-from .batches import BatchLoader, workers_for
+from .batches import BatchLoader, shuffle_seed, workers_for
 from .pictures import find_pictures, fit, read_picture
 
 log = logging.getLogger(__name__)
@@ -36,15 +36,15 @@ class ImageFolderDataModule(LightningDataModule):
         root: the folder.
         image_shape: channels (1 or 3), height and width to which pictures are scaled and cut.
         center_crop_share: in validation, test and prediction, what is left of the shorter side, in (0, 1].
-        num_classes: number of classes; checked against the folder. None: as many as it has.
-        class_names: names of the class folders, by label. None: those that there are.
+        num_classes: of a run that is resumed or evaluated; a new one has as many as the folder.
+        class_names: names of the class folders, by label; checked against the folder. None: those that there are.
         mean: of the training images, per channel, on the scale 0 to 1. For the model to read.
         std: standard deviation of the training images, likewise.
         batch_size: pictures per step.
         val_share: share of each class that is cut off for validation if there is no ``val``, in (0, 1).
         test_share: share of each class that is cut off for the test if there is no ``test``, in (0, 1).
         split_file: where the splits of this run are written, and read if they are there.
-        split_of: folder of another run, whose validation and test pictures stay so; all others are for training.
+        split_of: folder of another run, whose validation and test pictures stay so; nothing more is cut from training.
         augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own; what they make is
             then scaled and cut to ``image_shape``, if it is of another size.
         skip_broken: leave out files that cannot be read, and say at the end which, instead of stopping there.
@@ -142,8 +142,9 @@ class ImageFolderDataModule(LightningDataModule):
         if not path.exists():
             raise MisconfigurationException(f"data.split_of is {self.split_of}, but there is no {path}.")
         before = {picture: split for split, _, picture in read_splits(path)}
-        pictures = sorted(picture for pictures in found.values() for picture in pictures)
-        return [(before.get(picture, "train"), name, picture) for name, picture in pictures]
+        # What is new goes where it lies, so that a folder `test` stays one.
+        rows = [(split, *picture) for split, pictures in found.items() for picture in pictures]
+        return [(before.get(picture, split), name, picture) for split, name, picture in rows]
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
         """The picture files that the command line of `predict.py` means."""
@@ -155,10 +156,7 @@ class ImageFolderDataModule(LightningDataModule):
         return 255 - image if self.invert else image
 
     def train_dataloader(self):
-        # What shall be learned by heart must be the same in each epoch.
-        overfits = self.trainer is not None and self.trainer.overfit_batches
-        seed = None if overfits else self.seed
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed=seed, workers=self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
