@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -15,6 +17,16 @@ log = logging.getLogger(__name__)
 @explained
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
+    train(config)
+
+
+def train(config: DictConfig, watchers: Sequence[Any] = ()) -> None:
+    """What a run does, from its config to its report.
+
+    Args:
+        config: composed, as `python train.py --cfg job` shows it.
+        watchers: callbacks that are not in the config, for they belong to what started the run.
+    """
     if runs.is_finished(config):
         log.info(f"{runs.shown(config.run_dir)} is finished. resume.py trainer.max_epochs=… lengthens it.")
         return
@@ -34,6 +46,7 @@ def main(config: DictConfig) -> None:
     runs.complete(config, data)
     model = instantiate(config.model, _convert_="all")
     callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
+    callbacks += watchers
     loggers = [instantiate(logger) for logger in config.logger.values() if logger]
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
