@@ -2,12 +2,14 @@
 
 import argparse
 
+import processes
 import runs
-import train
 from errors import explained
+from train import train
 
 
 @explained
+@processes.led_by_the_first
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python resume.py [RUN] [key=value …]",
@@ -21,7 +23,7 @@ def main() -> None:
     config.ckpt_path = "last"
     runs.log_to(run)
     with runs.keep_changes(run, config, overrides):
-        train.main(config)
+        train(config)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+import processes
 from errors import Mistake, explanation
 from trust import refuse_resolvers, refuse_untrusted_targets
 
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent
 CONFIGS = str(ROOT / "configs")
+# How a run is asked, whatever it was trained on.
+ALONE = ("++trainer.accelerator=auto", "++trainer.devices=1", "++trainer.num_nodes=1", "++trainer.strategy=auto")
 
 
 # Starting and ending a run
@@ -122,6 +125,8 @@ def is_whole(checkpoint: Path) -> bool:
 
 def record_environment(run_dir: str, trainer: "Trainer") -> None:
     """Adds to environment.json what this start of the run depends on."""
+    if not processes.is_first():
+        return
     import torch
 
     device = trainer.strategy.root_device
@@ -132,6 +137,7 @@ def record_environment(run_dir: str, trainer: "Trainer") -> None:
         "python": platform.python_version(),
         "packages": dict(sorted((dist.name, dist.version) for dist in importlib.metadata.distributions())),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processes": trainer.num_devices * trainer.num_nodes,
         "cpu_cores": os.cpu_count(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -362,7 +368,7 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     Raises:
         Mistake: see ``read_config`` and ``choose_checkpoint``.
     """
-    config = read_config(run, ["++trainer.accelerator=auto", "++trainer.devices=1", *overrides])
+    config = read_config(run, [*ALONE, *overrides])
     path = choose_checkpoint(run, checkpoint)
     if "compile" in config.model:
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay

@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+import processes
 import runs
 from errors import explained
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @explained
+@processes.led_by_the_first
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
     train(config)
@@ -52,14 +54,17 @@ def train(config: DictConfig, watchers: Sequence[Any] = ()) -> None:
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
 
     runs.record_environment(config.run_dir, trainer)
-    trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-    metrics = dict(trainer.callback_metrics)
+    with processes.together(config, trainer, checkpoint):
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        metrics = dict(trainer.callback_metrics)
 
-    # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-    trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
-    metrics |= trainer.callback_metrics
+        # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+        metrics |= trainer.callback_metrics
 
+    if not processes.is_first():
+        return
     results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
     log.info(runs.report(config.run_dir, results))
 

@@ -1,6 +1,7 @@
 from .classifier_figures import ClassifierFigures
 from .curves import Curves
 from .fine_tuning import FineTuning
+from .global_batch import GlobalBatch
 from .progress import Progress
 from .regression_figures import RegressionFigures
 from .resumable import AtomicCheckpointIO, Resumable
@@ -11,6 +12,7 @@ __all__ = [
     "ClassifierFigures",
     "Curves",
     "FineTuning",
+    "GlobalBatch",
     "Progress",
     "RegressionFigures",
     "Resumable",

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from ..models import ImageClassifier
-from .figures import is_due, show
+from .figures import is_due, of_all_processes, show
 
 ROWS, COLUMNS = 3, 5
 
@@ -75,15 +75,23 @@ class ClassifierFigures(Callback):
         found = [values[wrong] for values in (images, labels, predictions, probabilities)]
         if self.wrong:
             found = [torch.cat(pair) for pair in zip(self.wrong, found, strict=True)]
-        most = found[3].argsort(descending=True)[: ROWS * COLUMNS]
-        self.wrong = [values[most] for values in found]
+        self.wrong = _most_certain(found)
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
-        matrix = self.matrix.compute().cpu()
+        matrix = self.matrix.compute().cpu()  # of all processes
+        wrong = _most_certain([of_all_processes(values) for values in self.wrong])
+        if not trainer.is_global_zero:
+            return
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
         show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
         show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
-        show(trainer, f"{stage}/confidently_wrong", confidently_wrong(*(values.cpu() for values in self.wrong), names))
+        show(trainer, f"{stage}/confidently_wrong", confidently_wrong(*(values.cpu() for values in wrong), names))
+
+
+def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:
+    """Of images, labels, predictions and probabilities those with the greatest probabilities."""
+    most = wrong[3].argsort(descending=True)[: ROWS * COLUMNS]
+    return [values[most] for values in wrong]
 
 
 def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:

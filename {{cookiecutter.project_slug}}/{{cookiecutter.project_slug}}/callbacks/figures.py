@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 
 import numpy
+import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
@@ -25,6 +28,13 @@ def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
     """
     epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
     return epoch >= 2 * drawn if epochs < 0 else epoch * times // epochs > drawn * times // epochs
+
+
+def of_all_processes(values: Tensor) -> Tensor:
+    """The rows of ``values`` of each process of the run, one after another, in all of them."""
+    distributed = torch.distributed
+    is_alone = not (distributed.is_available() and distributed.is_initialized())
+    return values if is_alone else torch.cat(gather_all_tensors(values.contiguous()))
 
 
 def show(trainer: Trainer, tag: str, figure: Figure) -> None:

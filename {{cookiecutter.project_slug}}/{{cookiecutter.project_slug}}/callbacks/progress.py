@@ -37,7 +37,7 @@ class Progress(Callback):
             rich.progress.TimeRemainingColumn(),
             rich.progress.TextColumn("{task.fields[metrics]}"),
             console=rich.get_console(),
-            disable=not rich.get_console().is_terminal,
+            disable=not (trainer.is_global_zero and rich.get_console().is_terminal),
             transient=True,
         )
         # Infinite for a data set that does not know its length: then the bar only says that something goes on.
@@ -100,7 +100,8 @@ def _start_line(trainer: Trainer, model: LightningModule) -> str:
     data = getattr(trainer.datamodule, "dataset", type(trainer.datamodule)).__name__
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     samples = f", {len(dataset):,} samples" if isinstance(dataset, Sized) else ""
-    return f"{network}, {parameters:,} parameters | {data}{samples} | {model.device} | {shown_folder(trainer)}"
+    device = f"{trainer.world_size} x {model.device.type}" if trainer.world_size > 1 else model.device
+    return f"{network}, {parameters:,} parameters | {data}{samples} | {device} | {shown_folder(trainer)}"
 
 
 def _metrics(trainer: Trainer) -> str:

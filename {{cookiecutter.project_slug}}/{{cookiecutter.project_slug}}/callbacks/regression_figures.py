@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from ..models import LinearRegression
-from .figures import is_due, show
+from .figures import is_due, of_all_processes, show
 
 # Told apart by their lightness and their dashes as well: https://jfly.uni-koeln.de/color/
 BLACK, BLUE, ORANGE, GREY = "black", "#0072B2", "#D55E00", "#999999"
@@ -76,8 +76,9 @@ class RegressionFigures(Callback):
 
 
 def _points(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[numpy.ndarray]:
-    """x and y of all batches, float64 (N,)."""
-    return [torch.cat(column).squeeze(1).cpu().double().numpy() for column in zip(*batches, strict=True)]
+    """x and y of all batches of all processes, float64 (N,)."""
+    columns = [of_all_processes(torch.cat(column)) for column in zip(*batches, strict=True)]
+    return [column.squeeze(1).cpu().double().numpy() for column in columns]
 
 
 def _has_one_feature(model: LightningModule) -> bool:

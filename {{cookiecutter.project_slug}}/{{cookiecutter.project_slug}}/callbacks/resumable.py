@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import shlex
+import signal
+import threading
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -37,6 +39,21 @@ class Resumable(Callback):
         self.scheduler_states: list[dict[str, Any]] = []
         self.is_lengthened = False
         self.has_started = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.at_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_at_once()
+
+    def _stop_at_once(self) -> None:
+        # Lightning has put a handler before that of the script, which waits until all processes of the run are in it;
+        # but they may wait for something else.
+        if self.at_sigterm and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.at_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Dropout and augmentation of an epoch depend on seed, epoch and process, not on what was drawn before.
@@ -73,12 +90,13 @@ class Resumable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_started = True
+        self._stop_at_once()
         self._restore_metrics(trainer)  # for what reads one before it is measured again
         if trainer.global_step > 0:
             log.info(f"goes on after epoch {trainer.current_epoch}, step {trainer.global_step}")
         # TensorBoard shall forget what an interrupted run logged after its checkpoint: it comes once more.
         restart = Event(session_log=SessionLog(status=SessionLog.START))
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.file_writer.add_event(restart, trainer.global_step)
         for config in trainer.lr_scheduler_configs if self.is_lengthened else []:

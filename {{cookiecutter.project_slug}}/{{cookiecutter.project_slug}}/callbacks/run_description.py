@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
@@ -46,7 +47,10 @@ class RunDescription(Callback):
                 logger.experiment.file_writer.add_summary(session_start)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for logger in trainer.loggers if trainer.global_step == batch_idx == 0 else []:
+        is_start = trainer.global_step == batch_idx == 0
+        # Under FSDP the model can only be run by all processes at once.
+        alone = trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy)
+        for logger in trainer.loggers if is_start and alone else []:
             if isinstance(logger, TensorBoardLogger):
                 _add_graph(logger, pl_module, batch)
 

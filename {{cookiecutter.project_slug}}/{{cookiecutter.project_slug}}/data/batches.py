@@ -55,14 +55,19 @@ class BatchLoader:
     run sees the batches that it would have seen. It is a class of its own, and no DataLoader, because a DataLoader
     neither tells its workers the epoch nor shares them with another.
 
+    Of several processes each serves its share of every batch, so that together they serve what one would: no sample
+    twice, none left out.
+
     Args:
         dataset: what to serve.
-        batch_size: samples per batch; the last batch has what is left, but a single sample joins the batch before.
+        batch_size: samples per batch, of all processes together. The last batch has what is left; if that is too little
+            for each process to have one, in training two, it joins the batch before.
         shuffle_seed: see above.
         workers: processes that have ``dataset``; without them batches are made here.
 
     Raises:
-        MisconfigurationException: if ``batch_size`` is not a positive whole number.
+        MisconfigurationException: if ``batch_size`` is not a positive whole number, or there are more processes than
+            samples.
     """
 
     def __init__(
@@ -82,14 +87,19 @@ class BatchLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._split(torch.arange(len(self.dataset))))
+        return len(self.batch_sizes())
+
+    def batch_sizes(self) -> list[int]:
+        """Samples in each batch, of all processes together."""
+        return [len(batch) for batch in self._split(torch.arange(len(self.dataset)))]
 
     def __iter__(self) -> Iterator[Any]:
         order = torch.arange(len(self.dataset))
         if self.shuffle_seed is not None:
             generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
             order = torch.randperm(len(self.dataset), generator=generator)
-        batches = self._split(order)
+        rank, count = rank_and_count()
+        batches = [batch.tensor_split(count)[rank] for batch in self._split(order)]
         if self.workers:
             yield from self.workers.batches(self.dataset, self.epoch, batches)
         else:
@@ -97,10 +107,24 @@ class BatchLoader:
 
     def _split(self, order: Tensor) -> Sequence[Tensor]:
         batches = list(order.split(self.batch_size))
-        if self.shuffle_seed is not None and len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
-            # Batch normalisation cannot be trained on one sample.
+        _, count = rank_and_count()
+        # Batch normalisation cannot be trained on one sample.
+        least = count if self.shuffle_seed is None else 2 * count
+        if len(batches) > 1 and len(batches[-1]) < min(least, self.batch_size):
             batches[-2:] = [torch.cat(batches[-2:])]
+        if len(batches[-1]) < count:
+            raise MisconfigurationException(
+                f"{len(batches[-1])} samples cannot be shared by {count} processes. Take fewer: trainer.devices=…"
+            )
         return batches
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Number of this process, from 0, and how many train together."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def shuffle_seed(data: LightningDataModule) -> int | None:
@@ -194,14 +218,15 @@ def workers_for(datasets: Sequence[Batched], num_workers: int | None) -> Workers
 
     Args:
         datasets: what they can be asked for.
-        num_workers: how many; 0 for none; None for as many as there are cores for this process, up to 8 or, where
-            a process takes seconds to start and imports everything anew (Windows, macOS), up to 4.
+        num_workers: how many, in each process that trains; 0 for none; None for as many as there are cores for it, up
+            to 8 or, where a process takes seconds to start and imports everything anew (Windows, macOS), up to 4.
 
     Raises:
         MisconfigurationException: if ``num_workers`` is negative.
     """
     if num_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         num_workers = min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
     if not isinstance(num_workers, int) or num_workers < 0:
         raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")

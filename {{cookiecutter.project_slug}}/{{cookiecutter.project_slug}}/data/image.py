@@ -94,7 +94,7 @@ class ImageDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What the config leaves open and the files say."""
         self.prepare_data()
-        self.setup("fit")
+        self._read()
         names = ("num_classes", "class_names", "mean", "std")
         return {"image_shape": list(self.image_shape), **{name: getattr(self, name) for name in names}}
 
@@ -102,8 +102,14 @@ class ImageDataModule(LightningDataModule):
         if stage == "test":
             self.test_set = TensorBatches(*self._load(train=False))
             return
-        if hasattr(self, "train_set"):
-            return
+        if not hasattr(self, "train_set"):
+            self._read()
+        # Without augmentation there is nothing to do that is worth another process.
+        augment = self.train_set.augment
+        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
+
+    def _read(self) -> None:
+        """Training and validation set."""
         images, labels = self._load(train=True)
         if not 1 <= self.num_val < len(images):
             raise MisconfigurationException(
@@ -117,8 +123,6 @@ class ImageDataModule(LightningDataModule):
         self.train_set = TensorBatches(images[train], labels[train], augment=augment)
         if self.mean is None or self.std is None:
             self.mean, self.std = mean_and_std(self.train_set.tensors[0])
-        # Without augmentation there is nothing to do that is worth another process.
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
 
     def _split(self, train: bool) -> dict[str, Any]:
         """The arguments of the class that mean a split."""

@@ -99,12 +99,17 @@ class ImageFolderDataModule(LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """What the config leaves open and the folder says."""
-        self.setup("fit")
+        self._read()
         return {"num_classes": self.num_classes, "class_names": self.class_names}
 
     def setup(self, stage: str) -> None:
-        if hasattr(self, "train_set"):
-            return
+        if not hasattr(self, "train_set"):
+            self._read()
+        if not hasattr(self, "workers"):
+            self.workers = workers_for([self.train_set, self.val_set, self.test_set], self.num_workers)
+
+    def _read(self) -> None:
+        """All three splits."""
         rows = read_splits(self.split_file) if self.split_file.exists() else self._make_splits()
         classes = sorted({name for split, name, _ in rows if split == "train"})
         if self.class_names is not None and list(self.class_names) != classes:
@@ -121,7 +126,6 @@ class ImageFolderDataModule(LightningDataModule):
                 self.root, here, self.image_shape, self.center_crop_share, augment, self.skip_broken
             )
         self.train_set, self.val_set, self.test_set = datasets.values()
-        self.workers = workers_for([self.train_set, self.val_set, self.test_set], self.num_workers)
 
     def _make_splits(self) -> list[tuple[str, str, str]]:
         """Split, class and path beneath ``root``, of each picture; also written to ``split_file``."""

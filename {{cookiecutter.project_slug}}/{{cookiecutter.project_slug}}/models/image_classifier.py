@@ -119,7 +119,8 @@ class ImageClassifier(LightningModule):
         # `log` takes as long as a step of a small network: in training only when the logger writes.
         always = stage != "train" or self.trainer.is_last_batch
         if always or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(labels))
+            # A float: Lightning's mean over processes rounds whole numbers down.
+            self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(labels)), sync_dist=True)
         if always:
             self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return {"loss": loss, "logits": logits}

@@ -64,7 +64,8 @@ class LinearRegression(LightningModule):
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         x, y = batch
         loss = mse_loss(self(x), y)
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(x))
+        # A float: Lightning's mean over processes rounds whole numbers down.
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(x)), sync_dist=True)
         return loss
 
     def line(self) -> tuple[float, float]:

@@ -1,0 +1,212 @@
+"""One run in several processes: the first composes the config and has the run folder, the others follow it.
+
+Lightning, torchrun or SLURM start the same command once for each process. If each of them composed the config, each
+would have a run folder, or a multirun, of its own.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from errors import Mistake
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+# How long a process waits for the first one, which may have to download the data.
+PATIENCE = timedelta(minutes=30)
+
+_stores: list[Any] = []  # of this run: what all its processes can write to and read from
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, by what torchrun, SLURM or Lightning have put into the environment."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+
+
+def _started() -> int | None:
+    """How many processes torchrun or SLURM have started; None if Lightning shall start them."""
+    if "RANK" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    # srun; in a job that is called bash or interactive somebody types commands.
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(os.environ.get("SLURM_NTASKS", 1))
+    return None
+
+
+def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
+    """``main`` runs in the first process alone; the others wait for the config of its run, and train with it."""
+
+    @functools.wraps(main)
+    def led_main(*args: Any) -> Any:
+        if not is_first():
+            _follow()
+            return None
+        if (_started() or 1) == 1:
+            return main(*args)
+        if {"-m", "--multirun"} & set(sys.argv):
+            raise Mistake(
+                f"{_started()} processes were started for one run, and a multirun is many. Let Lightning start the "
+                "processes of each: python train.py -m … trainer=ddp trainer.devices=…"
+            )
+        try:
+            return main(*args)
+        finally:
+            if not _stores:  # help, a mistake, or a run that is finished
+                _send("")
+
+    return led_main
+
+
+def _follow() -> None:
+    logging.basicConfig(format=f"[process {_name()}] %(message)s")
+    logging.getLogger("lightning").setLevel(logging.WARNING)  # the first process says the same
+    _stores.append(_store())
+    sent = _stores[0].get(_key("config")).decode()
+    if sent:
+        # Not the module that was started as a script, which is called __main__.
+        from train import train
+
+        train(OmegaConf.create(sent))
+
+
+@contextlib.contextmanager
+def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> Iterator[None]:
+    """What is done within is done by all processes of the run; afterwards this one is alone again.
+
+    Args:
+        config: of the run, which the first process sends to the others.
+        trainer: with which it is done.
+        checkpoint: what the run starts from.
+
+    Raises:
+        Mistake: if the processes are not as the config has it, or one of the others has ended before its time.
+    """
+    count = trainer.num_devices * trainer.num_nodes
+    _check(config, trainer, count)
+    if count == 1:
+        yield
+        return
+    before = dict(os.environ)
+    os.environ["LOCAL_WORLD_SIZE"] = str(trainer.num_devices)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ from a process that finds itself alone
+    if is_first():
+        if _started() is None and trainer.num_nodes == 1:
+            from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
+            os.environ["MASTER_PORT"] = str(find_free_network_port())
+        place = {"run_dir": str(Path(config.run_dir).resolve()), "ckpt_path": checkpoint}
+        _send(OmegaConf.to_yaml(OmegaConf.merge(config, place)))
+    try:
+        yield
+    except Exception as error:
+        if not _fails_first():
+            sys.exit(1)  # the process that failed first says why
+        if _lost_another(error):
+            raise Mistake("Another process of this run has ended.") from error
+        raise
+    finally:
+        _end(trainer)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
+    shape = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
+    if _started() not in (None, count):
+        raise Mistake(f"{_started()} processes were started, but {shape} means {count}. Make them agree.")
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
+        raise Mistake(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
+    batch_size = config.data.get("batch_size")
+    if isinstance(batch_size, int) and batch_size % count:
+        below = batch_size // count * count
+        nearest = f"{below}, {below + count}" if below else str(count)
+        raise Mistake(
+            f"data.batch_size is {batch_size}, which {shape} cannot share evenly among {count} processes. "
+            f"Nearest: {nearest}."
+        )
+
+
+def _send(config: str) -> None:
+    _stores.append(_store())
+    _stores[0].set(_key("config"), config)
+
+
+def _store() -> Any:
+    """Of torch.distributed, where the processes of a run meet: the first one has it, or torchrun."""
+    from torch.distributed import TCPStore
+
+    if "RANK" not in os.environ and (_started() or 1) > 1:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        environment = SLURMEnvironment()
+        address, port = environment.main_address, environment.main_port
+    else:
+        try:
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        except KeyError as error:
+            raise Mistake(
+                f"{error.args[0]} is not set. Each node needs MASTER_ADDR and MASTER_PORT, those of the first node, "
+                "and its NODE_RANK; or start it by torchrun."
+            ) from None
+    is_here = is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # multi_tenant: torch.distributed will ask for the same port once more.
+    return TCPStore(address, port, None, is_here, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+
+
+def _key(name: str) -> str:
+    """Of this start: torchrun keeps its store when it starts the processes anew."""
+    return f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _name() -> str:
+    names = ("RANK", "SLURM_PROCID")
+    node = f"{os.environ.get('NODE_RANK', 0)}.{os.environ.get('LOCAL_RANK', 0)}"
+    return next((os.environ[name] for name in names if name in os.environ), node)
+
+
+def _fails_first() -> bool:
+    """Whether no other process of the run has failed before, as all do that wait for one that has."""
+    try:
+        return _stores[0].add(_key("failed"), 1) == 1
+    except RuntimeError:  # the first process, with the store, is gone, and has said why
+        return False
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether a process noticed that another is no longer there."""
+    return any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
+
+
+def _end(trainer: "Trainer") -> None:
+    """So that the next run, of a multirun, can begin as this one did."""
+    from torch import distributed
+
+    processes = getattr(trainer.strategy.launcher, "procs", [])
+    if sys.exc_info()[0]:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()  # or the others would still wait for this one
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    _stores.clear()
