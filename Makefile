@@ -51,7 +51,7 @@ $(UV):
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' .venv
 	$(UV) pip install --quiet --python .venv --group dev
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/packages
-	$(UV) pip install --quiet --python .venv -r build/packages/my_project/pyproject.toml --extra dev --extra export
+	$(UV) pip install --quiet --python .venv -r build/packages/my_project/pyproject.toml --extra dev --extra export --extra sweep
 	touch $@
 
 build/my_project: | $(UV)

@@ -65,6 +65,8 @@ FILES = """
     configs/scheduler/one_cycle.yaml
     configs/scheduler/plateau.yaml
     configs/scheduler/step.yaml
+    configs/sweep/linear_regression.yaml
+    configs/sweep/mnist.yaml
     configs/train.yaml
     configs/trainer/auto.yaml
     configs/trainer/cpu.yaml
@@ -104,6 +106,7 @@ FILES = """
     pyproject.toml
     resume.py
     runs.py
+    sweep.py
     tests/conftest.py
     tests/test_configs.py
     tests/test_data.py
@@ -114,6 +117,7 @@ FILES = """
     tests/test_mistakes.py
     tests/test_readme.py
     tests/test_resume.py
+    tests/test_sweep.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
     tests/test_train.py

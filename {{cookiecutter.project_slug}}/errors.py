@@ -76,10 +76,10 @@ def explanation(error: BaseException) -> str | None:
         return f"The checkpoint holds something else than numbers and text{what}. Loading it could run code: refused."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: there is no such choice." + _nearest(choice, error.options)
+        return f"{group}={choice}: there is no such choice." + nearest(choice, error.options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         keys = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
-        return f"{cause.full_key}: there is no such key." + _nearest(str(cause.key), keys)
+        return f"{cause.full_key}: there is no such key." + nearest(str(cause.key), keys)
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return str(error) or str(cause)
 
@@ -121,7 +121,8 @@ def _accelerators(message: str) -> str:
     return f"\nOn this machine trainer.accelerator can be: {', '.join(name for name in available if available[name])}."
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Which of ``words`` is meant by ``word``, perhaps, and all of them: for the end of a message."""
     choices = sorted(words)
     matches = difflib.get_close_matches(word, choices, n=1)
     return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
