@@ -223,8 +223,10 @@ def compose_all(path: Path, space: dict[str, Any], overrides: list[str]) -> Dict
                 raise
             raise Mistake(message + where) from error
         best = composed.callbacks.get("best_checkpoint")
-        if not best:
+        if not best or not best.monitor:
             raise Mistake("callbacks.best_checkpoint is left out: its monitor is what trials are compared by." + where)
+        if best.mode not in ("min", "max"):
+            raise Mistake(f"callbacks.best_checkpoint.mode is {best.mode}; it must be min or max." + where)
         if config is None:
             config, metric = composed, f"{best.mode} {best.monitor}"
         elif metric != f"{best.mode} {best.monitor}":
@@ -414,13 +416,14 @@ def run(study: "Study", trial: "Trial", folder: Path, overrides: list[str], metr
 
     state = TrialState.COMPLETE
 
-    def fail(error: Exception) -> None:
+    def fail(error: Exception, in_log: bool) -> None:
         nonlocal state
         state, message = TrialState.FAIL, explanation(error)
         reason = message or f"{type(error).__name__}: {error}"
-        log.error(reason, exc_info=None if message else error)
         runs.write_text(folder / "error.txt", reason + "\n")
         trial.set_user_attr("reason", reason)
+        if in_log:
+            log.error(reason, exc_info=None if message else error)
 
     def task(config: DictConfig) -> None:
         nonlocal state
@@ -437,14 +440,14 @@ def run(study: "Study", trial: "Trial", folder: Path, overrides: list[str], metr
             state = TrialState.PRUNED
             log.info(str(pruned))
         except Exception as error:
-            fail(error)
+            fail(error, in_log=True)
 
     job = GlobalHydra.instance().hydra
     assert job is not None
     try:
         job.run("train", task, [*overrides, *assignments(trial.params), f"hydra.run.dir={folder}"])
     except Exception as error:  # a combination of choices that cannot be composed
-        fail(error)
+        fail(error, in_log=False)  # there is no train.log yet
     finally:
         logging.captureWarnings(False)
     value = best_value(study, study.trials[trial.number]) if state == TrialState.COMPLETE else None
@@ -564,6 +567,7 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
         Mistake: if all trials failed.
     """
     import rich
+    from filelock import FileLock
 
     trials = ranked(study)
     rich.print(table(study, space, metric))
@@ -579,7 +583,8 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
         print(f"{count['RUNNING']} are still run by other processes")
     if not count["COMPLETE"]:
         return
-    draw(study, folder, metric)
+    with FileLock(folder / ".lock"):  # another process may be ready at the same time
+        draw(study, folder, metric)
     print(f"study folder  {folder}")
     print(f"best trial    {folder / str(trials[0].number)}")
     print(f"its command   {shlex.join(['python', 'train.py', *overrides, *assignments(trials[0].params)])}")
