@@ -10,7 +10,7 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
 ├── environment.json         for each start: command, git commit, versions, device
 ├── split.csv                of a folder of pictures: which is in which split
-├── error.txt                of a run of a multirun that failed: why
+├── error.txt                of a run of a multirun or a sweep that failed: why
 └── train.log
 """
 

@@ -107,7 +107,7 @@ def find_space(words: Sequence[str]) -> Path:
         raise Mistake(f"Say which space to search: python sweep.py SPACE\nChoices: {', '.join(names)}, or a file")
     for path in (SPACES / f"{words[0]}.yaml", Path(words[0])):
         if path.is_file():
-            return path
+            return runs.shown(path)
     raise Mistake(f"{words[0]}: there is no such file, and no such space in configs/sweep." + nearest(words[0], names))
 
 
@@ -187,6 +187,8 @@ def problem_of(key: str, values: Any) -> str | None:
         return "log: true and step do not go together; leave out one of them"
     if values.get("step", 1) <= 0:
         return f"step is {values['step']}; it must be above 0"
+    if "step" in values and abs(math.remainder(high - low, values["step"])) > 1e-9 * values["step"]:
+        return f"steps of {values['step']} from low, {low}, do not meet high, {high}"
     return None
 
 
@@ -344,8 +346,10 @@ def search(
         with live if console.is_terminal else nullcontext():
             while claimed := claim(study, folder, space, seed, total):
                 trial, lock, goes_on = claimed
-                with lock:
+                try:
                     run(study, trial, folder / str(trial.number), overrides, metric, goes_on)
+                finally:
+                    lock.release()
                 if not console.is_terminal:
                     print(line(study, study.trials[trial.number], metric), flush=True)
     finally:
@@ -400,12 +404,11 @@ def suggest(trial: "Trial", space: dict[str, Any]) -> None:
         if isinstance(values, list):
             trial.suggest_categorical(key, [as_text(value) for value in values])
             continue
-        low, high, log_ = values["low"], values["high"], values.get("log", False)
-        step = values.get("step")
+        low, high, step, is_log = values["low"], values["high"], values.get("step"), values.get("log", False)
         if all(isinstance(number, int) for number in (low, high, step or 1)):
-            trial.suggest_int(key, low, high, step=step or 1, log=log_)
+            trial.suggest_int(key, low, high, step=step or 1, log=is_log)
         else:
-            trial.suggest_float(key, low, high, step=step, log=log_)
+            trial.suggest_float(key, low, high, step=step, log=is_log)
 
 
 def run(study: "Study", trial: "Trial", folder: Path, overrides: list[str], metric: str, goes_on: bool) -> None:
@@ -538,13 +541,17 @@ def short_names(keys: Iterable[str]) -> list[str]:
     return [key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
+def state_of(trial: "FrozenTrial") -> str:
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
 def cells_of(study: "Study", trial: "FrozenTrial", space: dict[str, Any]) -> list[str]:
     values = [trial.params.get(key, "") for key in space]
     texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
     best = best_value(study, trial)
     return [
         str(trial.number),
-        trial.state.name.lower(),
+        state_of(trial),
         *texts,
         "" if best is None else f"{best:.5g}",
         str(trial.last_step or ""),
@@ -555,7 +562,7 @@ def line(study: "Study", trial: "FrozenTrial", metric: str) -> str:
     """What a finished trial says where there is no table."""
     best = best_value(study, trial)
     reason = trial.user_attrs.get("reason", "").partition("\n")[0]
-    parts = [f"trial {trial.number}", trial.state.name.lower(), "" if best is None else f"{metric} {best:.5g}"]
+    parts = [f"trial {trial.number}", state_of(trial), "" if best is None else f"{metric} {best:.5g}"]
     parts += [f"epoch {trial.last_step}" if trial.last_step else "", *assignments(trial.params), reason]
     return "  ".join(part for part in parts if part)
 
@@ -570,7 +577,10 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     from filelock import FileLock
 
     trials = ranked(study)
-    rich.print(table(study, space, metric))
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160  # of a file or a pipe, whose width is not known
+    console.print(table(study, space, metric))
     count = Counter(trial.state.name for trial in trials)
     reasons = Counter(trial.user_attrs.get("reason", "") for trial in trials if trial.state.name == "FAIL")
     failed = f"{count['FAIL']} of {len(trials)} trials failed; their folders have error.txt and train.log.\n"

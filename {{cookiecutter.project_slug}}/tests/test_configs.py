@@ -8,7 +8,9 @@ from omegaconf import OmegaConf
 from conftest import ROOT
 
 CHOICES = sorted(
-    f"{file.parent.name}={file.stem}" for file in (ROOT / "configs").glob("*/*.yaml") if file.parent.name != "trainer"
+    f"{file.parent.name}={file.stem}"
+    for file in (ROOT / "configs").glob("*/*.yaml")
+    if file.parent.name not in ("trainer", "sweep")
 )
 ACCELERATORS = sorted(file.stem for file in (ROOT / "configs/trainer").glob("*.yaml"))
 

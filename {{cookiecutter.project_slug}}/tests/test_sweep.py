@@ -129,14 +129,16 @@ def test_the_trials_are_the_same_again_and_going_on_repeats_none(sweep, space, t
     assert len({trial.params["optimizer.lr"] for trial in parts}) == 4
 
 
-def test_trials_are_the_total_of_the_study(sweep, space, tmp_path, capfd):
-    sweep(space(), "--trials", 2)
+def test_trials_are_the_total_of_the_study(sweep, tmp_path, capfd):
+    sweep("linear_regression", "--trials", 2)
+    study = tmp_path / "outputs/sweeps/linear_regression"
+    assert results(study / "0")["epochs"] == 5, "the command line wins over the overrides of the file"
     capfd.readouterr()
-    sweep(space(), "--trials", 2)
+    sweep("linear_regression", "--trials", 2)
     printed = capfd.readouterr().out
     assert "has 2 trials; --trials is how many it shall have in total" in printed
     assert "its command   python train.py" in printed
-    assert len(trials_of(tmp_path / "outputs/sweeps/space")) == 2
+    assert len(trials_of(study)) == 2
 
 
 def test_a_hopeless_trial_is_pruned_and_its_folder_is_a_run(sweep, space, script, tmp_path, capfd):
@@ -225,6 +227,7 @@ def test_where_every_trial_failed_it_says_why(sweep, space):
         ("space:\n  optimizer.lr: {low: 1, high: 1e-4}", ["low is 1, above high, which is 0.0001"]),
         ("space:\n  optimizer.lr: {low: 0, high: 1, log: true}", ["low is 0", "above 0"]),
         ("space:\n  optimizer.lr: {low: 1, high: 2, step: 0}", ["step is 0"]),
+        ("space:\n  optimizer.lr: {low: 0.1, high: 0.5, step: 0.3}", ["steps of 0.3", "do not meet high, 0.5"]),
         ("space:\n  optimizer.lr: {low: 1, high: 2, step: 1, log: true}", ["log: true and step"]),
         ("space:\n  optimizer.lr: {low: 1, hihg: 2}", ["hihg", "Did you mean high?"]),
         ("space:\n  optimizer.lr: {low: 1}", ["low and high"]),
@@ -272,6 +275,13 @@ def test_a_mistake_on_the_command_line(script, tmp_path, arguments, messages):
     for expected in messages:
         assert expected in exit_.value.code
     assert len(exit_.value.code.splitlines()) <= 4
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_without_optuna_it_says_how_to_install_it(script, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit, match=r'pip install -e "\.\[sweep\]"'):
+        script("sweep.py", "linear_regression")
     assert not (tmp_path / "outputs").exists()
 
 
@@ -357,7 +367,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
     start("--trials", 2, "--study", "whole").join()
     folder, whole = tmp_path / "outputs/sweeps", trials_of(tmp_path / "outputs/sweeps/whole")
     generator, kills, epochs_kept = random.Random(0), 0, 0
-    while kills < 16:
+    while kills < 12:
         study = folder / f"killed{kills}"
         while True:
             moment = generator.choice([ASKED, REPORTED, TOLD])
