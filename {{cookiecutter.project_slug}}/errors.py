@@ -25,6 +25,7 @@ from omegaconf.errors import (
 )
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from here, see below
 
 
 class Mistake(Exception):
@@ -103,6 +104,11 @@ def explanation(error: BaseException) -> str | None:
         if type(misuse).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(misuse).strip().partition("\n")[0]
             return f"The model could not be compiled: {reason}\nmodel.compile=false goes on without."
+    if "parameters that were not used in producing the loss" in str(error):
+        return (
+            "A part of the network was not used in a step, and the other processes waited for its gradient. "
+            "trainer.strategy.find_unused_parameters=true looks for such parts in each step."
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no default. Say it: {error.full_key}=…"
     if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from errors import Mistake
+from errors import FULL_ERROR, IS_FULL, Mistake
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -72,7 +72,7 @@ def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
 
 def _follow() -> None:
     logging.basicConfig(format=f"[process {_name()}] %(message)s")
-    logging.getLogger("lightning").setLevel(logging.WARNING)  # the first process says the same
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     _stores.append(_store())
     sent = _stores[0].get(_key("config")).decode()
     if sent:
@@ -102,6 +102,8 @@ def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> 
     before = dict(os.environ)
     os.environ["LOCAL_WORLD_SIZE"] = str(trainer.num_devices)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ from a process that finds itself alone
+    if not IS_FULL:
+        os.environ.pop(FULL_ERROR, None)  # it is for Hydra in this process, not for those that are started here
     if is_first():
         if _started() is None and trainer.num_nodes == 1:
             from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -112,9 +114,13 @@ def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> 
         _send(OmegaConf.to_yaml(OmegaConf.merge(config, place)))
     try:
         yield
+    except SystemExit:
+        _fails_first()
+        raise
     except Exception as error:
         if not _fails_first():
             sys.exit(1)  # the process that failed first says why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # and is not stopped before it has
         if _lost_another(error):
             raise Mistake("Another process of this run has ended.") from error
         raise
@@ -196,17 +202,16 @@ def _end(trainer: "Trainer") -> None:
     """So that the next run, of a multirun, can begin as this one did."""
     from torch import distributed
 
+    has_failed = sys.exc_info()[0] is not None
     processes = getattr(trainer.strategy.launcher, "procs", [])
-    if sys.exc_info()[0]:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()  # or the others would still wait for this one
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
+    for process in processes if has_failed else []:
+        process.send_signal(signal.SIGTERM)
     for process in processes:
         try:
-            process.wait(timeout=60)
+            process.wait(timeout=5 if has_failed else 60)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.kill()  # it waits for this one, deaf to signals, and has nothing to lose: it writes no files
+            process.wait()
     if distributed.is_initialized():
         distributed.destroy_process_group()
     _stores.clear()

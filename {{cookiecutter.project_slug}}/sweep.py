@@ -35,6 +35,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import processes
 import runs
 import train
 from errors import Mistake, explained, explanation, nearest
@@ -58,6 +59,7 @@ WORDS = ("null", "true", "false", "nan", "inf")
 
 
 @explained
+@processes.led_by_the_first
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python sweep.py SPACE [--trials N] [--study NAME] [key=value …]",

@@ -12,7 +12,14 @@ from errors import Mistake
 # What the config of a run folder may name as `_target_`: the classes of these modules, and the functions of some. Not
 # all of torch and torchvision, which have functions that run a command or load a pickle. Add what your configs need.
 PACKAGES = tuple(path.parent.name for path in Path(__file__).parent.glob("*/__init__.py"))
-FUNCTIONS_OF = (*PACKAGES, "torch.nn", "torchvision.models", "torchvision.transforms", "torchmetrics.functional")
+FUNCTIONS_OF = (
+    *PACKAGES,
+    "torch.nn",
+    "torch.distributed.fsdp.wrap",
+    "torchvision.models",
+    "torchvision.transforms",
+    "torchmetrics.functional",
+)
 CLASSES_OF = (
     *FUNCTIONS_OF,
     "torch.optim",

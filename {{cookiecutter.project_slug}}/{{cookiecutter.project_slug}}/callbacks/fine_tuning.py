@@ -2,6 +2,7 @@
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -33,6 +34,8 @@ class FineTuning(BackboneFinetuning):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
+        if trainer.current_epoch == self.unfreeze_backbone_at_epoch:
+            _share_gradients(trainer)
         # What is frozen gives in training what it gives in validation: no dropout, no statistics of the batch.
         pl_module.backbone.train(trainer.current_epoch >= self.unfreeze_backbone_at_epoch)
 
@@ -51,6 +54,14 @@ class FineTuning(BackboneFinetuning):
                 )
         if self.previous_backbone_lr is not None:
             self.make_trainable(pl_module.backbone)
+            _share_gradients(trainer)
+
+
+def _share_gradients(trainer: Trainer) -> None:
+    """Of several processes, also those of the backbone: DDP shares what could be trained when it was set up."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.model = trainer.lightning_module
+        trainer.strategy.configure_ddp()
 
 
 def _unchanged(epoch: int) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
@@ -93,6 +94,11 @@ class TorchvisionClassifier(ImageClassifier):
     def on_fit_start(self) -> None:
         # Not in setup, for then Lightning has not said yet whether there is a checkpoint.
         if self.weights and not self.trainer.ckpt_path:
+            if isinstance(self.trainer.strategy, FSDPStrategy):
+                raise MisconfigurationException(
+                    "FSDP has already dealt out the network when its pretrained weights come: take trainer=ddp, or "
+                    "model.weights=null."
+                )
             pretrained, _ = _backbone(self.name, self.weights, self.channels)
             self.network.backbone.load_state_dict(pretrained.state_dict())
             self._compare_pictures()
