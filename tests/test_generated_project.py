@@ -29,7 +29,7 @@ def write_digits(project):
 
 def test_its_own_tests_pass(bake):
     """With answers that are hard to live with; the next test takes the defaults."""
-    assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=bake(**AWKWARD))
+    assert " passed" in run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=bake(**AWKWARD))
 
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])

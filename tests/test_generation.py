@@ -70,6 +70,8 @@ FILES = """
     configs/train.yaml
     configs/trainer/auto.yaml
     configs/trainer/cpu.yaml
+    configs/trainer/ddp.yaml
+    configs/trainer/fsdp.yaml
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     docs/hparams.png
@@ -82,6 +84,7 @@ FILES = """
     my_project/callbacks/curves.py
     my_project/callbacks/figures.py
     my_project/callbacks/fine_tuning.py
+    my_project/callbacks/global_batch.py
     my_project/callbacks/progress.py
     my_project/callbacks/regression_figures.py
     my_project/callbacks/resumable.py
@@ -103,9 +106,11 @@ FILES = """
     my_project/models/optimization.py
     my_project/models/torchvision_classifier.py
     predict.py
+    processes.py
     pyproject.toml
     resume.py
     runs.py
+    scripts/train.slurm
     sweep.py
     tests/conftest.py
     tests/test_configs.py
@@ -115,6 +120,7 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_matrix.py
     tests/test_mistakes.py
+    tests/test_processes.py
     tests/test_readme.py
     tests/test_resume.py
     tests/test_sweep.py

@@ -131,23 +131,32 @@ def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
 
 
 def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path):
-    with_pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    arguments = [sys.executable, str(ROOT / "train.py"), *command, *TWO]
-    settings = environment() | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(arguments, cwd=tmp_path, env=settings, **with_pipe) as process:
-        for line in process.stdout:
-            if line.startswith("epoch 2/3"):
-                process.send_signal(signal.SIGKILL)
+    # Ends when nobody writes to its output any more: neither of the two.
+    train_py(*command, *TWO, "+callbacks.dies._target_=test_processes.Death", cwd=tmp_path, status=-signal.SIGKILL)
     (folder,) = run_folders(tmp_path)
     assert not (folder / "results.json").exists()
-    printed = run(sys.executable, ROOT / "resume.py", folder, cwd=tmp_path)
-    assert "goes on after epoch" in printed
+    printed = run(sys.executable, ROOT / "resume.py", folder, "callbacks.dies=null", cwd=tmp_path)
+    assert "goes on after epoch 1" in printed
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]
     assert all(weights(folder)[key].equal(value) for key, value in weights(two[0]).items())
     # And one process is enough to ask it.
     loss = results(folder)["metrics"]["test/loss"]
     assert f"{loss:.4f}" in run(sys.executable, ROOT / "evaluate.py", folder, cwd=tmp_path)
+
+
+class Death(Callback):
+    """kill -9 of one of two processes, in the middle of the second epoch."""
+
+    def __init__(self, rank=0, with_parent=False):
+        self.rank = rank
+        self.with_parent = with_parent
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx, trainer.global_rank) == (1, 4, self.rank):
+            if self.with_parent:
+                os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class SameWeights(Callback):
@@ -297,6 +306,8 @@ def nodes():
 
 
 def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, tmp_path):
+    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": str(ROOT / "tests")}
+
     def start(rank, *more):
         torchrun = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", f"--master-addr={NODES['a']}"]
         both = ["trainer.accelerator=cpu", "trainer.num_nodes=2", "hydra.run.dir=outputs/two_nodes", "ckpt_path=last"]
@@ -304,24 +315,26 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, 
         return subprocess.Popen(
             [*node, *torchrun, str(ROOT / "train.py"), *command, *both, *more],
             cwd=tmp_path,
-            env=environment() | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable"},
+            env=environment() | settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
 
-    with start(1) as second, start(0) as first:
-        for line in first.stdout:
-            if line.startswith("epoch 2/3"):
-                os.killpg(second.pid, signal.SIGKILL)  # torchrun and what it started
-    assert first.returncode != 0
+    def start_both(*more):
+        with start(1, *more) as second, start(0, *more) as first:
+            printed = first.communicate()[0], second.communicate()[0]
+        return first.returncode, second.returncode, *printed
+
+    # torchrun, and what it has started
+    death = "+callbacks.dies={_target_:test_processes.Death,rank:1,with_parent:true}"
+    first, second, printed, _ = start_both(death)
+    assert (first, second) == (1, -signal.SIGKILL), printed
     folder = Path(tmp_path, "outputs/two_nodes")
     assert not (folder / "results.json").exists()
 
-    with start(1) as second, start(0) as first:
-        second_printed, printed = second.communicate()[0], first.communicate()[0]
-    assert (first.returncode, second.returncode) == (0, 0), printed + second_printed
-    assert "goes on after epoch" in printed
+    first, second, printed, printed_by_second = start_both()
+    assert (first, second) == (0, 0), printed + printed_by_second
+    assert "goes on after epoch 1" in printed
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]

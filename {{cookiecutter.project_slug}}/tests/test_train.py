@@ -194,6 +194,24 @@ def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
     assert "in on_train_epoch_end" in log.read_text()
 
 
+def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train, tmp_path, capfd):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason='needs pip install -e ".[sweep]"')
+    rich.reconfigure(width=200)
+    grid = ["-m", "data.batch_size=0,100", "optimizer=sgd,adam", "trainer.max_epochs=2"]
+    printed, found = [], []
+    for launcher in (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], []):
+        with pytest.raises(SystemExit, match="2 of 4 runs failed"):
+            train(*grid, *launcher)
+        (sweep,) = {path.parents[1] for path in tmp_path.glob("outputs/*/*/*/train.log")} - {
+            sweep for sweep, _ in found
+        }
+        metrics = [json.loads((sweep / number / "results.json").read_text())["metrics"] for number in "23"]
+        found.append((sweep, metrics))
+        printed.append(capfd.readouterr().out.rpartition("test/loss")[2].partition("run folders")[0])
+    assert found[0][1] == found[1][1]
+    assert printed[0] == printed[1]
+
+
 def test_what_is_no_number_comes_last(train, capfd):
     train(
         "-m", "optimizer=sgd", "optimizer.lr=1000,0.01,0.02", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"
@@ -241,7 +259,7 @@ def test_the_help_is_a_page_that_is_true(script, capfd):
     for group in (path for path in (ROOT / "configs").iterdir() if path.is_dir() and path.name != "hydra"):
         assert f"\n{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}\n" in page
     keys = re.findall(r"^  (\w[\w.]+=\S+) ", page, re.MULTILINE)
-    assert len(keys) == 10
+    assert len(keys) == 11
     examples = re.findall(r"^  python train.py (.*?)(?:  .*)?$", page, re.MULTILINE)
     assert len(examples) == 3
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
