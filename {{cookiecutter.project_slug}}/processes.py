@@ -72,7 +72,9 @@ def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
 
 def _follow() -> None:
     logging.basicConfig(format=f"[process {_name()}] %(message)s")
-    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+
+    for name in ("fabric", "pytorch"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # the first process says it
     _stores.append(_store())
     sent = _stores[0].get(_key("config")).decode()
     if sent:

@@ -208,7 +208,7 @@ def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train,
         metrics = [json.loads((sweep / number / "results.json").read_text())["metrics"] for number in "23"]
         found.append((sweep, metrics))
         printed.append(capfd.readouterr().out.rpartition("test/loss")[2].partition("run folders")[0])
-    assert found[0][1] == found[1][1]
+    assert found[0] == found[1]
     assert printed[0] == printed[1]
 
 
