@@ -71,8 +71,9 @@ def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _follow() -> None:
-    logging.basicConfig(format=f"[process {_name()}] %(message)s")
+    import lightning.pytorch  # noqa: F401, for it sets the levels of its logs
 
+    logging.basicConfig(format=f"[process {_name()}] %(message)s")
     for name in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # the first process says it
     _stores.append(_store())
