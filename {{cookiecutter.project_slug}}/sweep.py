@@ -592,7 +592,7 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     if reasons:
         print(failed)
     if count["RUNNING"]:
-        print(f"{count['RUNNING']} are still run by other processes")
+        print(f"still run by other processes: {count['RUNNING']}")
     if not count["COMPLETE"]:
         return
     with FileLock(folder / ".lock"):  # another process may be ready at the same time
