@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -22,13 +21,8 @@ def main(config: DictConfig) -> None:
     train(config)
 
 
-def train(config: DictConfig, watchers: Sequence[Any] = ()) -> None:
-    """What a run does, from its config to its report.
-
-    Args:
-        config: composed, as `python train.py --cfg job` shows it.
-        watchers: callbacks that are not in the config, for they belong to what started the run.
-    """
+def train(config: DictConfig, *watchers: Any) -> None:
+    """A run, from its composed config to its report; ``watchers`` are callbacks of whoever starts it."""
     if runs.is_finished(config):
         log.info(f"{runs.shown(config.run_dir)} is finished. resume.py trainer.max_epochs=… lengthens it.")
         return
@@ -38,17 +32,12 @@ def train(config: DictConfig, watchers: Sequence[Any] = ()) -> None:
     from lightning.pytorch.callbacks import Checkpoint
 
     start = time.monotonic()
-    # Lightning's own handler would print once more what Hydra's print.
-    logging.getLogger("lightning").handlers.clear()
-
     checkpoint = runs.claim(config)
     seed_everything(config.seed, workers=True, verbose=False)
-
     data = instantiate(config.data, _convert_="all")
     runs.complete(config, data)
     model = instantiate(config.model, _convert_="all")
-    callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback]
-    callbacks += watchers
+    callbacks = [*watchers, *(instantiate(callback) for callback in config.callbacks.values() if callback)]
     loggers = [instantiate(logger) for logger in config.logger.values() if logger]
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
@@ -57,16 +46,14 @@ def train(config: DictConfig, watchers: Sequence[Any] = ()) -> None:
     with processes.together(config, trainer, checkpoint):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
-
         # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= trainer.callback_metrics
 
-    if not processes.is_first():
-        return
-    results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
-    log.info(runs.report(config.run_dir, results))
+    if processes.is_first():
+        results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
+        log.info(runs.report(config.run_dir, results))
 
 
 if __name__ == "__main__":
