@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # How long a process waits for the first one, which may have to download the data.
 PATIENCE = timedelta(minutes=30)
 
-_stores: list[Any] = []  # of this run: what all its processes can write to and read from
+# Of the run, or of the last one: what all its processes can write to and read from; empty as long as none was begun.
+_stores: list[Any] = []
 
 
 def is_first() -> bool:
@@ -76,7 +77,7 @@ def _follow() -> None:
     logging.basicConfig(format=f"[process {_name()}] %(message)s")
     for name in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # the first process says it
-    _stores.append(_store())
+    _stores[:] = [_store()]
     sent = _stores[0].get(_key("config")).decode()
     if sent:
         # Not the module that was started as a script, which is called __main__.
@@ -151,7 +152,7 @@ def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
 
 
 def _send(config: str) -> None:
-    _stores.append(_store())
+    _stores[:] = [_store()]
     _stores[0].set(_key("config"), config)
 
 
@@ -217,4 +218,3 @@ def _end(trainer: "Trainer") -> None:
             process.wait()
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    _stores.clear()

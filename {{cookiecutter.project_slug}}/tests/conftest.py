@@ -138,6 +138,11 @@ def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(torch.uint8), labels.to(torch.uint8)
 
 
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Those after the last epoch of a run."""
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
 def environment() -> dict[str, str]:
     """For a process of its own: that of the tests, without their settings for Hydra."""
     return {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}

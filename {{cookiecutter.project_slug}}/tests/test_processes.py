@@ -15,7 +15,7 @@ import torch
 from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import ROOT, environment
+from conftest import ROOT, environment, weights
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 
@@ -60,10 +60,6 @@ def results(folder):
 
 def curve(folder, tag):
     return [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars(tag)]
-
-
-def weights(folder):
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def assert_equal_to_rounding(found, expected):

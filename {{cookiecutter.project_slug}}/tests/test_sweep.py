@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import ROOT, weights
 
 optuna = pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
 
@@ -60,10 +60,6 @@ def trials_of(folder):
 
 def states(folder):
     return [trial.state.name for trial in trials_of(folder)]
-
-
-def weights(run):
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def results(run):

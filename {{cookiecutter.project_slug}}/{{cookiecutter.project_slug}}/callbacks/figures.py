@@ -15,6 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from ..data.batches import rank_and_count
+
 
 def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
     """Whether something is drawn in the current epoch: ``times`` in a run, evenly, the last time in its last epoch.
@@ -32,9 +34,8 @@ def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
 
 def of_all_processes(values: Tensor) -> Tensor:
     """The rows of ``values`` of each process of the run, one after another, in all of them."""
-    distributed = torch.distributed
-    is_alone = not (distributed.is_available() and distributed.is_initialized())
-    return values if is_alone else torch.cat(gather_all_tensors(values.contiguous()))
+    _, count = rank_and_count()
+    return values if count == 1 else torch.cat(gather_all_tensors(values.contiguous()))
 
 
 def show(trainer: Trainer, tag: str, figure: Figure) -> None:

@@ -15,12 +15,16 @@ class GlobalBatch(Callback):
     is weighted with its share. (``train/loss`` of such a step is logged as the plain mean over the processes.)
     """
 
-    weight = 1.0
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weight = 1.0
+        loader = trainer.train_dataloader
+        # The same in each epoch. A loader of another kind shares evenly, as Lightning makes it.
+        is_shared = trainer.world_size > 1 and hasattr(loader, "batch_sizes")
+        self.sizes = loader.batch_sizes() if is_shared else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        sizes = getattr(trainer.train_dataloader, "batch_sizes", None)
-        if trainer.world_size > 1 and sizes:
-            self.weight = extract_batch_size(batch) * trainer.world_size / sizes()[batch_idx]
+        if self.sizes:
+            self.weight = extract_batch_size(batch) * trainer.world_size / self.sizes[batch_idx]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         weight = self.weight
