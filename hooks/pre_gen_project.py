@@ -11,8 +11,8 @@ import sys
 TAKEN = """
     cookiecutter filelock hydra hydra_plugins lightning lightning_utilities matplotlib numpy omegaconf onnx
     onnxruntime onnxscript optuna PIL pip pytest pytorch_lightning rich setuptools tensorboard torch
-    torchmetrics torchvision wandb mlflow yaml benchmarks build configs data dist docs errors evaluate export outputs
-    predict processes resume runs scripts sweep tests train trust tutorials
+    torchmetrics torchvision wandb mlflow yaml benchmarks build configs data dist docs errors evaluate export help_page
+    outputs predict processes resume runs scripts sweep tests train trust tutorials
 """.split()
 # Windows cannot have files of these names.
 RESERVED = "aux con nul prn".split() + [f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)]

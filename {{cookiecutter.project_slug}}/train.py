@@ -10,12 +10,14 @@ from omegaconf import DictConfig
 import processes
 import runs
 from errors import explained
+from help_page import has_help_page
 
 log = logging.getLogger(__name__)
 
 
 @explained
 @processes.led_by_the_first
+@has_help_page
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
     train(config)
