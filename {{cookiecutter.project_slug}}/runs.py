@@ -135,7 +135,7 @@ def record_environment(run_dir: str, trainer: "Trainer") -> None:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git": _git(),
         "python": platform.python_version(),
-        "packages": dict(sorted((dist.name, dist.version) for dist in importlib.metadata.distributions())),
+        "packages": dict(sorted(_packages())),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": trainer.num_devices * trainer.num_nodes,
         "cpu_cores": os.cpu_count(),
@@ -144,6 +144,13 @@ def record_environment(run_dir: str, trainer: "Trainer") -> None:
     }
     path = Path(run_dir, "environment.json")
     write_json(path, [*(_read_json(path) or []), start])
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    """Names and versions of all that is installed."""
+    for distribution in importlib.metadata.distributions():
+        metadata = distribution.metadata  # read from its file each time that it is asked for
+        yield metadata["Name"], metadata["Version"]
 
 
 def _git() -> dict[str, Any] | None:
@@ -238,12 +245,17 @@ def find(words: Sequence[str]) -> tuple[Path, list[str]]:
     """
     if words and Path(words[0], ".hydra/config.yaml").exists():
         return Path(words[0]).resolve(), list(words[1:])
-    logs = Path("outputs").glob("**/train.log")
-    runs = [path for path in logs if (path.parent / ".hydra/config.yaml").exists()]
+    logs = []
+    for folder, folders, files in os.walk("outputs"):
+        if ".hydra" in folders and "train.log" in files:
+            logs.append(Path(folder, "train.log"))
+            # No run is in them, and of thousands of runs they are most of what there is to walk through.
+            folders[:] = [name for name in folders if name not in (".hydra", "checkpoints", "figures")]
     rest = list(words[1:] if words and words[0] == "latest" else words)
-    if not runs:
-        raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
-    return max(runs, key=lambda path: path.stat().st_mtime_ns).parent.resolve(), rest
+    for log_file in sorted(logs, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if (log_file.parent / ".hydra/config.yaml").exists():
+            return log_file.parent.resolve(), rest
+    raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
 
 
 def find_with_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
