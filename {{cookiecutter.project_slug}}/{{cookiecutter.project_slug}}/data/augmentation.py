@@ -6,7 +6,6 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 
 class Augmentation:
@@ -21,6 +20,9 @@ class Augmentation:
     """
 
     def __init__(self, transforms: Mapping[str, Any], seed: int) -> None:
+        # Imported here, for it takes a quarter of a second, which most runs need not wait for.
+        from torchvision.transforms import v2
+
         self.transform = v2.Compose([transform for transform in transforms.values() if transform])
         self.seed = seed
 

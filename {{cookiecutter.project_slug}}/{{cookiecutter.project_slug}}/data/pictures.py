@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.transforms.functional import pil_to_tensor
 
 
 def find_pictures(words: Sequence[str]) -> Iterator[str]:
@@ -65,6 +65,9 @@ def fit(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.
         image_shape: channels, height and width of the result.
         center_crop_share: of the shorter side, what is left of it, in (0, 1].
     """
+    # Imported here, for it takes a quarter of a second, which most runs need not wait for.
+    from torchvision.transforms.v2.functional import center_crop, resize
+
     height, width = image_shape[1:]
     if image.shape[1:] == (height, width):
         return image
