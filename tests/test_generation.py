@@ -43,7 +43,6 @@ FILES = """
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
     configs/experiment/transfer.yaml
-    configs/hydra/help/page.yaml
     configs/logger/csv.yaml
     configs/logger/tensorboard.yaml
     configs/model/cnn.yaml
@@ -78,6 +77,7 @@ FILES = """
     errors.py
     evaluate.py
     export.py
+    help_page.py
     my_project/__init__.py
     my_project/callbacks/__init__.py
     my_project/callbacks/classifier_figures.py
@@ -85,6 +85,7 @@ FILES = """
     my_project/callbacks/figures.py
     my_project/callbacks/fine_tuning.py
     my_project/callbacks/global_batch.py
+    my_project/callbacks/last_checkpoint.py
     my_project/callbacks/progress.py
     my_project/callbacks/regression_figures.py
     my_project/callbacks/resumable.py

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -226,6 +227,24 @@ def state_of_line(run):
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     metrics = json.loads((run / "results.json").read_text())["metrics"]
     return [last["state_dict"], last["optimizer_states"], last["lr_schedulers"], metrics]
+
+
+def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder):
+    options = ["train.py", "trainer.max_epochs=120", "callbacks.regression_figures=null"]
+    _, _, calls = start(*options, "hydra.run.dir=rare")
+    read = EventAccumulator(str(folder / "rare"))
+    read.Reload()
+    steps = [point.step for point in read.Scalars("val/loss")]
+    assert steps[0] == 0
+    assert steps[-1] == 119
+    assert len(steps) == 51
+    assert start(*options, "hydra.run.dir=rare-killed", at=calls // 2)[0] == -signal.SIGKILL
+    status, printed, _ = start("resume.py", "rare-killed")
+    assert status == 0
+    epoch = int(re.search(r"goes on after epoch (\d+)", printed)[1])
+    assert 0 < epoch < 119
+    assert epoch - 1 in steps
+    assert_same(state_of_line(folder / "rare-killed"), state_of_line(folder / "rare"))
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])

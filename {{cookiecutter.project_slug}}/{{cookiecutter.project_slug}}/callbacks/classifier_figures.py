@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from ..models import ImageClassifier
-from .figures import is_due, of_all_processes, show
+from .figures import is_due, leave, of_all_processes, show
 
 ROWS, COLUMNS = 3, 5
 
@@ -37,9 +37,12 @@ class ClassifierFigures(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.drawn = state_dict["drawn"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, ImageClassifier):
+            leave(trainer, self)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_mine = isinstance(pl_module, ImageClassifier) and not trainer.sanity_checking
-        self._start(pl_module, is_mine and is_due(trainer, self.times, self.drawn))
+        self._start(pl_module, not trainer.sanity_checking and is_due(trainer, self.times, self.drawn))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
@@ -53,7 +56,7 @@ class ClassifierFigures(Callback):
             self.drawn = trainer.current_epoch + 1
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module, isinstance(pl_module, ImageClassifier))
+        self._start(pl_module, is_wanted=True)
 
     on_test_batch_end = on_validation_batch_end
 

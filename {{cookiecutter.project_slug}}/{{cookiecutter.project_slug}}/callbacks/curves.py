@@ -46,7 +46,9 @@ class Curves(Callback):
             "train/epoch_seconds": time.perf_counter() - self.start,
             "train/samples_per_second": self.samples * trainer.world_size / self.seconds,
         }
-        self._log(trainer, metrics, trainer.global_step - 1)  # the last step, as Lightning has it for val/loss
+        # An epoch of a single step is not written more often than a step.
+        if trainer.global_step % trainer.log_every_n_steps < trainer.num_training_batches:
+            self._log(trainer, metrics, trainer.global_step - 1)  # the last step, as Lightning has it for val/loss
 
     def _log(self, trainer: Trainer, metrics: dict[str, float], step: int) -> None:
         for logger in trainer.loggers:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,6 +30,11 @@ def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
     """
     epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or -1
     return epoch >= 2 * drawn if epochs < 0 else epoch * times // epochs > drawn * times // epochs
+
+
+def leave(trainer: Trainer, callback: Callback) -> None:
+    """Takes out a callback that has nothing to do, for Lightning's calls of it take time at every step."""
+    trainer.callbacks = [other for other in trainer.callbacks if other is not callback]
 
 
 def of_all_processes(values: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from .figures import leave
+
 
 class GlobalBatch(Callback):
     """Makes the step of several processes the one that a single process would make.
@@ -15,12 +17,15 @@ class GlobalBatch(Callback):
     is weighted with its share. (``train/loss`` of such a step is logged as the plain mean over the processes.)
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size == 1:
+            leave(trainer, self)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.weight = 1.0
         loader = trainer.train_dataloader
         # The same in each epoch. A loader of another kind shares evenly, as Lightning makes it.
-        is_shared = trainer.world_size > 1 and hasattr(loader, "batch_sizes")
-        self.sizes = loader.batch_sizes() if is_shared else None
+        self.sizes = loader.batch_sizes() if hasattr(loader, "batch_sizes") else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.sizes:

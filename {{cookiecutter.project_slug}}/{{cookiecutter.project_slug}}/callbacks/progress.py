@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+import time
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import rich.progress
 from lightning import Callback, LightningModule, Trainer
 
 log = logging.getLogger(__name__)
+
+SECONDS = 0.25  # between two drawings of the bar
 
 
 class Progress(Callback):
@@ -39,6 +42,7 @@ class Progress(Callback):
             console=rich.get_console(),
             disable=not (trainer.is_global_zero and rich.get_console().is_terminal),
             transient=True,
+            refresh_per_second=1 / SECONDS,
         )
         # Infinite for a data set that does not know its length: then the bar only says that something goes on.
         batches = trainer.num_training_batches
@@ -49,6 +53,7 @@ class Progress(Callback):
             epoch=trainer.current_epoch + 1,
             metrics="",
         )
+        self.updated = time.monotonic()
         stdout = sys.stdout
         self.bar.start()
         # Rich prints above the bar what goes to sys.stdout; the log's handlers still hold the former one.
@@ -58,11 +63,13 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.bar.disable:
+        # Drawing takes as long as a step of a small network, and reading a metric waits for the device.
+        if self.bar.disable or time.monotonic() < self.updated + SECONDS:
             return
-        # Reading a metric waits for the device, so not at every step.
-        fields = {"metrics": _metrics(trainer)} if batch_idx % 10 == 0 else {}
-        self.bar.update(self.task, advance=1, epoch=trainer.current_epoch + 1, **fields)
+        self.updated = time.monotonic()
+        epoch, batches = trainer.current_epoch, trainer.num_training_batches
+        completed = batches * epoch + batch_idx + 1 if math.isfinite(batches) else None
+        self.bar.update(self.task, completed=completed, epoch=epoch + 1, metrics=_metrics(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch, epochs = trainer.current_epoch + 1, self.epochs

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from ..models import LinearRegression
-from .figures import is_due, of_all_processes, show
+from .figures import is_due, leave, of_all_processes, show
 
 # Told apart by their lightness and their dashes as well: https://jfly.uni-koeln.de/color/
 BLACK, BLUE, ORANGE, GREY = "black", "#0072B2", "#D55E00", "#999999"
@@ -38,20 +38,22 @@ class RegressionFigures(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.drawn, self.path, self.earlier = state_dict["drawn"], state_dict["path"], state_dict["earlier"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not _has_one_feature(pl_module):
+            leave(trainer, self)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _has_one_feature(pl_module) and not self.path:
+        if not self.path:
             self.path.append(pl_module.line())
             self.earlier.append(pl_module.line())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _has_one_feature(pl_module) and is_due(trainer, self.times, self.drawn):
+        if is_due(trainer, self.times, self.drawn):
             self.batches.append(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _has_one_feature(pl_module):
-            return
         self.path.append(pl_module.line())
         batches, self.batches = self.batches, []
         if batches and _is_finite(self.path):
@@ -65,8 +67,7 @@ class RegressionFigures(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        if _has_one_feature(pl_module):
-            self.batches.append(batch)
+        self.batches.append(batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches, self.batches = self.batches, []

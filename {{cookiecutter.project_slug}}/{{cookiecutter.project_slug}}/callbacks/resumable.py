@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import random
 import shlex
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy
 import torch
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -58,7 +59,15 @@ class Resumable(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Dropout and augmentation of an epoch depend on seed, epoch and process, not on what was drawn before.
         sequence = numpy.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
-        seed_everything(int(sequence.generate_state(1)[0]), workers=True, verbose=False)
+        seed = int(sequence.generate_state(1)[0])
+        random.seed(seed)
+        numpy.random.seed(seed)
+        if pl_module.device.type == "cpu":
+            # torch.manual_seed notes down the stack for each kind of GPU, in case one is used later: that takes longer
+            # than an epoch of a linear regression.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
