@@ -41,7 +41,8 @@ class TensorBatches:
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
         indices = torch.as_tensor(indices)
-        first, *others = (tensor[indices] for tensor in self.tensors)
+        # On the CPU several times faster than tensor[indices].
+        first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
         if self.augment:
             pairs = zip(first, indices.tolist(), strict=True)
             first = torch.stack([self.augment(row, epoch, index) for row, index in pairs])

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Convolution, batch normalisation, pooling and ReLU, once per entry of ``channels``; then one linear layer.
+    """Convolution, pooling, batch normalisation and ReLU, once per entry of ``channels``; then one linear layer.
 
-    Pooling before the activation gives the same values as after it, from a quarter of the work.
+    Pooling comes first, because what follows then has a quarter of the work.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -24,8 +24,8 @@ class CNN(nn.Module):
             layers += [
                 # Batch normalisation subtracts the mean, so a bias would be lost.
                 nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
                 nn.MaxPool2d(2),
+                nn.BatchNorm2d(out_channels),
                 nn.ReLU(),
             ]
             in_channels, height, width = out_channels, height // 2, width // 2

@@ -93,7 +93,9 @@ class ImageClassifier(LightningModule):
         return self.network(self._normalized(images))
 
     def _normalized(self, images: Tensor) -> Tensor:
-        return ((images / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # The constants and not the images are brought to the other scale: fewer operations on large tensors.
+        images = (images - 255 * self.mean) / (255 * self.std)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return self._step(batch, "train")
