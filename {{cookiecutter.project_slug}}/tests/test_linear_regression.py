@@ -61,6 +61,14 @@ def test_the_noise_free_line_is_found_exactly(train):
     assert line(run / "checkpoints/best.ckpt") == pytest.approx(torch.tensor([-1.5, 7.0]), abs=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_gradients_are_clipped_in_mixed_precision(train, optimizer):
+    """Of fused optimizers, too."""
+    mixed = ["trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1e-6"]
+    (run,) = train(f"optimizer={optimizer}", "optimizer.weight_decay=0", *mixed, "trainer.max_epochs=1")
+    assert (run / "results.json").exists()
+
+
 def test_early_stopping_is_on_by_name(train):
     (run,) = train("callbacks=early_stopping")
     assert json.loads((run / "results.json").read_text())["epochs"] < 500
