@@ -10,7 +10,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint bench faults screenshots clean
+.PHONY: demo test lint bench bench-pictures faults screenshots clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -31,6 +31,8 @@ lint: .venv/ready
 
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
+
+bench-pictures: .venv/ready build/my_project
 	.venv/bin/python benchmarks/pictures.py --project build/my_project
 
 faults: .venv/ready build/my_project

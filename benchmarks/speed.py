@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw. Without --data only the start is timed. Prints a table in Markdown.
+FOLDER has MNIST/raw. Prints a table in Markdown, with the goal of each row; growth.png is put beside this file.
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import platform
 import statistics
@@ -14,126 +16,383 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+# A terminal, so that the progress bar is drawn (to nowhere) as a user has it.
+os.environ |= {"FORCE_COLOR": "1", "COLUMNS": "120"}
+# And no setting that keeps Python from caching its bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+import growth
+import loops
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from omegaconf import OmegaConf
 
 HERE = Path(__file__).parent.resolve()
-# A terminal, so that the progress bar is drawn (to nowhere) as a user has it.
-# And no setting that keeps Python from caching its bytecode.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-ENVIRONMENT |= {"PYTHONPATH": str(HERE), "FORCE_COLOR": "1", "COLUMNS": "120"}
+TEMPLATE = HERE.parent
+GPU = ["trainer=gpu", "model.compile=true"]
 
 
-def run(*arguments: str, cwd: Path, status: int = 0) -> float:
-    """Wall seconds of a Python process that ends with an exit status."""
-    start = time.perf_counter()
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if done.returncode != status:
-        sys.exit(f"{' '.join(command)} ended with exit status {done.returncode}")
-    return time.perf_counter() - start
+class Bench:
+    """The project and the data that everything is timed with, and the table that it makes."""
+
+    def __init__(self, project: Path, data: Path, repeats: int, tutorials: int) -> None:
+        self.project, self.repeats, self.tutorials = project, repeats, tutorials
+        self.mnist = ["experiment=mnist", f"data.root={data}"]
+        self.data = data
+        self.folder = Path(tempfile.mkdtemp())
+        self.runs = 0
+
+    def process(self, *arguments: str, status: int = 0) -> tuple[float, float]:
+        """Wall seconds, and peak memory in MB, of a Python process that ends with an exit status."""
+        start = time.perf_counter()
+        command = [sys.executable, *arguments]
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=self.project, **streams)
+        _, ended, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if os.waitstatus_to_exitcode(ended) != status:
+            sys.exit(f"{' '.join(command)} ended with exit status {os.waitstatus_to_exitcode(ended)}")
+        return seconds, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+
+    def train_py(self, *overrides: str) -> tuple[float, float, dict[str, Any]]:
+        """Seconds and MB of a process `train.py`, and its results.json."""
+        run = self.new_run()
+        seconds, memory = self.process("train.py", *overrides, f"hydra.run.dir={run}")
+        return seconds, memory, json.loads((run / "results.json").read_text())
+
+    def new_run(self) -> Path:
+        self.runs += 1
+        return self.folder / str(self.runs)
+
+    def train(self, *overrides: str) -> "Clock":
+        """A run in this process, as `train.py` makes it; its times."""
+        from train import train
+
+        config = self.composed(*overrides)
+        clock = Clock()
+        with quiet():
+            train(config, clock)
+        clock.accuracy = json.loads(Path(config.run_dir, "results.json").read_text())["metrics"].get("test/acc")
+        return clock
+
+    def composed(self, *overrides: str) -> Any:
+        run = self.new_run()
+        config = loops.composed(self.project, *overrides, f"run_dir={run}")
+        (run / ".hydra").mkdir(parents=True)
+        OmegaConf.save(config, run / ".hydra/config.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), run / ".hydra/overrides.yaml")
+        return config
 
 
-def compared(ours: list[float], theirs: list[float]) -> str:
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return (
-        f"{statistics.median(ours):.2f} s | {statistics.median(theirs):.2f} s | "
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+class Clock(Callback):
+    """Seconds of each training epoch, without its validation, of the whole fit, and of each pass of another kind."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self.device = "cpu"
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.device = pl_module.device.type
+        self.fit_start = loops.wait_for(self.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.start = loops.wait_for(self.device)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.is_last_batch:
+            self.epochs.append(loops.wait_for(self.device) - self.start)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.fit = loops.wait_for(self.device) - self.fit_start
+
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        self.pass_start = time.perf_counter()
+
+    def on_validation_epoch_end(self, *args: Any) -> None:
+        self.seconds = time.perf_counter() - self.pass_start
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def compare(
+    what: str,
+    ours: list[float],
+    theirs: list[float],
+    at_most: float | None = None,
+    at_least: float | None = None,
+    times_faster: float | None = None,
+) -> None:
+    """A row of the table: medians, and the median and the range of the ratios, pair by pair.
+
+    Args:
+        what: is compared with what.
+        ours: seconds, or another measure.
+        theirs: of the same length; or a single one, for all.
+        at_most: goal for ours by theirs.
+        at_least: goal for ours by theirs.
+        times_faster: goal for theirs by ours, which is then the ratio that is shown.
+    """
+    theirs = theirs * len(ours) if len(theirs) == 1 else theirs
+    ratios = [b / a if times_faster else a / b for a, b in zip(ours, theirs, strict=True)]
+    median, verdict = statistics.median(ratios), ""
+    if at_most:
+        verdict = f"at most {at_most:.4g}: {'met' if median <= at_most else '**not met**'}"
+    elif goal := at_least or times_faster:
+        verdict = f"at least {goal:.4g}: {'met' if median >= goal else '**not met**'}"
+    row(
+        what,
+        *(f"{statistics.median(values):.3g}" for values in (ours, theirs)),
+        f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        verdict,
     )
 
 
-def start(project: Path, repeats: int) -> None:
-    commands = {
+def row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def start(bench: Bench) -> None:
+    """Row 1."""
+    quick = {
         "`train.py --help`": (0, "train.py", "--help"),
         "`train.py --cfg job`": (0, "train.py", "--cfg", "job"),
-        "`train.py trainer.max_epoch=1`, a mistake,": (1, "train.py", "trainer.max_epoch=1"),
-        "`train.py optimizer=adamm`, a mistake,": (1, "train.py", "optimizer=adamm"),
-        "import": (0, "-c", "import lightning.pytorch"),
+        "`train.py optimizer=adamm`, a mistake": (1, "train.py", "optimizer=adamm"),
+        "`train.py trainer.max_epoch=1`, a mistake": (1, "train.py", "trainer.max_epoch=1"),
+        "`import hydra`": (0, "-c", "import hydra"),
     }
-    for status, *command in commands.values():  # once for the file cache
-        run(*command, cwd=project, status=status)
-    seconds = {name: [] for name in commands}
-    for _ in range(repeats):
-        for name, (status, *command) in commands.items():
-            seconds[name].append(run(*command, cwd=project, status=status))
-    for name in list(commands)[:-1]:
-        row = compared(seconds[name], seconds["import"])
-        print(f"| {name} against `import lightning.pytorch` | {row} | 0.25 |", flush=True)
-
-
-def epoch(project: Path, data: Path, repeats: int) -> None:
-    for model, batch_size in (("cnn", 256), ("mlp", 256), ("mlp", 128)):
-        overrides = ["experiment=mnist", f"model={model}", f"data.batch_size={batch_size}", f"data.root={data}"]
-        overrides += ["optimizer=adam", "scheduler=constant"]
-        ours, bare = [], []
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "seconds.json")
-            clock = f"+callbacks.clock={{_target_:epoch_clock.EpochClock,path:{path}}}"
-            for repeat in range(repeats):
-                here = f"hydra.run.dir={folder}/{repeat}"
-                run("train.py", *overrides, "trainer.max_epochs=3", clock, here, cwd=project)
-                ours.append(statistics.median(json.loads(path.read_text())))
-                run(str(HERE / "bare_loop.py"), str(path), "3", *overrides, cwd=project)
-                bare.append(statistics.median(json.loads(path.read_text())))
-        row = compared(ours, bare)
-        print(f"| an MNIST epoch, {model}, batch {batch_size}, against a bare loop | {row} | 1.6 |", flush=True)
-
-
-def watched(project: Path, data: Path, repeats: int) -> None:
-    """The whole of `train.py experiment=mnist`, with all that is drawn and logged, against the same without."""
-    callbacks = ("curves", "run_description", "regression_figures", "classifier_figures")
-    unwatched = ["~logger", *(f"callbacks.{name}=null" for name in callbacks)]
-    command = ["train.py", "experiment=mnist", f"data.root={data}"]
-    ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        # A small difference of long runs, so more of them, and each goes first as often as the other.
-        for repeat in range(3 * repeats):
-            here = f"hydra.run.dir={folder}/{repeat}"
-            sides = [(ours, [here, "logger=[tensorboard,csv]"]), (theirs, [here + "-unwatched", *unwatched])]
-            for seconds, arguments in sides if repeat % 2 else reversed(sides):
-                seconds.append(run(*command, *arguments, cwd=project))
-    row = compared(ours, theirs)
-    print(f"| `train.py experiment=mnist` with all pictures and loggers, against none | {row} | 1.1 |", flush=True)
-
-
-def accuracy(project: Path, data: Path) -> None:
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(5):
-            here = f"hydra.run.dir={folder}/{seed}"
-            run("train.py", "experiment=mnist", f"data.root={data}", f"seed={seed}", here, cwd=project)
-            results.append(json.loads(Path(folder, str(seed), "results.json").read_text()))
-    accuracies = [result["metrics"]["test/acc"] for result in results]
-    print(
-        f"\n`train.py experiment=mnist`, seeds 0 to 4, {results[0]['epochs']} epochs: test accuracy "
-        + ", ".join(f"{100 * value:.2f} %" for value in accuracies)
-        + f"; mean {100 * statistics.mean(accuracies):.2f} %, worst {100 * min(accuracies):.2f} % (goal: above 99.0 %);"
-        f" {statistics.median(result['seconds'] for result in results):.0f} s each."
+    slow = {
+        "`train.py trainer.fast_dev_run=true`": (0, "train.py", "trainer.fast_dev_run=true"),
+        "`import lightning.pytorch, torchvision`": (0, "-c", "import lightning.pytorch, torchvision"),
+        "`import torch`": (0, "-c", "import torch"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in [*quick, *slow]}
+    for commands, repeats in ((quick, 3 * bench.repeats), (slow, bench.repeats)):
+        for repeat in range(repeats + 1):
+            for name, (status, *command) in commands.items():
+                if name.startswith("`train.py trainer.fast"):
+                    command = [*command, f"hydra.run.dir={bench.new_run()}"]
+                found = bench.process(*command, status=status)[0]
+                if repeat:  # the first is for the file cache
+                    seconds[name].append(found)
+    hydra = seconds["`import hydra`"]
+    for name in list(quick)[:-1]:
+        compare(
+            f"{name}: seconds, against 1.5 times `import hydra` and 0.2 s",
+            seconds[name],
+            [1.5 * s + 0.2 for s in hydra],
+            at_most=1,
+        )
+    fast, lightning, only_torch = (seconds[name] for name in slow)
+    compare(
+        "`train.py trainer.fast_dev_run=true`: seconds, against `import lightning.pytorch, torchvision`",
+        fast,
+        lightning,
+        at_most=1.25,
     )
+    compare("the same, against `import torch`", fast, only_torch)
+
+
+def epochs(bench: Bench, device: str = "cpu") -> None:
+    """Row 2, and on a GPU row 9."""
+    gpu = GPU if device == "cuda" else []
+    sizes = (512, 2048, 8192) if gpu else (128, 512)
+    for model in ("cnn", "mlp"):
+        for batch_size in sizes:
+            count = 1 if model == "cnn" and not gpu else 3  # the first epoch of a run also draws the model's graph
+            overrides = [
+                *bench.mnist,
+                *gpu,
+                f"model={model}",
+                f"data.batch_size={batch_size}",
+                f"trainer.max_epochs={count}",
+            ]
+            config = loops.composed(bench.project, *overrides, "run_dir=nowhere")
+            data = instantiate(config.data, _convert_="all")
+            data.setup("fit")
+            settings = {**config.optimizer, "fused": None}
+            plain = OmegaConf.merge(config, {"optimizer": settings})
+            found: dict[str, list[float]] = {name: [] for name in ("ours", "bare", "plain", "0", "2")}
+            for _ in range(bench.repeats):
+                found["ours"].append(statistics.median(bench.train(*overrides).epochs))
+                found["bare"].append(statistics.median(loops.bare(config, data, count, device)))
+                if not gpu:
+                    found["plain"].append(statistics.median(loops.bare(plain, data, count)))
+                    for workers in (0, 2):
+                        found[str(workers)].append(loops.conventional(plain, bench.data, workers, share=1 / 3))
+            what = f"an MNIST epoch, {model}, batch {batch_size}: seconds, against"
+            compare(
+                f"{what} the bare loop" + (" with the data on the GPU" if gpu else ""),
+                found["ours"],
+                found["bare"],
+                at_most=1.3 if gpu else 1.15,
+            )
+            if not gpu:
+                compare(f"{what} the bare loop with torch's default, `fused=None`", found["ours"], found["plain"])
+                for workers in (0, 2):
+                    goal = 5 if model == "mlp" else 1.5
+                    compare(
+                        f"{what} the conventional pipeline, {workers} workers: theirs by ours",
+                        found["ours"],
+                        found[str(workers)],
+                        times_faster=goal,
+                    )
+
+
+def accuracy(bench: Bench) -> None:
+    """Rows 3 and 6, and five seeds of the whole experiment."""
+    theirs = [bench.process(str(HERE / "loops.py"), "tutorial", str(bench.data)) for _ in range(bench.tutorials)]
+    ours, final = [], []
+    for seed in range(5):
+        ours.append(bench.train_py(*bench.mnist, f"seed={seed}", "trainer.max_epochs=1"))
+        final.append(bench.train_py(*bench.mnist, f"seed={seed}"))
+    lowest = min(results["metrics"]["test/acc"] for *_, results in ours)
+    if lowest < 0.99:
+        sys.exit(f"`trainer.max_epochs=1` does not reach 99 % with each seed: {lowest:.2%}")
+    what = f"time to 99 %, whole process, `train.py experiment=mnist trainer.max_epochs=1` ({lowest:.2%} or more)"
+    # A single one of theirs, which takes minutes, stands for all.
+    slow = [statistics.median(seconds for seconds, _ in theirs)]
+    seconds = [seconds for seconds, *_ in ours]
+    compare(f"{what}: seconds, against PyTorch's example: theirs by ours", seconds, slow, times_faster=15)
+    accuracies = [results["metrics"]["test/acc"] for *_, results in final]
+    mean = statistics.mean(accuracies)
+    verdict = "met" if mean >= 0.994 else "**not met**"
+    spread = f"{min(accuracies):.2%} to {max(accuracies):.2%}"
+    what = f"`train.py experiment=mnist`, {final[0][2]['epochs']} epochs, seeds 0 to 4: mean test accuracy"
+    row(what, f"{mean:.2%}", "", spread, f"at least 99.4 %: {verdict}")
+    row("the same: seconds", f"{statistics.median(seconds for seconds, *_ in final):.3g}", "", "", "")
+    memory = [memory for _, memory, _ in ours[: bench.repeats]]
+    bare = [bench.process(str(HERE / "loops.py"), "bare", str(bench.project), str(bench.data))[1] for _ in memory]
+    compare("peak memory of a process that trains the cnn, against the bare loop's: MB", memory, bare)
+
+
+def gpu(bench: Bench) -> None:
+    """Row 9."""
+    epochs(bench, "cuda")
+    clocks = [bench.train(*bench.mnist, *GPU, f"seed={seed}", "trainer.max_epochs=1") for seed in range(5)]
+    what = f"time to 99 % on the GPU, training alone ({min(clock.accuracy for clock in clocks):.2%} or more): seconds"
+    compare(f"{what}, against the goal", [clock.fit for clock in clocks], [3], at_most=1)
+
+
+def linear_regression(bench: Bench) -> None:
+    """Row 4."""
+    for what, overrides in (("", []), (" without pictures", ["callbacks.regression_figures=null"])):
+        ours, bare = [], []
+        for _ in range(bench.repeats):
+            whole = bench.train_py(*overrides)[0]
+            ours.append(whole - bench.train_py(*overrides, "trainer.max_epochs=1")[0])
+            bare.append(loops.line(499))
+        name = (
+            f"`train.py`{what}, less the same with `trainer.max_epochs=1`: seconds, against the bare loop of 499 steps"
+        )
+        compare(name, ours, bare, at_most=None if what else 5)
+
+
+def throughput(bench: Bench) -> None:
+    """Row 5."""
+    from runs import load
+
+    for model in ("cnn", "mlp"):
+        run = bench.new_run()
+        bench.process(
+            "train.py",
+            *bench.mnist,
+            f"model={model}",
+            "trainer.max_epochs=1",
+            "trainer.limit_train_batches=5",
+            f"hydra.run.dir={run}",
+        )
+        config, data, ours, trainer, _ = load(run, "last", [])
+        clock = Clock()
+        trainer.callbacks.append(clock)
+        data.setup("fit")
+        data.setup("test")
+        for kind, dataset in (("validate", data.val_set), ("test", data.test_set), ("predict", data.test_set)):
+            batches = dataset.tensors[0].split(config.data.batch_size)
+            found, bare = [], []
+            for repeat in range(3 * bench.repeats + 1):
+                with quiet():
+                    # As evaluate.py and predict.py call it.
+                    if kind == "predict":
+                        trainer.predict(ours, iter(batches))
+                    else:
+                        getattr(trainer, kind)(ours, data, verbose=False)
+                seconds, _ = loops.infer(ours.network, batches, data)
+                if repeat:
+                    found.append(len(dataset) / clock.seconds)
+                    bare.append(len(dataset) / seconds)
+            compare(f"{kind}, {model}: images/s, against a bare loop in inference mode", found, bare, at_least=0.85)
+
+
+def watched(bench: Bench) -> None:
+    """All that is drawn and logged: a small difference of long runs, and so not among the default rows."""
+    callbacks = ("curves", "run_description", "regression_figures", "classifier_figures")
+    sides = {
+        "all": ["logger=[tensorboard,csv]"],
+        "none": ["~logger", *(f"callbacks.{name}=null" for name in callbacks)],
+    }
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(3 * bench.repeats):  # each goes first as often as the other
+        for name in sides if repeat % 2 else reversed(sides):
+            found[name].append(bench.train_py(*bench.mnist, *sides[name])[0])
+    what = "`train.py experiment=mnist` with all pictures and loggers: seconds, against none"
+    compare(what, found["all"], found["none"], at_most=1.1)
+
+
+def generation(bench: Bench) -> None:
+    """Row 8."""
+    command = ["-m", "cookiecutter", str(TEMPLATE), "--no-input", "--output-dir"]
+    ours = [bench.process(*command, str(bench.new_run()))[0] for _ in range(bench.repeats)]
+    imports = [bench.process("-c", "import cookiecutter.main")[0] for _ in ours]
+    compare("`cookiecutter . --no-input`: seconds, against `import cookiecutter.main`", ours, imports)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True, help="a generated project")
-    parser.add_argument("--data", type=Path, help="a folder that has MNIST/raw")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
     parser.add_argument("--repeats", type=int, default=3, help="of each pair (default: 3)")
+    parser.add_argument("--tutorials", type=int, default=1, help="runs of PyTorch's example, minutes each (default: 1)")
+    rows = [start, generation, linear_regression, throughput, epochs, growth.growth, accuracy]
+    names = [row.__name__ for row in rows]
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*names, "watched"], default=names, help="default: all but watched"
+    )
     arguments = parser.parse_args()
-    project = arguments.project.resolve()
-    has_mnist = arguments.data is not None and (arguments.data / "MNIST/raw/train-images-idx3-ubyte").exists()
+    if not (arguments.data / "MNIST/raw/train-images-idx3-ubyte").exists():
+        sys.exit(
+            f"There is no MNIST/raw in {arguments.data.resolve()}. Name a folder that has it: make bench DATA=FOLDER"
+        )
+    bench = Bench(arguments.project.resolve(), arguments.data.resolve(), arguments.repeats, arguments.tutorials)
+    sys.path.insert(0, str(bench.project))
+    os.chdir(bench.project)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "hydra-core"))
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-    print(f"{machine}, Python {platform.python_version()}, {packages}")
-    print(
-        "\n| what | ours | theirs | median ratio (range) | goal: at most |\n| --- | --- | --- | --- | --- |", flush=True
-    )
-    start(project, arguments.repeats)
-    if not has_mnist:
-        print(f"\nNo MNIST in {arguments.data}: its rows are left out. See --data.")
-        return
-    watched(project, arguments.data.resolve(), arguments.repeats)
-    epoch(project, arguments.data.resolve(), arguments.repeats)
-    accuracy(project, arguments.data.resolve())
+    print(f"{machine}, Python {platform.python_version()}, {packages}; {arguments.repeats} repeats")
+    print("\n| what | ours | theirs | median ratio (range) | goal |\n| --- | --- | --- | --- | --- |", flush=True)
+    begin = time.monotonic()
+    for measure in [*rows, watched]:
+        if measure.__name__ in arguments.rows:
+            began = time.monotonic()
+            measure(bench)
+            print(f"{measure.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    if torch.cuda.is_available():
+        gpu(bench)
+    print(f"\n{(time.monotonic() - begin) / 60:.0f} minutes in all.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""What the project is compared with: the same network and optimizer in plain PyTorch, and PyTorch's own MNIST example.
+
+    python benchmarks/loops.py tutorial FOLDER        until 99 % on the test set; prints the epochs that it took
+    python benchmarks/loops.py bare PROJECT FOLDER    one epoch of the project's network, for its memory
+
+FOLDER has MNIST/raw. No metrics, no logging, no checkpoints.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, nll_loss, relu
+from torch.utils.data import DataLoader
+from torchvision.datasets import MNIST
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+
+def composed(project: Path, *overrides: str) -> DictConfig:
+    """What `train.py` would be given."""
+    with initialize_config_dir(str(project / "configs"), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+def network_and_optimizer(config: DictConfig, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(config.seed)
+    network = instantiate(config.model.network).to(device, memory_format=torch.channels_last)
+    if config.model.compile:
+        network.compile()
+    return network, instantiate(config.optimizer)(network.parameters())
+
+
+def normalized(images: Tensor, data: Any) -> Tensor:
+    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (data.mean, data.std))
+    return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def wait_for(device: str) -> float:
+    """The time at which all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu") -> list[float]:
+    """Seconds of each epoch of the loop that an introduction shows, over the tensors of the data module."""
+    network, optimizer = network_and_optimizer(config, device)
+    images, labels = (tensor.to(device) for tensor in data.train_set.tensors)
+    seconds = []
+    for _ in range(epochs):
+        start = wait_for(device)
+        for batch in torch.randperm(len(images), device=device).split(config.data.batch_size):
+            loss = cross_entropy(network(normalized(images[batch], data)), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds.append(wait_for(device) - start)
+    return seconds
+
+
+def conventional(config: DictConfig, root: Path, workers: int, share: float) -> float:
+    """Seconds of an epoch of the conventional pipeline, from a share of it, without the start of the workers.
+
+    The training images of MNIST go one by one through ToTensor and Normalize, in a DataLoader.
+    """
+    network, optimizer = network_and_optimizer(config)
+    transform = Compose([ToTensor(), Normalize(tuple(config.data.mean), tuple(config.data.std))])
+    dataset = torch.utils.data.Subset(MNIST(root, transform=transform), range(60_000 - config.data.num_val))
+    loader = DataLoader(dataset, batch_size=config.data.batch_size, shuffle=True, num_workers=workers)
+    count = round(share * len(loader))
+    batches = iter(loader)
+    next(batches)  # the workers have started
+    start = time.perf_counter()
+    for images, labels in itertools.islice(batches, count):
+        loss = cross_entropy(network(images.contiguous(memory_format=torch.channels_last)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - start) / count * len(loader)
+
+
+def infer(network: nn.Module, batches: Iterable[Tensor], data: Any) -> tuple[float, Tensor]:
+    """Seconds for the labels and probabilities of all batches, and the labels."""
+    network.eval()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        best = [network(normalized(images, data)).softmax(dim=1).max(dim=1) for images in batches]
+    return time.perf_counter() - start, torch.cat([labels for _, labels in best])
+
+
+def line(epochs: int) -> float:
+    """Seconds of the loop of an introduction: a line through 100 points, Adam(0.01)."""
+    x = torch.linspace(-10, 10, 100)[:, None]
+    y = 3 * x + 2 + 2 * torch.randn(100, 1)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    start = time.perf_counter()
+    for _ in range(epochs):
+        loss = nn.functional.mse_loss(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+class TutorialNetwork(nn.Module):
+    """The network of https://github.com/pytorch/examples/tree/main/mnist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution1, self.convolution2 = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3)
+        self.dropout1, self.dropout2 = nn.Dropout(0.25), nn.Dropout(0.5)
+        self.linear1, self.linear2 = nn.Linear(9216, 128), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = max_pool2d(relu(self.convolution2(relu(self.convolution1(x)))), 2)
+        x = self.dropout2(relu(self.linear1(self.dropout1(x).flatten(1))))
+        return log_softmax(self.linear2(x), dim=1)
+
+
+def tutorial(root: Path) -> int:
+    """Trains with the published settings until the test set says 99 %; returns the number of epochs.
+
+    Adadelta at 1.0, times 0.7 after each epoch, batches of 64, all 60,000 images.
+    """
+    transform = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
+    train = DataLoader(MNIST(root, transform=transform), batch_size=64, shuffle=True)
+    test = DataLoader(MNIST(root, train=False, transform=transform), batch_size=1000)
+    network = TutorialNetwork()
+    optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
+    for epoch in range(1, 15):
+        network.train()
+        for images, labels in train:
+            optimizer.zero_grad()
+            nll_loss(network(images), labels).backward()
+            optimizer.step()
+        scheduler.step()
+        network.eval()
+        with torch.inference_mode():
+            correct = sum(int((network(images).argmax(dim=1) == labels).sum()) for images, labels in test)
+        print(f"epoch {epoch}: {correct / 100:.2f} %", flush=True)
+        if correct >= 9900:
+            return epoch
+    raise SystemExit("99 % was not reached in 14 epochs")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "tutorial":
+        tutorial(Path(sys.argv[2]))
+    else:
+        project, root = (Path(argument).resolve() for argument in sys.argv[2:4])
+        sys.path.insert(0, str(project))
+        os.chdir(project)
+        config = composed(project, "experiment=mnist", f"data.root={root}", "run_dir=nowhere")
+        data = instantiate(config.data, _convert_="all")
+        data.setup("fit")
+        bare(config, data, epochs=1)
