@@ -34,7 +34,7 @@ def growth(bench: "Bench") -> None:
             n: [fit(*points, f"data.num_train={n}")] for n in (100, 1000, 10_000, 100_000)
         },
         "copies of MNIST, mlp, one epoch": {n: [fit(*mlp, f"data.root={roots[n]}") for _ in range(2)] for n in COPIES},
-        "loggers, mlp on MNIST": {n: [fit(*mlp, logger) for _ in range(3)] for n, logger in loggers.items()},
+        "loggers, mlp on MNIST": {n: [fit(*mlp, logger) for _ in range(2)] for n, logger in loggers.items()},
         "runs in outputs/, finding the latest": {
             n: [find(bench, n) for _ in range(3)] for n in (10, 100, 1000, 10_000)
         },

@@ -51,14 +51,15 @@ def wait_for(device: str) -> float:
     return time.perf_counter()
 
 
-def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu") -> list[float]:
-    """Seconds of each epoch of the loop that an introduction shows, over the tensors of the data module."""
+def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu", share: float = 1.0) -> list[float]:
+    """Seconds of a share of each epoch of the loop that an introduction shows, over the tensors of the data module."""
     network, optimizer = network_and_optimizer(config, device)
     images, labels = (tensor.to(device) for tensor in data.train_set.tensors)
     seconds = []
     for _ in range(epochs):
         start = wait_for(device)
-        for batch in torch.randperm(len(images), device=device).split(config.data.batch_size):
+        batches = torch.randperm(len(images), device=device).split(config.data.batch_size)
+        for batch in batches[: int(share * len(batches))]:
             loss = cross_entropy(network(normalized(images[batch], data)), labels[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -28,7 +28,8 @@ def events(run):
 
 @pytest.fixture
 def mnist(digits):
-    return ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.batch_size=50"]
+    small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=3"]
+    return ["experiment=mnist", f"data.root={digits}", *small]
 
 
 def test_the_readme_has_every_tag(train, mnist):

@@ -116,16 +116,24 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels)
-        accuracy = getattr(self, f"{stage}_acc")
-        accuracy.update(logits, labels)
+        getattr(self, f"{stage}_acc").update(logits, labels)
         # `log` takes as long as a step of a small network: in training only when the logger writes.
-        always = stage != "train" or self.trainer.is_last_batch
-        if always or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        is_last = stage == "train" and self.trainer.is_last_batch
+        if stage != "train" or is_last or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             # A float: Lightning's mean over processes rounds whole numbers down.
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(labels)), sync_dist=True)
-        if always:
-            self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        if is_last:
+            self._log_accuracy("train")
         return {"loss": loss, "logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test")
+
+    def _log_accuracy(self, stage: str) -> None:
+        self.log(f"{stage}/acc", getattr(self, f"{stage}_acc"), on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)
