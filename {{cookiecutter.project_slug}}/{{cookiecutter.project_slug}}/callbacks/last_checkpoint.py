@@ -8,9 +8,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` at the end of each epoch, never in the middle of one, so that a resumed run is the same run.
 
     Where an epoch takes less time than its validation and its checkpoint, ``times`` makes both rarer: after the first
-    epoch, for what watches a metric needs one, and then so many times, spread evenly, the last time after the last epoch.
-    A run with fewer epochs, or one that ends by ``max_steps``, has them in each. What is lost when a run is stopped are
-    the epochs since the last of them.
+    epoch, for what watches a metric needs one, and then so many times, spread evenly, the last time after the last
+    epoch. A run with fewer epochs, or one that ends by ``max_steps``, has them in each. What is lost when a run is
+    stopped are the epochs since the last of them.
 
     Args:
         dirpath: the folder for it.

@@ -39,8 +39,8 @@ def optimizer_and_scheduler(
     try:
         # What a callback has frozen is left out, for the callback to add later.
         built_optimizer = optimizer(p for p in module.parameters() if p.requires_grad)
-        # A fused optimizer could undo the scaling of float16 within its step. Lightning then refuses to clip gradients, with
-        # bfloat16 too, which is not scaled. So it shall be done before the step, as for any other optimizer.
+        # A fused optimizer could undo the scaling of float16 within its step. Lightning then refuses to clip gradients,
+        # with bfloat16 too, which is not scaled. So it shall be done before the step, as for any other optimizer.
         built_optimizer._step_supports_amp_scaling = False
         built_scheduler = scheduler.func(built_optimizer, **arguments)
     except (TypeError, ValueError) as error:
