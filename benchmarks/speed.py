@@ -286,39 +286,35 @@ def linear_regression(bench: Bench) -> None:
 
 
 def throughput(bench: Bench) -> None:
-    """Row 5."""
+    """Row 5, with the batches of the experiment, and with `data.batch_size=1024` for evaluate.py."""
     from runs import load
 
     for model in ("cnn", "mlp"):
         run = bench.new_run()
-        bench.process(
-            "train.py",
-            *bench.mnist,
-            f"model={model}",
-            "trainer.max_epochs=1",
-            "trainer.limit_train_batches=5",
-            f"hydra.run.dir={run}",
-        )
-        config, data, ours, trainer, _ = load(run, "last", [])
-        clock = Clock()
-        trainer.callbacks.append(clock)
-        data.setup("fit")
-        data.setup("test")
-        for kind, dataset in (("validate", data.val_set), ("test", data.test_set), ("predict", data.test_set)):
-            batches = dataset.tensors[0].split(config.data.batch_size)
-            found, bare = [], []
-            for repeat in range(2 * bench.repeats + 1):
-                with quiet():
-                    # As evaluate.py and predict.py call it.
-                    if kind == "predict":
-                        trainer.predict(ours, iter(batches))
-                    else:
-                        getattr(trainer, kind)(ours, data, verbose=False)
-                seconds, _ = loops.infer(ours.network, batches, data)
-                if repeat:
-                    found.append(len(dataset) / clock.seconds)
-                    bare.append(len(dataset) / seconds)
-            compare(f"{kind}, {model}: images/s, against a bare loop in inference mode", found, bare, at_least=0.85)
+        short = ["trainer.max_epochs=1", "trainer.limit_train_batches=5", f"hydra.run.dir={run}"]
+        bench.process("train.py", *bench.mnist, f"model={model}", *short)
+        for overrides in ([], ["data.batch_size=1024"]):
+            config, data, ours, trainer, _ = load(run, "last", overrides)
+            clock = Clock()
+            trainer.callbacks.append(clock)
+            data.setup("fit")
+            data.setup("test")
+            for kind, dataset in (("validate", data.val_set), ("test", data.test_set), ("predict", data.test_set)):
+                batches = dataset.tensors[0].split(config.data.batch_size)
+                found, bare = [], []
+                for repeat in range(2 * bench.repeats + 1):
+                    with quiet():
+                        # As evaluate.py and predict.py call it.
+                        if kind == "predict":
+                            trainer.predict(ours, iter(batches))
+                        else:
+                            getattr(trainer, kind)(ours, data, verbose=False)
+                    seconds = loops.infer(ours.network, batches, data)
+                    if repeat:
+                        found.append(len(dataset) / clock.seconds)
+                        bare.append(len(dataset) / seconds)
+                what = f"{kind}, {model}, batch {config.data.batch_size}"
+                compare(f"{what}: images/s, against a bare loop in inference mode", found, bare, at_least=0.85)
 
 
 def watched(bench: Bench) -> None:
