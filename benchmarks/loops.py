@@ -10,7 +10,6 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +88,20 @@ def conventional(config: DictConfig, root: Path, workers: int, share: float) -> 
     return (time.perf_counter() - start) / count * len(loader)
 
 
-def infer(network: nn.Module, batches: Iterable[Tensor], data: Any) -> float:
-    """Seconds for the labels and probabilities of all batches."""
+def infer(network: nn.Module, kind: str, images: Tensor, labels: Tensor, data: Any) -> float:
+    """Seconds for loss and accuracy of all images or, where ``kind`` is predict, for their labels and probabilities."""
     network.eval()
+    batches = list(zip(*(tensor.split(data.batch_size) for tensor in (images, labels)), strict=True))
+    total, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     start = time.perf_counter()
     with torch.inference_mode():
-        for images in batches:
-            network(normalized(images, data)).softmax(dim=1).max(dim=1)
+        for batch, targets in batches:
+            logits = network(normalized(batch, data))
+            if kind == "predict":
+                logits.softmax(dim=1).max(dim=1)
+            else:
+                total += cross_entropy(logits, targets, reduction="sum")
+                correct += (logits.argmax(dim=1) == targets).sum()
     return time.perf_counter() - start
 
 

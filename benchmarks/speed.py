@@ -50,23 +50,32 @@ class Bench:
         self.folder = Path(tempfile.mkdtemp())
         self.numbers = itertools.count()
 
-    def process(self, *arguments: str, status: int = 0) -> tuple[float, float]:
-        """Wall seconds, and peak memory in MB, of a Python process that ends with an exit status."""
-        start = time.perf_counter()
+    def process(self, *arguments: str, status: int = 0) -> float:
+        """Wall seconds of a Python process that ends with an exit status."""
         command = [sys.executable, *arguments]
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=self.project, **streams)
-        _, ended, usage = os.wait4(process.pid, 0)
+        start = time.perf_counter()
+        ended = subprocess.run(command, cwd=self.project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        if os.waitstatus_to_exitcode(ended) != status:
-            sys.exit(f"{' '.join(command)} ended with exit status {os.waitstatus_to_exitcode(ended)}")
-        return seconds, usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+        if ended.returncode != status:
+            sys.exit(f"{' '.join(command)} ended with exit status {ended.returncode}")
+        return seconds
 
-    def train_py(self, *overrides: str) -> tuple[float, float, dict[str, Any]]:
-        """Seconds and MB of a process `train.py`, and its results.json."""
+    def peak_memory(self, *arguments: str) -> float:
+        """Peak MB of a Python process. A small one asks, for a child begins with the peak of its parent."""
+        code = (
+            "import resource, subprocess, sys\n"
+            "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
+        command = [sys.executable, "-c", code, sys.executable, *arguments]
+        printed = subprocess.run(command, cwd=self.project, check=True, capture_output=True, text=True).stdout
+        return int(printed) / (1024 if sys.platform == "linux" else 1024**2)
+
+    def train_py(self, *overrides: str) -> tuple[float, dict[str, Any]]:
+        """Seconds of a process `train.py`, and its results.json."""
         run = self.new_run()
-        seconds, memory = self.process("train.py", *overrides, f"hydra.run.dir={run}")
-        return seconds, memory, json.loads((run / "results.json").read_text())
+        seconds = self.process("train.py", *overrides, f"hydra.run.dir={run}")
+        return seconds, json.loads((run / "results.json").read_text())
 
     def new_run(self) -> Path:
         return self.folder / str(next(self.numbers))
@@ -185,7 +194,7 @@ def start(bench: Bench) -> None:
             for name, (status, *command) in commands.items():
                 if name.startswith("`train.py trainer.fast"):
                     command = [*command, f"hydra.run.dir={bench.new_run()}"]
-                found = bench.process(*command, status=status)[0]
+                found = bench.process(*command, status=status)
                 if repeat:  # the first is for the file cache
                     seconds[name].append(found)
     hydra = seconds["`import hydra`"]
@@ -242,22 +251,22 @@ def accuracy(bench: Bench) -> None:
     """Rows 3 and 6, and five seeds of the whole experiment."""
     theirs = [bench.process(str(HERE / "loops.py"), "tutorial", str(bench.data)) for _ in range(bench.tutorials)]
     ours = [bench.train_py(*bench.mnist, f"seed={seed}", "trainer.max_epochs=1") for seed in range(bench.repeats)]
-    lowest = min(results["metrics"]["test/acc"] for *_, results in ours)
+    lowest = min(results["metrics"]["test/acc"] for _, results in ours)
     if lowest < 0.99:
         sys.exit(f"`trainer.max_epochs=1` does not reach 99 % with each seed: {lowest:.2%}")
     what = f"time to 99 %, whole process, `train.py experiment=mnist trainer.max_epochs=1` ({lowest:.2%} or more)"
     # A single one of theirs, which takes minutes, stands for all.
-    slow = [statistics.median(seconds for seconds, _ in theirs)]
-    seconds = [seconds for seconds, *_ in ours]
+    slow = [statistics.median(theirs)]
+    seconds = [seconds for seconds, _ in ours]
     compare(f"{what}: seconds, against PyTorch's example: theirs by ours", seconds, slow, times_faster=15)
-    bare = bench.process(str(HERE / "loops.py"), "bare", str(bench.project), str(bench.data))[1]
-    memory = [memory for _, memory, _ in ours]
-    compare("peak memory of a process that trains the cnn: MB, against the bare loop's", memory, [bare])
+    memory = bench.peak_memory("train.py", *bench.mnist, "trainer.max_epochs=1", f"hydra.run.dir={bench.new_run()}")
+    bare = bench.peak_memory(str(HERE / "loops.py"), "bare", str(bench.project), str(bench.data))
+    compare("peak memory of a process that trains the cnn: MB, against the bare loop's", [memory], [bare])
 
     # Two at a time, for here nothing is timed.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(2) as pool:
-        final = list(pool.map(lambda seed: bench.train_py(*bench.mnist, f"seed={seed}")[2], range(5)))
+        final = list(pool.map(lambda seed: bench.train_py(*bench.mnist, f"seed={seed}")[1], range(5)))
     del os.environ["OMP_NUM_THREADS"]
     accuracies = [results["metrics"]["test/acc"] for results in final]
     mean = statistics.mean(accuracies)
@@ -277,12 +286,16 @@ def gpu(bench: Bench) -> None:
 
 def linear_regression(bench: Bench) -> None:
     """Row 4."""
-    ours, bare = [], []
+    sides = {"`train.py`": [], "`train.py` without pictures": ["callbacks.regression_figures=null"]}
+    ours: dict[str, list[float]] = {name: [] for name in sides}
+    bare = []
     for _ in range(bench.repeats):
-        ours.append(bench.train_py()[0] - bench.train_py("trainer.max_epochs=1")[0])
+        for name, overrides in sides.items():
+            ours[name].append(bench.train_py(*overrides)[0] - bench.train_py(*overrides, "trainer.max_epochs=1")[0])
         bare.append(loops.line(499))
-    what = "`train.py`, less the same with `trainer.max_epochs=1`: seconds, against the bare loop of 499 steps"
-    compare(what, ours, bare, at_most=5)
+    for name, seconds in ours.items():
+        what = f"{name}, less the same with `trainer.max_epochs=1`: seconds, against the bare loop of 499 steps"
+        compare(what, seconds, bare, at_most=5)
 
 
 def throughput(bench: Bench) -> None:
@@ -300,16 +313,16 @@ def throughput(bench: Bench) -> None:
             data.setup("fit")
             data.setup("test")
             for kind, dataset in (("validate", data.val_set), ("test", data.test_set), ("predict", data.test_set)):
-                batches = dataset.tensors[0].split(config.data.batch_size)
+                images, labels = dataset.tensors
                 found, bare = [], []
                 for repeat in range(2 * bench.repeats + 1):
                     with quiet():
                         # As evaluate.py and predict.py call it.
                         if kind == "predict":
-                            trainer.predict(ours, iter(batches))
+                            trainer.predict(ours, iter(images.split(data.batch_size)))
                         else:
                             getattr(trainer, kind)(ours, data, verbose=False)
-                    seconds = loops.infer(ours.network, batches, data)
+                    seconds = loops.infer(ours.network, kind, images, labels, data)
                     if repeat:
                         found.append(len(dataset) / clock.seconds)
                         bare.append(len(dataset) / seconds)
@@ -335,8 +348,8 @@ def watched(bench: Bench) -> None:
 def generation(bench: Bench) -> None:
     """Row 8."""
     command = ["-m", "cookiecutter", str(TEMPLATE), "--no-input", "--output-dir"]
-    ours = [bench.process(*command, str(bench.new_run()))[0] for _ in range(bench.repeats)]
-    imports = [bench.process("-c", "import cookiecutter.main")[0] for _ in ours]
+    ours = [bench.process(*command, str(bench.new_run())) for _ in range(bench.repeats)]
+    imports = [bench.process("-c", "import cookiecutter.main") for _ in ours]
     compare("`cookiecutter . --no-input`: seconds, against `import cookiecutter.main`", ours, imports)
 
 
