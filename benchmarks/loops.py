@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, nll_loss, relu
@@ -107,8 +108,7 @@ def infer(network: nn.Module, kind: str, images: Tensor, labels: Tensor, data: A
 
 def line(epochs: int) -> float:
     """Seconds of the loop of an introduction: a line through 100 points, Adam(0.01)."""
-    x = torch.linspace(-10, 10, 100)[:, None]
-    y = 3 * x + 2 + 2 * torch.randn(100, 1)
+    x, y = points()
     model = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     start = time.perf_counter()
@@ -118,6 +118,33 @@ def line(epochs: int) -> float:
         loss.backward()
         optimizer.step()
     return time.perf_counter() - start
+
+
+class Line(LightningModule):
+    """The same for Lightning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(self.linear(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def barebones_line(epochs: int) -> float:
+    """Seconds of the same loop under Lightning, without logger, checkpoint, validation and progress."""
+    trainer = Trainer(barebones=True, max_epochs=epochs, accelerator="cpu")
+    start = time.perf_counter()
+    trainer.fit(Line(), DataLoader([points()], batch_size=None))
+    return time.perf_counter() - start
+
+
+def points() -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-10, 10, 100)[:, None]
+    return x, 3 * x + 2 + 2 * torch.randn(100, 1)
 
 
 class TutorialNetwork(nn.Module):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -288,14 +289,16 @@ def linear_regression(bench: Bench) -> None:
     """Row 4."""
     sides = {"`train.py`": [], "`train.py` without pictures": ["callbacks.regression_figures=null"]}
     ours: dict[str, list[float]] = {name: [] for name in sides}
-    bare = []
+    lightning, bare = [], []
     for _ in range(bench.repeats):
         for name, overrides in sides.items():
             ours[name].append(bench.train_py(*overrides)[0] - bench.train_py(*overrides, "trainer.max_epochs=1")[0])
+        lightning.append(loops.barebones_line(500) - loops.barebones_line(1))
         bare.append(loops.line(499))
     for name, seconds in ours.items():
         what = f"{name}, less the same with `trainer.max_epochs=1`: seconds, against the bare loop of 499 steps"
         compare(what, seconds, bare, at_most=5)
+    compare("Lightning alone, `Trainer(barebones=True)`: seconds, against the bare loop of 499 steps", lightning, bare)
 
 
 def throughput(bench: Bench) -> None:
@@ -372,7 +375,8 @@ def main() -> None:
     bench = Bench(arguments.project.resolve(), arguments.data.resolve(), arguments.repeats, arguments.tutorials)
     sys.path.insert(0, str(bench.project))
     os.chdir(bench.project)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "hydra-core"))
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"

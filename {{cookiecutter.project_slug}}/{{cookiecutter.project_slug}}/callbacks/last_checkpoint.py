@@ -10,7 +10,8 @@ class LastCheckpoint(ModelCheckpoint):
     Where an epoch takes less time than its validation and its checkpoint, ``times`` makes both rarer: after the first
     epoch, for what watches a metric needs one, and then so many times, spread evenly, the last time after the last
     epoch. A run with fewer epochs, or one that ends by ``max_steps``, has them in each. What is lost when a run is
-    stopped are the epochs since the last of them.
+    stopped are the epochs since the last of them, and a plateau scheduler or early stopping counts these validations.
+    (A ``trainer.check_val_every_n_epoch`` that is not 1 has its way, and only checkpoints are rarer.)
 
     Args:
         dirpath: the folder for it.
@@ -21,10 +22,20 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.times = times
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.validates = self.times is not None and trainer.check_val_every_n_epoch == 1
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.times:
-            # Lightning validates in the epochs, counted from 1, that are multiples of this number.
-            trainer.check_val_every_n_epoch = 1 if self._is_due(trainer) else trainer.current_epoch + 2
+        if not self.validates:
+            return
+        is_due = self._is_due(trainer)
+        # Lightning validates in the epochs, counted from 1, that are multiples of this number.
+        trainer.check_val_every_n_epoch = 1 if is_due else trainer.current_epoch + 2
+        for config in trainer.lr_scheduler_configs:
+            # What waits for a better metric counts validations: without one the metric is the former, and not better.
+            if config.reduce_on_plateau and config.interval == "step":
+                config.frequency = trainer.num_training_batches + (0 if is_due else 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):
