@@ -1,7 +1,6 @@
 """Fit a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
 
 import logging
-import time
 from typing import Any
 
 import hydra
@@ -33,7 +32,6 @@ def train(config: DictConfig, *watchers: Any) -> None:
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint
 
-    start = time.monotonic()
     checkpoint = runs.claim(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
@@ -44,7 +42,7 @@ def train(config: DictConfig, *watchers: Any) -> None:
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
 
-    runs.record_environment(config.run_dir, trainer)
+    start = runs.record_environment(config.run_dir, trainer)
     with processes.together(config, trainer, checkpoint):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
@@ -54,7 +52,7 @@ def train(config: DictConfig, *watchers: Any) -> None:
         metrics |= trainer.callback_metrics
 
     if processes.is_first():
-        results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
+        results = runs.save_results(config.run_dir, trainer, metrics, start)
         log.info(runs.report(config.run_dir, results))
 
 

@@ -1,6 +1,7 @@
 """One run in several processes is one run: one folder, and what a single process would find."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -198,7 +199,7 @@ def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, list | dict) else "",
 )
 def test_processes_that_do_not_fit_are_refused_before_training(
-    train, tmp_path, monkeypatch, free_port, arguments, variables, message
+    train, tmp_path, monkeypatch, free_port, log_levels, arguments, variables, message
 ):
     if "RANK" in variables:
         variables = variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
@@ -207,6 +208,16 @@ def test_processes_that_do_not_fit_are_refused_before_training(
     with pytest.raises(SystemExit, match=message):
         train("trainer=ddp", "trainer.accelerator=cpu", *(arguments or ["trainer.devices=1"]))
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.fixture
+def log_levels():
+    """Puts back what a process that follows the first changes for itself, for here it is this process."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
