@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # How long a process waits for the first one, which may have to download the data.
 PATIENCE = timedelta(minutes=30)
+# How long the first one, if there is nothing to do, waits for the others to hear of it, who may still import Lightning.
+FAREWELL = timedelta(minutes=1)
 
 # Of the run, or of the last one: what all its processes can write to and read from; empty as long as none was begun.
 _stores: list[Any] = []
@@ -67,6 +69,7 @@ def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             if not _stores:  # help, a mistake, or a run that is finished
                 _send("")
+                _wait_for_the_others()
 
     return led_main
 
@@ -79,6 +82,7 @@ def _follow() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # the first process says it
     _stores[:] = [_store()]
     sent = _stores[0].get(_key("config")).decode()
+    _stores[0].set(_key(f"heard by {_name()}"), "")
     if sent:
         # Not the module that was started as a script, which is called __main__.
         from train import train
@@ -154,6 +158,14 @@ def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
 def _send(config: str) -> None:
     _stores[:] = [_store()]
     _stores[0].set(_key("config"), config)
+
+
+def _wait_for_the_others() -> None:
+    """Until they know that there is nothing to do: the store ends with this process, unless torchrun has it."""
+    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        keys = [_key(f"heard by {rank}") for rank in range(1, _started() or 1)]
+        with contextlib.suppress(RuntimeError):  # one of them has ended
+            _stores[0].wait(keys, FAREWELL)
 
 
 def _store() -> Any:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import processes
 from conftest import ROOT, environment, weights
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
@@ -203,6 +205,7 @@ def test_processes_that_do_not_fit_are_refused_before_training(
 ):
     if "RANK" in variables:
         variables = variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+        monkeypatch.setattr(processes, "FAREWELL", timedelta(milliseconds=1))  # the other process does not exist
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=message):
