@@ -257,7 +257,8 @@ def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
         torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert compiled(images).allclose(plain(images), atol=1e-4)
     for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
-        assert ours.grad.allclose(theirs.grad, atol=1e-4), name
+        # Rounded otherwise, a pooling may choose the other one of two pixels that are almost equal.
+        assert (ours.grad - theirs.grad).norm() < 0.05 * theirs.grad.norm(), name
 
 
 @needs_compiler
