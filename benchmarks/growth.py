@@ -100,7 +100,9 @@ def draw(panels: dict[str, dict[int, float]]) -> Figure:
             axes.set(xscale="log", yscale="log", ylim=limits(seconds))
             axes.legend()
         else:
-            axes.set(ylim=(0, 1.3 * max(seconds)), xticks=numbers)
+            axes.set(ylim=(0, 1.3 * max(seconds)))
+        axes.xaxis.minorticks_off()
+        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
     return figure
 
 

@@ -126,9 +126,11 @@ def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> 
         _fails_first()
         raise
     except Exception as error:
+        if not is_first() or _started() is not None:
+            # As soon as another fails, this one is stopped, by the first or by torchrun; it may have to say why before.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _fails_first():
             sys.exit(1)  # the process that failed first says why
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # and is not stopped before it has
         if _lost_another(error):
             raise Mistake("Another process of this run has ended.") from error
         raise
