@@ -163,8 +163,8 @@ def _send(config: str) -> None:
 
 
 def _wait_for_the_others() -> None:
-    """Until they know that there is nothing to do: the store ends with this process, unless torchrun has it."""
-    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+    """Until they know that there is nothing to do, if the store ends with this process."""
+    if _has_store():
         keys = [_key(f"heard by {rank}") for rank in range(1, _started() or 1)]
         with contextlib.suppress(RuntimeError):  # one of them has ended
             _stores[0].wait(keys, FAREWELL)
@@ -187,9 +187,13 @@ def _store() -> Any:
                 f"{error.args[0]} is not set. Each node needs MASTER_ADDR and MASTER_PORT, those of the first node, "
                 "and its NODE_RANK; or start it by torchrun."
             ) from None
-    is_here = is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     # multi_tenant: torch.distributed will ask for the same port once more.
-    return TCPStore(address, port, None, is_here, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+    return TCPStore(address, port, None, _has_store(), timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+
+
+def _has_store() -> bool:
+    """Whether the store is in this process."""
+    return is_first() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _key(name: str) -> str:

@@ -24,7 +24,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -124,11 +123,10 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def record_environment(run_dir: str, trainer: "Trainer") -> float:
-    """Adds to environment.json what this start of the run depends on; returns its moment, by ``time.monotonic``."""
-    moment = time.monotonic()
+def record_environment(run_dir: str, trainer: "Trainer") -> None:
+    """Adds to environment.json what this start of the run depends on."""
     if not processes.is_first():
-        return moment
+        return
     import torch
 
     device = trainer.strategy.root_device
@@ -146,7 +144,6 @@ def record_environment(run_dir: str, trainer: "Trainer") -> float:
     }
     path = Path(run_dir, "environment.json")
     write_json(path, [*(_read_json(path) or []), start])
-    return moment
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -171,14 +168,14 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], start: float) -> dict[str, Any]:
+def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Writes results.json, and returns what is in it.
 
     Args:
         run_dir: the run folder.
         trainer: after fit and test.
         metrics: numbers or tensors of one element, by name.
-        start: when the run was started or resumed, by ``time.monotonic``.
+        seconds: wall time since the run was started or resumed.
     """
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     results = {
@@ -187,7 +184,7 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], star
         "best_checkpoint": Path(os.path.relpath(best, run_dir)).as_posix() if best else None,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
         "overrides": read_overrides(Path(run_dir)),
     }
     write_json(Path(run_dir, "results.json"), results)

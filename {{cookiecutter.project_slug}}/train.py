@@ -1,7 +1,7 @@
 """Fit a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
 
 import logging
-from typing import Any
+import time
 
 import hydra
 from omegaconf import DictConfig
@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     train(config)
 
 
-def train(config: DictConfig, *watchers: Any) -> None:
+def train(config: DictConfig, *watchers: object) -> None:
     """A run, from its composed config to its report; ``watchers`` are callbacks of whoever starts it."""
     if runs.is_finished(config):
         log.info(f"{runs.shown(config.run_dir)} is finished. resume.py trainer.max_epochs=… lengthens it.")
@@ -32,6 +32,7 @@ def train(config: DictConfig, *watchers: Any) -> None:
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint
 
+    start = time.monotonic()
     checkpoint = runs.claim(config)
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
@@ -41,8 +42,7 @@ def train(config: DictConfig, *watchers: Any) -> None:
     loggers = [instantiate(logger) for logger in config.logger.values() if logger]
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
-
-    start = runs.record_environment(config.run_dir, trainer)
+    runs.record_environment(config.run_dir, trainer)
     with processes.together(config, trainer, checkpoint):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
@@ -52,7 +52,7 @@ def train(config: DictConfig, *watchers: Any) -> None:
         metrics |= trainer.callback_metrics
 
     if processes.is_first():
-        results = runs.save_results(config.run_dir, trainer, metrics, start)
+        results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
         log.info(runs.report(config.run_dir, results))
 
 

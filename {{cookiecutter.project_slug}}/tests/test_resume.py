@@ -35,9 +35,8 @@ def in_child(arguments, output, sent, at, limit, calls):
             os.kill(os.getpid(), sent)
 
     def record_environment_and_count(*args):
-        moment = record_environment(*args)
+        record_environment(*args)
         sys.setprofile(profile)
-        return moment
 
     record_environment, runs.record_environment = runs.record_environment, record_environment_and_count
     try:

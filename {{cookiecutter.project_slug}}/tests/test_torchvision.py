@@ -254,11 +254,11 @@ def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
     data.setup("fit")
     images, labels = next(iter(data.val_dataloader()))
     for model in (plain, compiled):
+        model.double()  # in float, a pooling may choose the other one of two pixels that differ by rounding alone
         torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert compiled(images).allclose(plain(images), atol=1e-4)
     for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
-        # Rounded otherwise, a pooling may choose the other one of two pixels that are almost equal.
-        assert (ours.grad - theirs.grad).norm() < 0.05 * theirs.grad.norm(), name
+        assert ours.grad.allclose(theirs.grad, atol=1e-4), name
 
 
 @needs_compiler
