@@ -1,0 +1,165 @@
+"""A generated project in time: made again, overwritten, updated to a newer template, cloned on another system."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TEMPLATE
+from test_generation import AWKWARD, files
+
+IDENTITY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in {"NAME": "a", "EMAIL": "a@example.org"}.items()
+}
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    """cookiecutter and git keep things at home; none of the tester's own are seen or changed."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    for name, value in (IDENTITY | {"GIT_CONFIG_NOSYSTEM": "1"}).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "home").mkdir()
+
+
+def run(*command, cwd: Path, status: int = 0) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, encoding="utf-8")
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git(*arguments, cwd: Path) -> str:
+    return run("git", *arguments, cwd=cwd)
+
+
+def commit(folder: Path, message: str) -> None:
+    if not (folder / ".git").exists():
+        git("init", "-q", "-b", "main", cwd=folder)
+    git("add", "-A", cwd=folder)
+    git("commit", "-qm", message, cwd=folder)
+
+
+def cookiecutter(*arguments, cwd: Path) -> None:
+    run(sys.executable, "-m", "cookiecutter", *arguments, cwd=cwd)
+
+
+def cruft(*arguments, cwd: Path, status: int = 0) -> str:
+    return run(sys.executable, "-m", "cruft", *arguments, cwd=cwd, status=status)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in files(folder).items() if not name.startswith(".git/")}
+
+
+@pytest.fixture
+def template(tmp_path) -> Path:
+    """This template in a repository of its own."""
+    unwanted = shutil.ignore_patterns(".git", ".venv", ".tools", "build", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(TEMPLATE, tmp_path / "template", ignore=unwanted)
+    commit(tmp_path / "template", "Template")
+    return tmp_path / "template"
+
+
+def change(folder: Path, path: str, old: str, new: str) -> None:
+    text = (folder / path).read_text(encoding="utf-8")
+    assert old in text
+    (folder / path).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_replay_makes_the_same_again(tmp_path):
+    answers = [f"{name}={value}" for name, value in AWKWARD.items()]
+    cookiecutter(TEMPLATE, "--no-input", *answers, "--output-dir", "first", cwd=tmp_path)
+    cookiecutter(TEMPLATE, "--replay", "--output-dir", "second", cwd=tmp_path)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+def test_overwriting_restores_the_files_of_the_template_and_leaves_the_others(bake, tmp_path):
+    project = bake(tmp_path / "here")
+    before = contents(project)
+    (project / "train.py").write_text("broken")
+    (project / "mine.py").write_text("mine")
+    cookiecutter(TEMPLATE, "--no-input", "-f", "--output-dir", tmp_path / "here", cwd=tmp_path)
+    assert contents(project) == before | {"mine.py": b"mine"}
+
+
+@pytest.fixture
+def mine(template, tmp_path) -> Path:
+    """A project that cruft made from it, with a network, a config and a setting of the user's own."""
+    context = json.dumps(AWKWARD)
+    cruft("create", template, "--no-input", "--extra-context", context, cwd=tmp_path)
+    project = tmp_path / "best_net"
+    commit(project, "Generated")
+    (project / "best_net/models/mine.py").write_text("from torch import nn\n", encoding="utf-8")
+    (project / "configs/model/mine.yaml").write_text("_target_: best_net.models.mine.Mine\n", encoding="utf-8")
+    change(project, "configs/train.yaml", "seed: 42", "seed: 7")
+    commit(project, "Mine")
+    return project
+
+
+def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
+    assert "up to date" in cruft("check", cwd=mine)
+    before = contents(mine)
+    folder = "{{cookiecutter.project_slug}}"
+    change(
+        template, f"{folder}/configs/train.yaml", "# A checkpoint to start from", "# New: a checkpoint to start from"
+    )
+    change(template, f"{folder}/{folder}/models/mlp.py", '"""', '"""New. ')
+    (template / folder / "configs/optimizer/new.yaml").write_text("_target_: torch.optim.NAdam\n", encoding="utf-8")
+    (template / folder / "configs/optimizer/adagrad.yaml").unlink()
+    commit(template, "Improvements")
+
+    cruft("check", cwd=mine, status=1)
+    cruft("update", "--skip-apply-ask", cwd=mine)
+    after = contents(mine)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    mlp, train = "best_net/models/mlp.py", "configs/train.yaml"
+    assert changed == {train, mlp, "configs/optimizer/new.yaml", "configs/optimizer/adagrad.yaml", ".cruft.json"}
+    assert b"New. " in after[mlp]
+    assert b"seed: 7" in after[train]
+    assert b"# New: a checkpoint" in after[train]
+    assert "configs/optimizer/adagrad.yaml" not in after
+    assert not [name for name in after if name.endswith((".rej", ".orig"))]
+    assert "up to date" in cruft("check", cwd=mine)
+
+
+def test_where_both_changed_the_same_line_git_marks_it(template, mine):
+    change(template, "{{cookiecutter.project_slug}}/configs/train.yaml", "seed: 42", "seed: 43")
+    commit(template, "Another seed")
+    cruft("update", "--skip-apply-ask", cwd=mine)
+    text = (mine / "configs/train.yaml").read_text(encoding="utf-8")
+    marked = (mine / "configs/train.yaml.rej").exists() or "<<<<<<<" in text
+    assert marked
+    assert "seed: 7" in text
+
+
+def test_no_answer_is_lost_or_rendered_twice_in_an_update(template, mine):
+    before = contents(mine)
+    change(template, "{{cookiecutter.project_slug}}/README.md", "## Install\n", "## Install it\n")
+    commit(template, "A heading")
+    cruft("update", "--skip-apply-ask", cwd=mine)
+    after = contents(mine)
+    assert after["README.md"] == before["README.md"].replace(b"## Install\n", b"## Install it\n")
+    assert after["pyproject.toml"] == before["pyproject.toml"]
+    assert after["LICENSE"] == before["LICENSE"]
+
+
+def test_a_clone_on_windows_has_no_carriage_returns(template, bake, tmp_path):
+    """Of the template, whose files would be rendered with them, and of what it generates."""
+    windows = ["-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
+    git(*windows, "clone", "-q", template, "on_windows", cwd=tmp_path)
+    assert not [name for name, content in text_files(tmp_path / "on_windows") if b"\r" in content]
+    cookiecutter(tmp_path / "on_windows", "--no-input", cwd=tmp_path)
+    commit(tmp_path / "my_project", "Generated")
+    git(*windows, "clone", "-q", tmp_path / "my_project", "again", cwd=tmp_path)
+    assert not [name for name, content in text_files(tmp_path / "again") if b"\r" in content]
+    assert contents(tmp_path / "again") == contents(tmp_path / "my_project")
+
+
+def text_files(folder: Path) -> list[tuple[str, bytes]]:
+    return [(name, content) for name, content in contents(folder).items() if not name.endswith(".png")]
