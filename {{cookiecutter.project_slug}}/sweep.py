@@ -274,9 +274,11 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
             with lock:
                 drop_unfinished_line(journal)
             return optuna.create_study(
+                # Optuna asks of a lock what those of filelock have.
+                # pyrefly: ignore[bad-argument-type]
                 storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
                 study_name="sweep",
-                direction={"min": "minimize", "max": "maximize"}[best.mode],
+                direction="minimize" if best.mode == "min" else "maximize",
                 pruner=optuna.pruners.MedianPruner(5, n_warmup_steps=max(config.trainer.max_epochs or 0, 0) // 5),
                 load_if_exists=True,
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
-from ..models import ImageClassifier
+from ..models.image_classifier import ImageClassifier
 from .figures import is_due, leave, of_all_processes, show
 
 ROWS, COLUMNS = 3, 5
@@ -41,7 +41,7 @@ class ClassifierFigures(Callback):
         if not isinstance(pl_module, ImageClassifier):
             leave(trainer, self)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         self._start(pl_module, not trainer.sanity_checking and is_due(trainer, self.times, self.drawn))
 
     def on_validation_batch_end(
@@ -55,7 +55,7 @@ class ClassifierFigures(Callback):
             self._draw(trainer, "val")
             self.drawn = trainer.current_epoch + 1
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         self._start(pl_module, is_wanted=True)
 
     on_test_batch_end = on_validation_batch_end
@@ -64,11 +64,11 @@ class ClassifierFigures(Callback):
         if self.is_wanted:
             self._draw(trainer, "test")
 
-    def _start(self, pl_module: LightningModule, is_wanted: bool) -> None:
+    def _start(self, pl_module: ImageClassifier, is_wanted: bool) -> None:
         self.is_wanted = is_wanted
         if is_wanted:
             self.matrix = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
-            self.wrong: list[Tensor] | None = None  # images, labels, predictions, probabilities
+            self.wrong: list[Tensor] = []  # images, labels, predictions, probabilities
 
     def _collect(self, logits: Tensor, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
@@ -82,13 +82,14 @@ class ClassifierFigures(Callback):
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         matrix = self.matrix.compute().cpu()  # of all processes
-        wrong = _most_certain([of_all_processes(values) for values in self.wrong])
+        images, labels, predictions, probabilities = _most_certain([of_all_processes(v) for v in self.wrong])
         if not trainer.is_global_zero:
             return
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
         show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
         show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
-        show(trainer, f"{stage}/confidently_wrong", confidently_wrong(*(values.cpu() for values in wrong), names))
+        figure = confidently_wrong(images.cpu(), labels.cpu(), predictions.cpu(), probabilities.cpu(), names)
+        show(trainer, f"{stage}/confidently_wrong", figure)
 
 
 def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:

@@ -35,7 +35,7 @@ class LastCheckpoint(ModelCheckpoint):
         for config in trainer.lr_scheduler_configs:
             # What waits for a better metric counts validations: without one the metric is the former, and not better.
             if config.reduce_on_plateau and config.interval == "step":
-                config.frequency = trainer.num_training_batches + (0 if is_due else 1)
+                config.frequency = int(trainer.num_training_batches) + (0 if is_due else 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due(trainer):

@@ -49,7 +49,7 @@ class Progress(Callback):
         self.task = self.bar.add_task(
             "",
             total=batches * epochs if epochs and math.isfinite(batches) else None,
-            completed=batches * trainer.current_epoch if math.isfinite(batches) else 0,
+            completed=int(batches) * trainer.current_epoch if math.isfinite(batches) else 0,
             epoch=trainer.current_epoch + 1,
             metrics="",
         )

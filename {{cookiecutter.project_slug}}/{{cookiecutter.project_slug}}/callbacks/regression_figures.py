@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from ..models import LinearRegression
+from ..models.linear_regression import LinearRegression
 from .figures import is_due, leave, of_all_processes, show
 
 # Told apart by their lightness and their dashes as well: https://jfly.uni-koeln.de/color/
@@ -45,7 +45,7 @@ class RegressionFigures(Callback):
         if not _has_one_feature(pl_module):
             leave(trainer, self)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LinearRegression) -> None:
         if not self.path:
             self.path.append(pl_module.line())
             self.earlier.append(pl_module.line())
@@ -56,7 +56,7 @@ class RegressionFigures(Callback):
         if is_due(trainer, self.times, self.drawn):
             self.batches.append(batch)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LinearRegression) -> None:
         self.path.append(pl_module.line())
         batches, self.batches = self.batches, []
         if batches and _is_finite(self.path):
@@ -72,7 +72,7 @@ class RegressionFigures(Callback):
     ) -> None:
         self.batches.append(batch)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LinearRegression) -> None:
         batches, self.batches = self.batches, []
         if batches and _is_finite([pl_module.line()]):
             x, y = _points(batches)
@@ -160,7 +160,7 @@ def loss_surface(
     axes = figure.add_subplot(xlabel="weight", ylabel="bias", title=f"{title}: mean squared error")
     levels = numpy.geomspace(loss.min() * 1.02, loss.max(), 10)
     contours = axes.contour(weights, biases, loss, levels=levels, colors=GREY, linewidths=0.8)
-    axes.clabel(contours, contours.levels[1:], fontsize=8, fmt="%.3g")
+    axes.clabel(contours, levels[1:], fontsize=8, fmt="%.3g")
     axes.plot(*zip(*path, strict=True), ".-", color=BLUE, markersize=3, linewidth=1, label="path, a dot per epoch")
     axes.plot(*path[0], "s", color=BLUE, label="start")
     axes.plot(*path[-1], "o", color=BLUE, label="now")

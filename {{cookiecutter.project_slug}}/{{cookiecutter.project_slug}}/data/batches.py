@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 class Batched(Protocol):
@@ -193,7 +193,7 @@ class Workers:
         )
 
 
-class _Several:
+class _Several(Dataset[Any]):
     """Data sets by number, as a DataLoader wants one: what it is asked for is not a list of indices but a request."""
 
     def __init__(self, datasets: Sequence[Batched]) -> None:

@@ -68,7 +68,7 @@ class ImageDataModule(LightningDataModule):
             )
         self.dataset = getattr(datasets, dataset)
         self.root = Path(root).expanduser()
-        self.image_shape = image_shape and tuple(image_shape)
+        self.image_shape = tuple(image_shape or ())  # filled when the files are read
         self.num_classes = num_classes
         self.class_names = class_names
         self.mean = mean
@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule):
             images = images[:, None]
         elif images.shape[3] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
-        if self.image_shape is None:
+        if not self.image_shape:
             self.image_shape = tuple(images.shape[1:])
         if tuple(images.shape[1:]) != self.image_shape:
             raise MisconfigurationException(

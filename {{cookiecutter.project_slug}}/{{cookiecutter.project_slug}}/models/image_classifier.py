@@ -65,7 +65,7 @@ class ImageClassifier(LightningModule):
             MisconfigurationException: if it does not take such images, or gives another number of logits.
         """
         image_shape = getattr(self.trainer.datamodule, "image_shape", None)
-        if image_shape is None or stage != "fit":
+        if not image_shape or stage != "fit":
             return
         name = getattr(self, "name", type(self.network).__name__)
         modes = [(module, module.training) for module in self.modules()]
@@ -121,6 +121,7 @@ class ImageClassifier(LightningModule):
         is_last = stage == "train" and self.trainer.is_last_batch
         if stage != "train" or is_last or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             # A float: Lightning's mean over processes rounds whole numbers down.
+            # pyrefly: ignore[bad-argument-type]
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(labels)), sync_dist=True)
         if is_last:
             self._log_accuracy("train")

@@ -69,6 +69,7 @@ class LinearRegression(LightningModule):
         is_validated = trainer.is_last_batch and (self.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if stage != "train" or is_validated or (self.global_step + 1) % trainer.log_every_n_steps == 0:
             # A float: Lightning's mean over processes rounds whole numbers down.
+            # pyrefly: ignore[bad-argument-type]
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(x)), sync_dist=True)
         return loss
 

@@ -1,5 +1,6 @@
 """torchvision's networks for images, from the beginning or from pretrained weights."""
 
+import copy
 import difflib
 import logging
 import os
@@ -89,7 +90,7 @@ class TorchvisionClassifier(ImageClassifier):
     @property
     def backbone(self) -> nn.Module:
         """All but the last layer, for Lightning's BackboneFinetuning."""
-        return self.network.backbone
+        return self.network.get_submodule("backbone")
 
     def on_fit_start(self) -> None:
         # Not in setup, for then Lightning has not said yet whether there is a checkpoint.
@@ -100,7 +101,7 @@ class TorchvisionClassifier(ImageClassifier):
                     "model.weights=null."
                 )
             pretrained, _ = _backbone(self.name, self.weights, self.channels)
-            self.network.backbone.load_state_dict(pretrained.state_dict())
+            self.backbone.load_state_dict(pretrained.state_dict())
             self._compare_pictures()
 
     def _compare_pictures(self) -> None:
@@ -134,29 +135,22 @@ def _backbone(name: str, weights: Any, channels: int) -> tuple[nn.Module, int]:
     last, layer = [
         (path, module)
         for path, module in network.named_modules()
-        if 1000 in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
+        if (isinstance(module, nn.Linear) and module.out_features == 1000)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)
     ][-1]
     _replace(network, last, nn.Identity())
     first, convolution = next((path, m) for path, m in network.named_modules() if isinstance(m, nn.Conv2d))
     if channels != convolution.in_channels:
         _replace(network, first, _for_grey(convolution, channels))
-    return network, getattr(layer, "in_features", None) or layer.in_channels
+    return network, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def _for_grey(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
     """A convolution that gives for grey images what ``convolution`` gives for the same in red, green and blue."""
-    adapted = nn.Conv2d(
-        channels,
-        convolution.out_channels,
-        kernel_size=convolution.kernel_size,
-        stride=convolution.stride,
-        padding=convolution.padding,
-        bias=convolution.bias is not None,
-    )
+    adapted = copy.deepcopy(convolution)
+    adapted.in_channels = channels
     weight = convolution.weight.detach().sum(dim=1, keepdim=True) / channels
     adapted.weight = nn.Parameter(weight.repeat(1, channels, 1, 1))
-    if convolution.bias is not None:
-        adapted.bias = convolution.bias
     return adapted
 
 
