@@ -14,7 +14,8 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -81,6 +82,12 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         keys = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
         return f"{cause.full_key}: there is no such key." + nearest(str(cause.key), keys)
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        quoted = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+        with suppress(HydraException):
+            OverridesParser.create().parse_override(quoted)
+            return f'{error.override}: Hydra reads such a value only in quotes. Write "{quoted}"'
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return str(error) or str(cause)
 

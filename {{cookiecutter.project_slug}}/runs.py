@@ -158,7 +158,7 @@ def _git() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
+        return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
 
     try:
         git("ls-files", "--error-unmatch", "train.py")  # or it only lies within the repository of something else

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, environment
+from conftest import ROOT, environment, skip_if_deleted
 
 MNIST = ["experiment=mnist", "data.num_val=100"]
 
@@ -32,6 +32,7 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["+optimizer.dampening=1"], ["optimizer", "dampening"]),
         (["ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["ckpt_path=~/Größe 山"], ["only in quotes", "ckpt_path='~/Größe 山'"]),
         (["model=cnn"], ["data.image_shape", "another data= or model="]),
         ([*MNIST, "data.num_val=600"], ["data.num_val is 600", "1 to 599"]),
         ([*MNIST, "data.num_val=0"], ["data.num_val is 0", "1 to 599"]),
@@ -43,10 +44,11 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
     ],
     ids=lambda value: value[-1] if value[0] in MNIST or "=" in value[0] else "",
 )
-def test_the_message_says_what_and_how(train, digits, arguments, messages, tmp_path):
-    data = [f"data.root={digits}"] if MNIST[0] in arguments else []
+def test_the_message_says_what_and_how(script, request, arguments, messages, tmp_path):
+    data = [f"data.root={request.getfixturevalue('digits')}"] if MNIST[0] in arguments else []
+    skip_if_deleted(["experiment=linear_regression", *arguments[: len(MNIST)]] if data else [])
     with pytest.raises(SystemExit) as exit_:
-        train(*arguments, *data)
+        script("train.py", *arguments, *data)
     message = exit_.value.code  # text: printed on standard error, with exit status 1
     for expected in messages:
         assert expected in message
