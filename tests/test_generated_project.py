@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import PureWindowsPath
 
 import pytest
 
-from test_generation import AWKWARD
+from test_generation import AWKWARD, is_legal_on_windows
 
 
 def run(*command, cwd):
@@ -27,9 +28,13 @@ def write_digits(project):
     run("-c", code, cwd=project / "tests")
 
 
-def test_its_own_tests_pass(bake):
-    """With answers that are hard to live with; the next test takes the defaults."""
-    assert " passed" in run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=bake(**AWKWARD))
+def test_its_own_tests_pass(bake, tmp_path):
+    """With answers, and in a folder, that are hard to live with; the next test takes the defaults."""
+    (tmp_path / "Ordner für 山田").mkdir()
+    project = bake(tmp_path / "Ordner für 山田", **AWKWARD)
+    printed = run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-rs", cwd=project)
+    assert " passed" in printed
+    assert "there is no" not in printed, "a test was skipped because a choice seems to be deleted"
 
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
@@ -46,6 +51,8 @@ def test_a_fast_dev_run_of_every_optimizer(project, experiment):
     results = list(project.glob(f"outputs/{experiment}/*/*/results.json"))
     assert len(results) == len(optimizers)
     assert {json.loads(path.read_text())["steps"] for path in results} == {1}
+    for path in (project / "outputs").rglob("*"):
+        assert is_legal_on_windows(PureWindowsPath(path.relative_to(project))), path
 
 
 def test_train_py_is_read_on_one_screen(project):

@@ -1,15 +1,20 @@
 """What comes out of the questions, and which answers are refused."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import PureWindowsPath
 
 import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException, OutputDirExistsException
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from conftest import TEMPLATE
 
@@ -24,6 +29,7 @@ AWKWARD = {
 }
 
 FILES = """
+    .gitattributes
     .github/workflows/ci.yml
     .gitignore
     .pre-commit-config.yaml
@@ -116,6 +122,7 @@ FILES = """
     tests/conftest.py
     tests/test_configs.py
     tests/test_data.py
+    tests/test_export.py
     tests/test_image_classifier.py
     tests/test_image_folder.py
     tests/test_linear_regression.py
@@ -137,6 +144,28 @@ FILES = """
 
 def files(folder):
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def packages_of(project):
+    """The names of all distributions that a project needs, by default or with an extra, itself or through others."""
+    metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [
+        *metadata["dependencies"],
+        *(word for extra in metadata["optional-dependencies"].values() for word in extra),
+    ]
+    found = {}
+    while needed:
+        requirement = Requirement(needed.pop())
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in found:
+            continue
+        found[key] = None
+        with contextlib.suppress(PackageNotFoundError):
+            for word in distribution(key[0]).requires or []:
+                marker = Requirement(word).marker
+                if marker is None or any(marker.evaluate({"extra": extra}) for extra in key[1] or {""}):
+                    needed.append(word)
+    return {name for name, _ in found}
 
 
 def test_every_question_has_a_prompt_and_there_are_at_most_eight():
@@ -180,6 +209,7 @@ def test_every_file_parses_and_says_what_was_answered(bake, answers, licence):
     assert metadata["authors"][0]["name"] == author
     assert metadata["authors"][0].get("email", "") == answers.get("email", "")
     assert metadata["description"] == " ".join(answers.get("description", QUESTIONS["description"]).split())
+    assert metadata["requires-python"] == ">=3.11,<3.14"
     assert metadata["license"] == ("LicenseRef-Proprietary" if licence == "Proprietary" else licence)
 
     text = (project / "LICENSE").read_text(encoding="utf-8")
@@ -197,14 +227,52 @@ def test_the_slug_follows_from_the_name(bake):
     assert bake(project_name="Nguyễn's 2nd Net!").name == "nguyen_s_2nd_net"
 
 
+@pytest.mark.parametrize("minimum_python", QUESTIONS["minimum_python"])
 @pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
-def test_the_output_is_linted_and_formatted(bake, answers):
-    project = bake(**answers)
+def test_the_output_is_linted_and_formatted(bake, answers, minimum_python):
+    project = bake(minimum_python=minimum_python, **answers)
     for command in (["check"], ["format", "--check", "--diff"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--no-cache", "."], cwd=project, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def type_errors(project, *arguments):
+    command = [sys.executable, "-m", "pyrefly", "check", "--output-format", "min-text", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+
+
+def test_the_types_fit(project):
+    assert type_errors(project) == []
+    (project / "mistake.py").write_text("import runs\n\nruns.report(1)\n")
+    assert len(type_errors(project)) == 2, "the checker looks"
+
+
+def test_nothing_is_used_that_python_lacks_on_windows(project):
+    """By the checker, which knows what is where: no os.fork, no signal.SIGKILL, no module fcntl."""
+    windows, linux = (
+        type_errors(project, "--error", "missing-attribute", "--python-platform", platform)
+        for platform in ("win32", "linux")
+    )
+    assert windows == linux
+    (project / "mistake.py").write_text("import os\n\nos.fork()\n")
+    assert len(type_errors(project, "--error", "missing-attribute", "--python-platform", "win32")) == len(linux) + 1
+
+
+@pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
+def test_the_names_of_files_are_legal_on_windows_and_macos(bake, answers):
+    for folder in (TEMPLATE / "{{cookiecutter.project_slug}}", bake(**answers)):
+        names = [PureWindowsPath(name) for name in files(folder)]
+        assert len({str(name).lower() for name in names}) == len(names)
+        for name in names:
+            assert is_legal_on_windows(name), name
+
+
+def is_legal_on_windows(path: PureWindowsPath) -> bool:
+    """https://learn.microsoft.com/windows/win32/fileio/naming-a-file"""
+    return not path.is_reserved() and not any(re.search(r'[<>:"|?*\x00-\x1f]|[. ]$', part) for part in path.parts)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +312,21 @@ def test_a_bad_slug_is_refused_with_a_reason_and_a_suggestion(bake, tmp_path, ca
     assert reason in message
     assert repr(suggestion) in message
     bake(tmp_path, project_slug=suggestion)
+
+
+def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_path):
+    """Its own scripts, tests and folders, and every module of every package that is installed for it."""
+    project = bake(tmp_path)
+    names = {path.stem for path in [*project.iterdir(), *(project / "tests").iterdir()] if path.stem != project.name}
+    needed = packages_of(project)
+    for module, distributions in packages_distributions().items():
+        if needed & {canonicalize_name(name) for name in distributions}:
+            names.add(module)
+    names = {name for name in names if name.isidentifier() and not name.startswith("_")}
+    assert {"train", "conftest", "torch", "sympy", "configs"} <= names
+    hook = (TEMPLATE / "hooks/pre_gen_project.py").read_text(encoding="utf-8")
+    taken = set(" ".join(re.findall(r'(?:IMPORTED|TAKEN) = """(.*?)"""', hook, re.DOTALL)).lower().split())
+    assert sorted({name.lower() for name in names} - taken) == []
 
 
 @pytest.mark.parametrize("slug", ["", ".", "..", "a/b", "../up", "a\\b"])

@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import runpy
 import struct
 import sys
@@ -10,7 +11,6 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from torchvision import datasets
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
@@ -25,6 +25,14 @@ GLYPHS = """
 """
 
 
+def skip_if_deleted(arguments: tuple[str, ...] | list[str]) -> None:
+    """Skips a test of what is not there any more: README.md, "What you may delete"."""
+    named = [argument for argument in arguments if re.fullmatch(r"(experiment|data|model)=\w+", argument)]
+    for choice in named or ["experiment=linear_regression"]:
+        if not Path(ROOT, "configs", *choice.split("=")).with_suffix(".yaml").exists():
+            pytest.skip(f"there is no {choice}")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Small tensors do not gain from more, and so no result depends on how many cores a machine has."""
@@ -36,6 +44,8 @@ def script(tmp_path, monkeypatch):
     """`python SCRIPT ARGUMENTS` in a folder of its own, in this process."""
 
     def script(name: str, *arguments: object) -> None:
+        if not (ROOT / name).exists():
+            pytest.skip(f"there is no {name}")
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -49,6 +59,7 @@ def train(tmp_path, script):
     """`python train.py ARGUMENTS` in a folder of its own; returns the run folders that it made, sorted."""
 
     def train(*arguments: str) -> list[Path]:
+        skip_if_deleted(arguments)
         before = set(tmp_path.glob("outputs/**/.hydra"))
         script("train.py", *arguments)
         return sorted(folder.parent for folder in set(tmp_path.glob("outputs/**/.hydra")) - before)
@@ -56,9 +67,23 @@ def train(tmp_path, script):
     return train
 
 
+@pytest.fixture
+def line(train):
+    """A run of linear regression."""
+    return train("trainer.max_epochs=60", "optimizer.lr=0.1")[0]
+
+
+@pytest.fixture
+def classifier(train, digits):
+    """A run on small digits."""
+    small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=4"]
+    return train("experiment=mnist", f"data.root={digits}", *small)[0]
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """A data root with small files in MNIST's own format, which torchvision reads as it reads MNIST's."""
+    skip_if_deleted(["data=mnist"])
     root = tmp_path_factory.mktemp("digits")
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
         folder = root / name / "raw"
@@ -71,6 +96,9 @@ def digits(tmp_path_factory) -> Path:
 @pytest.fixture
 def photos(tmp_path_factory, monkeypatch) -> Path:
     """A data root with small files in the formats of CIFAR-10 and CIFAR-100: pickled rows of 3072 bytes, red first."""
+    skip_if_deleted(["data=cifar10"])
+    from torchvision import datasets
+
     root = tmp_path_factory.mktemp("photos")
     cifar10 = {f"data_batch_{number}": 40 for number in range(1, 6)} | {"test_batch": 100}
     for folder, files, key in (
@@ -99,6 +127,7 @@ COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """A folder of small pictures of all sizes, one subfolder per colour."""
+    skip_if_deleted(["data=image_folder"])
     write_pictures(tmp_path / "pictures", 30, seed=0)
     return tmp_path / "pictures"
 

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from conftest import ROOT
+from conftest import ROOT, skip_if_deleted
 
 CHOICES = sorted(
     f"{file.parent.name}={file.stem}"
@@ -18,6 +18,7 @@ ACCELERATORS = ["auto", "cpu", "gpu", "mps"]
 @pytest.fixture
 def composed(tmp_path):
     def compose_with(*overrides):
+        skip_if_deleted(overrides)
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return compose("train", [f"run_dir={tmp_path}", *overrides])
 

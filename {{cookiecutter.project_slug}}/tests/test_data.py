@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from conftest import PACKAGE, ROOT, draw_digits
 
-ImageDataModule = get_object(f"{PACKAGE}.data.ImageDataModule")
+ImageDataModule = get_object(f"{PACKAGE}.data.image.ImageDataModule")
 
 
 def make(*overrides: str):

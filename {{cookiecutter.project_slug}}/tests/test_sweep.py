@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, weights
+from conftest import ROOT, skip_if_deleted, weights
 
 optuna = pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
 
@@ -45,6 +45,8 @@ def space(tmp_path):
 
 @pytest.fixture
 def sweep(script):
+    skip_if_deleted([])
+
     def sweep(*arguments: object) -> None:
         script("sweep.py", *arguments, *QUICK)
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 from torch.utils.data import DataLoader
 
-from conftest import ROOT
+from conftest import ROOT, skip_if_deleted
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EVERYTHING = {"images": 0, "scalars": 0, "tensors": 0}  # 0 keeps all, also of the images, of which there are many
@@ -183,6 +183,7 @@ class Fixed(torch.nn.Module):
 
 
 def test_the_most_confidently_wrong_come_first(tmp_path):
+    skip_if_deleted(["model=cnn"])
     config = OmegaConf.load(ROOT / "configs/model/cnn.yaml")
     classifier = OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures
     figures = instantiate(classifier)
@@ -205,6 +206,7 @@ def test_the_most_confidently_wrong_come_first(tmp_path):
 
 @pytest.mark.parametrize(("num_classes", "name"), [(1, "x"), (10, "a rather long name"), (200, "name")])
 def test_pictures_of_any_number_of_classes(num_classes, name):
+    skip_if_deleted(["model=cnn"])
     figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
     draw = sys.modules[type(figures).__module__]
     matrix = 5 * torch.eye(num_classes, dtype=torch.int64)
@@ -223,6 +225,7 @@ def test_pictures_of_any_number_of_classes(num_classes, name):
 @pytest.mark.parametrize("count", [0, 1, 15])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
 def test_pictures_of_any_number_of_mistakes(count, shape):
+    skip_if_deleted(["model=cnn"])
     figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
     draw = sys.modules[type(figures).__module__]
     images, labels = torch.zeros(count, *shape, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)

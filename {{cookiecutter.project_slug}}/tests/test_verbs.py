@@ -1,4 +1,4 @@
-"""What a run can be asked: evaluate.py, predict.py, export.py."""
+"""What a run can be asked: evaluate.py, predict.py."""
 
 import csv
 import importlib.metadata
@@ -14,19 +14,6 @@ from PIL import Image
 
 import runs
 from conftest import ROOT, draw_digits, environment
-
-
-@pytest.fixture
-def line(train):
-    """A run of linear regression."""
-    return train("trainer.max_epochs=60", "optimizer.lr=0.1")[0]
-
-
-@pytest.fixture
-def classifier(train, digits):
-    """A run on small digits."""
-    small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=4"]
-    return train("experiment=mnist", f"data.root={digits}", *small)[0]
 
 
 def metrics(run):
@@ -212,51 +199,6 @@ def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script
 def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_path):
     with pytest.raises(SystemExit, match=r"must end in \.csv or \.json"):
         script("predict.py", line, "4", "--output", tmp_path / "out.xlsx")
-
-
-# export.py
-
-
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-@pytest.mark.parametrize("experiment", ["line", "classifier"])
-def test_the_exported_model_gives_what_the_model_gives(request, experiment, kind, script, tmp_path, capfd):
-    if kind == "onnx":
-        onnxruntime = pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
-    run = request.getfixturevalue(experiment)
-    path = tmp_path / f"exported.{kind}"
-    capfd.readouterr()
-    script("export.py", run, "--format", kind, "--output", path)
-    assert "largest difference" in capfd.readouterr().out
-
-    inputs = draw_digits(7, seed=3)[0][:, None] if experiment == "classifier" else torch.linspace(-9, 9, 7)[:, None]
-    if experiment == "classifier":
-        for i, image in enumerate(inputs):
-            Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
-        expected = [int(row["label"]) for row in predicted(script, tmp_path, run, str(tmp_path / "?.png"))]
-    else:
-        expected = [row["y"] for row in predicted(script, tmp_path, run, *map(str, inputs[:, 0].tolist()))]
-    if kind == "onnx":
-        outputs = onnxruntime.InferenceSession(path).run(None, {"input": inputs.numpy()})[0]
-    else:
-        outputs = torch.export.load(path).module()(inputs).detach().numpy()
-    found = outputs.argmax(1).tolist() if experiment == "classifier" else outputs[:, 0].tolist()
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_model_that_does_not_agree_is_not_written(line, script, monkeypatch):
-    from torch import export
-
-    load = export.load
-
-    def broken(path):
-        program = load(path)
-        program.state_dict["linear.bias"].data += 1
-        return program
-
-    monkeypatch.setattr(export, "load", broken)
-    with pytest.raises(SystemExit, match="1 away from the model: nothing was written"):
-        script("export.py", line, "--format", "pt2")
-    assert not list(line.glob("*.pt2")) + list(line.glob(".model*"))
 
 
 # environment.json
