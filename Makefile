@@ -5,12 +5,13 @@ PYTHON ?= python3
 # Hydra 1.3 does not start on Python 3.14; uv finds another Python where that is the only one.
 VERSIONS := >=3.11,<3.14
 UV := .tools/bin/uv
-COOKIECUTTER := .tools/bin/cookiecutter
+COOKIECUTTER := .tools/bin/uvx cookiecutter
+RUN := $(UV) run --no-project --python .venv
 TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint bench bench-pictures faults screenshots clean
+.PHONY: demo test lint deletions bench bench-pictures faults screenshots clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -23,11 +24,16 @@ demo: build/my_project
 	@echo "    python train.py experiment=mnist"
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	$(RUN) pytest
 
 lint: .venv/ready
-	.venv/bin/ruff check tests benchmarks docs
-	.venv/bin/ruff format --check tests benchmarks docs
+	$(RUN) ruff check hooks tests benchmarks docs
+	$(RUN) ruff format --check hooks tests benchmarks docs
+	$(RUN) pyrefly check
+
+# What the generated README says may be deleted, with all tests of what is left: the better part of an hour.
+deletions: .venv/ready
+	$(RUN) pytest -m slow
 
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
@@ -46,14 +52,13 @@ clean:
 
 $(UV):
 	$(PYTHON) -m venv .tools
-	.tools/bin/python -m pip install --quiet uv cookiecutter
+	.tools/bin/python -m pip install --quiet uv
 
 # What the tests run is a generated project, so its packages belong here too.
 .venv/ready: pyproject.toml cookiecutter.json $(TEMPLATE)/pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' .venv
-	$(UV) pip install --quiet --python .venv --group dev
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/packages
-	$(UV) pip install --quiet --python .venv -r build/packages/my_project/pyproject.toml --extra dev --extra export --extra sweep
+	$(UV) pip install --quiet --python .venv --group dev -r build/packages/my_project/pyproject.toml --all-extras
 	touch $@
 
 build/my_project: | $(UV)
