@@ -61,13 +61,31 @@ def test_there_is_something_to_delete():
     assert [name.partition(",")[0] for name, _, _ in PARTS] == ["Linear regression", "Images", "The search", "Export"]
 
 
-def check(project: Path, *arguments: str) -> None:
-    """What its CI does, without or with the tests that take long."""
-    run("-m", "ruff", "check", "--no-cache", cwd=project)
-    run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *arguments, cwd=project)
+EVERY_PART = pytest.mark.parametrize(("name", "commands", "changes"), PARTS, ids=[name for name, _, _ in PARTS])
 
 
-@pytest.mark.parametrize(("name", "commands", "changes"), PARTS, ids=[name for name, _, _ in PARTS])
+@EVERY_PART
 def test_what_is_deleted_is_not_missed(repository, name, commands, changes):
+    """By the linter, the type checker, the import of every test, and those that look at every config and command."""
     delete(repository, commands, changes)
-    check(repository)
+    run("-m", "ruff", "check", "--no-cache", cwd=repository)
+    run("-m", "ruff", "format", "--check", "--no-cache", cwd=repository)
+    run("-m", "pyrefly", "check", cwd=repository)
+    pytest_ = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    run(*pytest_, "--collect-only", cwd=repository)
+    run(*pytest_, "tests/test_configs.py", "-k", "composes or loggers", cwd=repository)
+    run(*pytest_, "tests/test_train.py", "tests/test_readme.py", "-k", "fast_dev_run or help or every", cwd=repository)
+
+
+@pytest.mark.slow
+@EVERY_PART
+def test_all_other_tests_pass(repository, name, commands, changes):
+    delete(repository, commands, changes)
+    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=repository).splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_all_of_it_can_be_deleted_but_one_task(repository):
+    for _, commands, changes in PARTS[1:]:
+        delete(repository, commands, changes)
+    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=repository).splitlines()[-1])

@@ -1,0 +1,73 @@
+"""The wheel of a generated project, in an environment that has nothing else."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import yaml
+from hatchling.build import build_wheel
+
+from test_generation import AWKWARD, files
+
+
+@pytest.fixture
+def wheel(bake, tmp_path):
+    """A project, and the path of its wheel."""
+    project = bake(tmp_path / "a folder", **AWKWARD)
+    with contextlib.chdir(project):
+        return project, tmp_path / "wheels" / build_wheel(str(tmp_path / "wheels"))
+
+
+def targets(node: object) -> set[str]:
+    """All that is named as ``_target_`` in what a YAML file says."""
+    if isinstance(node, list):
+        return set().union(*map(targets, node))
+    if isinstance(node, dict):
+        return set().union(*({value} if key == "_target_" else targets(value) for key, value in node.items()))
+    return set()
+
+
+def test_it_holds_the_package_and_all_that_the_configs_name(wheel):
+    project, path = wheel
+    names = set(zipfile.ZipFile(path).namelist())
+    package = {f"best_net/{name}" for name in files(project / "best_net") if "__pycache__" not in name}
+    assert {name for name in names if ".dist-info/" not in name} == package
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    named = set()
+    for config in (project / "configs").rglob("*.yaml"):
+        named |= targets(yaml.safe_load(config.read_text(encoding="utf-8")))
+    named = {target for target in named if target.startswith("best_net.")}
+    assert len(named) > 10
+    for target in named:
+        module, _, name = target.rpartition(".")
+        file = module.replace(".", "/") + ".py"
+        assert file in names, target
+        assert re.search(rf"^class {name}\b", (project / file).read_text(encoding="utf-8"), re.MULTILINE), target
+
+
+def uv(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_it_installs_into_an_empty_environment_where_every_module_is_found(wheel, tmp_path):
+    _, path = wheel
+    environment = tmp_path / "environment"
+    uv("venv", "--python", sys.executable, environment)
+    uv("pip", "install", "--python", environment, path)
+    assert "compatible" in uv("pip", "check", "--python", environment)
+    modules = [name.removesuffix(".py").replace("/", ".") for name in zipfile.ZipFile(path).namelist()]
+    modules = [name for name in modules if name.startswith("best_net.") and not name.endswith("__init__")]
+    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    code = f"import importlib; [importlib.import_module(name) for name in {modules}]"
+    done = subprocess.run([python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # And none of them needs an extra, or scipy, which torchmetrics would import, for a second, where it is installed.
+    installed = uv("pip", "list", "--python", environment)
+    assert not re.search(r"^(scipy|onnx|optuna|pytest) ", installed, re.MULTILINE)
