@@ -227,6 +227,17 @@ def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path
     assert not error.exists()
 
 
+def test_files_are_utf_8_on_a_system_whose_text_is_not(tmp_path):
+    """As on Windows: files in ASCII unless something else is said, a console without most letters."""
+    skip_if_deleted([])
+    ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, str(ROOT / "train.py"), QUICK, "hydra.run.dir=run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment() | ascii_, capture_output=True, encoding="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "INPUT…" in done.stdout
+    assert "INPUT…" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("folder", "log_dir"), [(".", "."), ("mine/first", "mine"), ("../elsewhere", None)])
 def test_a_run_can_be_anywhere(train, tmp_path, capfd, folder, log_dir):
     train(QUICK, f"hydra.run.dir={folder}")
