@@ -14,15 +14,15 @@ from email.headerregistry import Address
 # The modules of what a project needs, by default and with its extras, and of what people add; a package of such a name
 # would be imported in their stead.
 IMPORTED = """
-    absl aiohappyeyeballs aiohttp aiosignal alembic antlr4 attr attrs cfgv cloudpickle colorama colorlog contourpy
-    cuda cycler dateutil distlib execnet filelock flatbuffers fontTools frozenlist fsspec functorch google greenlet
-    grpc hydra hydra_plugins identify idna iniconfig isympy jinja2 joblib kiwisolver lightning lightning_fabric
-    lightning_utilities mako markdown markdown_it markupsafe matplotlib mdurl ml_dtypes mlflow mpl_toolkits mpmath
-    multidict networkx nodeenv numpy nvidia omegaconf onnx onnx_ir onnxruntime onnxscript optuna packaging pandas
-    PIL pip pkg_resources platformdirs pluggy pre_commit propcache py pydevd_plugins pygments pylab pyparsing
-    pyrefly pytest python_discovery pytorch_lightning rich ruff scipy setuptools sqlalchemy sympy tensorboard
-    tensorboard_data_server torch torchgen torchmetrics torchvision tqdm triton typing_extensions tzdata virtualenv
-    wandb werkzeug xdist yaml yarl
+    absl aiohappyeyeballs aiohttp aiosignal alembic antlr4 attr attrs cfgv cloudpickle colorama coloredlogs colorlog
+    commonmark contourpy cuda cycler dateutil distlib execnet filelock flatbuffers fontTools frozenlist fsspec
+    functorch google greenlet grpc humanfriendly hydra hydra_plugins identify idna iniconfig isympy jinja2 joblib
+    kiwisolver lightning lightning_fabric lightning_utilities mako markdown markdown_it markupsafe matplotlib mdurl
+    ml_dtypes mlflow mpl_toolkits mpmath multidict networkx nodeenv numpy nvidia omegaconf onnx onnx_ir onnxruntime
+    onnxscript optuna packaging pandas PIL pip pkg_resources platformdirs pluggy pre_commit pretty_errors propcache
+    py pydevd_plugins pygments pylab pyparsing pyreadline3 pyrefly pytest python_discovery pytorch_lightning rich
+    ruff scipy setuptools sqlalchemy sympy tensorboard tensorboard_data_server torch torchgen torchmetrics
+    torchvision tqdm triton typing_extensions tzdata virtualenv wandb werkzeug xdist yaml yarl
 """
 # The files and folders at the root of a project, those that come later, and the modules of its tests.
 TAKEN = """

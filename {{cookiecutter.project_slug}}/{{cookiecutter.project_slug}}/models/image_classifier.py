@@ -47,6 +47,8 @@ class ImageClassifier(LightningModule):
         super().__init__()
         self.num_classes = num_classes
         # Convolutions are faster on most devices when the channels of a pixel lie side by side.
+        # torch 2.8 has no type hint for that.
+        # pyrefly: ignore[no-matching-overload]
         self.network = network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()  # in place: a wrapper would change the keys of the checkpoint
