@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import io
 import os
 import re
 import signal
@@ -46,6 +47,8 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
         if os.environ.get(FULL_ERROR) == "1":
             return main(*args, **kwargs)
         os.environ[FULL_ERROR] = "1"  # With it Hydra raises what it would otherwise print in its own way.
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a console or a file on Windows has no letters for
+            sys.stdout.reconfigure(errors="backslashreplace")
         former = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return main(*args, **kwargs)

@@ -187,8 +187,11 @@ def _store() -> Any:
                 f"{error.args[0]} is not set. Each node needs MASTER_ADDR and MASTER_PORT, those of the first node, "
                 "and its NODE_RANK; or start it by torchrun."
             ) from None
-    # multi_tenant: torch.distributed will ask for the same port once more.
-    return TCPStore(address, port, None, _has_store(), timeout=PATIENCE, wait_for_workers=False, multi_tenant=True)
+    # As torch.distributed will ask for it at the same port (multi_tenant): on Windows it is built without libuv.
+    libuv = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"
+    return TCPStore(
+        address, port, None, _has_store(), PATIENCE, wait_for_workers=False, multi_tenant=True, use_libuv=libuv
+    )
 
 
 def _has_store() -> bool:

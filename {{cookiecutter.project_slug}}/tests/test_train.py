@@ -1,6 +1,7 @@
 """What `python train.py` leaves behind, and what it says."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -231,11 +232,20 @@ def test_files_are_utf_8_on_a_system_whose_text_is_not(tmp_path):
     """As on Windows: files in ASCII unless something else is said, a console without most letters."""
     skip_if_deleted([])
     ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    ascii_ |= {"PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, str(ROOT / "train.py"), QUICK, "hydra.run.dir=run"]
+    command += ["+callbacks.says._target_=test_train.Says"]
     done = subprocess.run(command, cwd=tmp_path, env=environment() | ascii_, capture_output=True, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "INPUT…" in done.stdout
-    assert "INPUT…" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
+    assert "class \\u5c71 …" in done.stdout
+    assert "class 山 …" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
+
+
+class Says(Callback):
+    """Logs a name that the code page of Western Europe has no letter for."""
+
+    def on_train_end(self, trainer, pl_module):
+        logging.getLogger(__name__).info("class 山 …")
 
 
 @pytest.mark.parametrize(("folder", "log_dir"), [(".", "."), ("mine/first", "mine"), ("../elsewhere", None)])
