@@ -291,7 +291,7 @@ def weights(run):
 
 
 def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, pictures):
-    quick = [*SMALL, f"data.root={pictures}"]
+    quick = [*SMALL, f"data.root={pictures}", "scheduler=constant"]
     (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")
     (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
     (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")

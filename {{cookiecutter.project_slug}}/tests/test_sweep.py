@@ -244,6 +244,8 @@ def test_where_every_trial_failed_it_says_why(sweep, space):
     ],
 )
 def test_a_mistake_in_the_space(sweep, space, tmp_path, text, messages):
+    if "mnist" in text:
+        skip_if_deleted(["experiment=mnist"])
     with pytest.raises(SystemExit) as exit_:
         sweep(space(text))
     for expected in messages:
@@ -268,6 +270,7 @@ def test_a_mistake_in_the_space(sweep, space, tmp_path, text, messages):
     ids=lambda value: " ".join(value),
 )
 def test_a_mistake_on_the_command_line(script, tmp_path, arguments, messages):
+    skip_if_deleted(["experiment=linear_regression", "experiment=mnist"])
     with pytest.raises(SystemExit) as exit_:
         script("sweep.py", *arguments)
     for expected in messages:
@@ -277,6 +280,7 @@ def test_a_mistake_on_the_command_line(script, tmp_path, arguments, messages):
 
 
 def test_without_optuna_it_says_how_to_install_it(script, tmp_path, monkeypatch):
+    skip_if_deleted([])
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match=r'pip install -e "\.\[sweep\]"'):
         script("sweep.py", "linear_regression")
