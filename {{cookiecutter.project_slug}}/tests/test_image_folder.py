@@ -320,7 +320,7 @@ def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, pic
 
 
 class Count(Callback):
-    """Writes down which worker processes there are; those of an earlier test, which failed on purpose, may still end."""
+    """Writes down which worker processes there are; those of a test before, which failed on purpose, may be left."""
 
     seen: list[set[int]]
 
