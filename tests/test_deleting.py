@@ -70,8 +70,7 @@ def test_what_is_deleted_is_not_missed(repository, name, commands, changes):
     delete(repository, commands, changes)
     run("-m", "ruff", "check", "--no-cache", cwd=repository)
     run("-m", "pyrefly", "check", cwd=repository)
-    chosen = "composes or fast_dev_run"
-    run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-k", chosen, cwd=repository)
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "composes", cwd=repository)
 
 
 @pytest.mark.slow

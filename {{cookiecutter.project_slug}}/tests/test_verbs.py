@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import shlex
 import subprocess
 import sys
 
@@ -207,7 +208,10 @@ def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_
 def test_the_environment_says_what_the_run_depended_on(train, tmp_path):
     (run,) = train("trainer.max_epochs=2", "optimizer=adam")
     (start,) = json.loads((run / "environment.json").read_text())
-    assert start["command"].endswith("train.py trainer.max_epochs=2 optimizer=adam")
+    python, script, *arguments = shlex.split(start["command"])
+    assert python == "python"
+    assert script.endswith("train.py")
+    assert arguments == ["trainer.max_epochs=2", "optimizer=adam"]
     assert start["packages"]["torch"] == importlib.metadata.version("torch")
     assert {"started", "git", "python", "device", "host", "platform", "cpu_cores"} <= start.keys()
 
