@@ -50,9 +50,9 @@ for name in ("project_name", "description", "author", "email"):
         if delimiter in answer:
             refuse(name, f"{delimiter} would be taken for a command of the template, if not now, at an update.")
     for character in answer:
+        if character in "\t\n\r":
+            continue
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in REORDERING:
-            if character in "\t\n\r":
-                continue
             refuse(name, f"it has a character that nobody can see, U+{ord(character):04X}. Type it anew.")
     if name != "description" and len(answer.splitlines()) > 1:
         refuse(name, "it must be one line.")

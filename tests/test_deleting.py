@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TEMPLATE
+from conftest import TEMPLATE, commit
 from test_generated_project import run
 
 SECTION = (TEMPLATE / "{{cookiecutter.project_slug}}/README.md").read_text(encoding="utf-8")
@@ -51,9 +51,7 @@ def delete(project: Path, commands: str, changes: str) -> None:
 @pytest.fixture
 def repository(project):
     """A generated project in its first commit."""
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "Start"]):
-        subprocess.run(["git", *arguments], cwd=project, check=True)
+    commit(project, "Generated")
     return project
 
 

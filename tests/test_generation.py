@@ -153,13 +153,13 @@ def packages_of(project):
         *metadata["dependencies"],
         *(word for extra in metadata["optional-dependencies"].values() for word in extra),
     ]
-    found = {}
+    found = set()
     while needed:
         requirement = Requirement(needed.pop())
         key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
         if key in found:
             continue
-        found[key] = None
+        found.add(key)
         with contextlib.suppress(PackageNotFoundError):
             for word in distribution(key[0]).requires or []:
                 marker = Requirement(word).marker

@@ -8,14 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TEMPLATE
+from conftest import TEMPLATE, commit
 from test_generation import AWKWARD, files
-
-IDENTITY = {
-    f"GIT_{who}_{what}": value
-    for who in ("AUTHOR", "COMMITTER")
-    for what, value in {"NAME": "a", "EMAIL": "a@example.org"}.items()
-}
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +17,7 @@ def _home(tmp_path, monkeypatch):
     """cookiecutter and git keep things at home; none of the tester's own are seen or changed."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    for name, value in (IDENTITY | {"GIT_CONFIG_NOSYSTEM": "1"}).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     (tmp_path / "home").mkdir()
 
 
@@ -36,13 +29,6 @@ def run(*command, cwd: Path, status: int = 0) -> str:
 
 def git(*arguments, cwd: Path) -> str:
     return run("git", *arguments, cwd=cwd)
-
-
-def commit(folder: Path, message: str) -> None:
-    if not (folder / ".git").exists():
-        git("init", "-q", "-b", "main", cwd=folder)
-    git("add", "-A", cwd=folder)
-    git("commit", "-qm", message, cwd=folder)
 
 
 def cookiecutter(*arguments, cwd: Path) -> None:

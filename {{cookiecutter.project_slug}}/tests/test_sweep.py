@@ -369,7 +369,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
     start("--trials", 2, "--study", "whole").join()
     folder, whole = tmp_path / "outputs/sweeps", trials_of(tmp_path / "outputs/sweeps/whole")
     generator, kills, epochs_kept = random.Random(0), 0, 0
-    while kills < 8:
+    while kills < 12:
         study = folder / f"killed{kills}"
         while True:
             moment = generator.choice([ASKED, REPORTED, TOLD])
@@ -392,7 +392,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
             if trial.params == expected.params:  # killed between two parameters, it may choose another value
                 assert trial.intermediate_values == expected.intermediate_values
                 assert_same_run(run, folder / "whole" / run.name)
-    assert epochs_kept >= 1
+    assert epochs_kept >= 2
 
 
 @needs_fork
