@@ -1,4 +1,43 @@
-"""Says what to type next. Whatever a file name can decide is decided there, not here."""
+"""Takes out the tutorials if they are not wanted, and says what to type next.
+
+Whatever a file name can decide is decided there, not here; but a folder whose name is empty would be the project.
+"""
+
+from pathlib import Path
+
+# One by one: in a project that is generated anew, this folder may have files of the user's own.
+TUTORIALS = """
+    tests/test_tutorials.py
+    tutorials/1_tensors.py
+    tutorials/2_autograd.py
+    tutorials/3_model_and_loop.py
+    tutorials/4_optimizers.py
+    tutorials/5_linear_regression.py
+    tutorials/6_torchvision.py
+    tutorials/7_dynamic_graphs.py
+    tutorials/8_lightning_and_hydra.py
+    tutorials/README.md
+    tutorials/README.vi.md
+    tutorials/computation_graph.py
+    tutorials/drawn_digits.py
+    tutorials/pictures/computation_graph.png
+    tutorials/pictures/digits.png
+    tutorials/pictures/dynamic_graphs.png
+    tutorials/pictures/finite_differences.png
+    tutorials/pictures/linear_regression.png
+    tutorials/pictures/loop.png
+    tutorials/pictures/model_and_loop.png
+    tutorials/pictures/optimizers.png
+    tutorials/pictures/rgb_and_bgr.png
+    tutorials/this_project.py
+"""
+
+if "{{ cookiecutter.tutorials }}" == "False":
+    for name in TUTORIALS.split():
+        Path(name).unlink()
+    for folder in (Path("tutorials/pictures"), Path("tutorials")):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 print(
     """

@@ -29,7 +29,8 @@ TAKEN = """
     benchmarks build configs conftest data dist docs errors evaluate export help_page license outputs predict
     processes pyproject readme resume runs scripts sweep test_configs test_data test_export test_image_classifier
     test_image_folder test_linear_regression test_matrix test_mistakes test_processes test_readme test_resume
-    test_sweep test_tensorboard test_torchvision test_train test_trust test_verbs tests train trust tutorials
+    test_sweep test_tensorboard test_torchvision test_train test_trust test_tutorials test_verbs tests train trust
+    tutorials
 """
 # Windows cannot have files of these names.
 RESERVED = ["aux", "con", "nul", "prn"] + [f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)]

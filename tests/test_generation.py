@@ -136,9 +136,32 @@ FILES = """
     tests/test_torchvision.py
     tests/test_train.py
     tests/test_trust.py
+    tests/test_tutorials.py
     tests/test_verbs.py
     train.py
     trust.py
+    tutorials/1_tensors.py
+    tutorials/2_autograd.py
+    tutorials/3_model_and_loop.py
+    tutorials/4_optimizers.py
+    tutorials/5_linear_regression.py
+    tutorials/6_torchvision.py
+    tutorials/7_dynamic_graphs.py
+    tutorials/8_lightning_and_hydra.py
+    tutorials/README.md
+    tutorials/README.vi.md
+    tutorials/computation_graph.py
+    tutorials/drawn_digits.py
+    tutorials/pictures/computation_graph.png
+    tutorials/pictures/digits.png
+    tutorials/pictures/dynamic_graphs.png
+    tutorials/pictures/finite_differences.png
+    tutorials/pictures/linear_regression.png
+    tutorials/pictures/loop.png
+    tutorials/pictures/model_and_loop.png
+    tutorials/pictures/optimizers.png
+    tutorials/pictures/rgb_and_bgr.png
+    tutorials/this_project.py
 """
 
 
@@ -177,6 +200,30 @@ def test_every_question_has_a_prompt_and_there_are_at_most_eight():
 def test_the_files_are_exactly_these(project):
     assert project.name == "my_project"
     assert sorted(files(project)) == sorted(FILES.split())
+
+
+def mentioning(project, words):
+    """The files outside of the tutorials that have one of some words."""
+    texts = {name: path for name, path in files(project).items() if path.suffix != ".png" and "tutorials" not in name}
+    return [name for name in sorted(texts) if re.search(words, texts[name].read_text(encoding="utf-8"), re.IGNORECASE)]
+
+
+def test_without_tutorials_there_is_no_trace_of_them(bake, tmp_path):
+    project = bake(tmp_path, tutorials="no")
+    assert sorted(files(project)) == sorted(name for name in FILES.split() if "tutorials" not in name)
+    assert not (project / "tutorials").exists()
+    assert mentioning(project, "tutorial|chapter") == []
+    assert mentioning(bake(), "tutorial|chapter") == ["README.md", "pyproject.toml"]
+
+
+def test_what_lies_in_a_folder_of_that_name_stays(bake, tmp_path):
+    mine = bake(tmp_path, tutorials="no") / "tutorials/mine.py"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--no-input", "-f", "tutorials=no"]
+    subprocess.run([*command, "--default-config", "--output-dir", str(tmp_path)], check=True, capture_output=True)
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.py"]
+    assert mine.read_text() == "mine"
 
 
 def test_there_is_no_jinja_in_python():

@@ -1,0 +1,407 @@
+"""The chapters of tutorials/: each runs as a script, its numbers are right; and the answers to the exercises."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import nn
+from torchvision.models import ResNet18_Weights
+
+from conftest import PACKAGE, ROOT, skip_if_deleted
+
+TUTORIALS = ROOT / "tutorials"
+CHAPTERS = sorted(path.stem for path in TUTORIALS.glob("[0-9]*.py"))
+# What a chapter trains in the project, which may be deleted.
+TRAINED = {"5_linear_regression": ["experiment=linear_regression"], "8_lightning_and_hydra": ["experiment=mnist"]}
+
+
+def cells(chapter: str) -> list[tuple[bool, str]]:
+    """Of each cell whether it is text, and what it says: Markdown, or Python."""
+    source = (TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8")
+    parts = re.split(r"^# %%(.*)\n", source, flags=re.MULTILINE)[1:]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return [(True, re.sub(r"^# ?", "", body, flags=re.M)) if kind.strip() else (False, body) for kind, body in pairs]
+
+
+def text(chapter: str) -> str:
+    """All text of a chapter, in one line."""
+    return " ".join(" ".join(body for is_text, body in cells(chapter) if is_text).split())
+
+
+def prose(chapter: str) -> str:
+    """The text without code and addresses."""
+    return " ".join(re.sub(r"`[^`]*`|https?://\S+", "", text(chapter)).split())
+
+
+def code_lines(chapter: str, heading: str) -> list[int]:
+    """Lines of each code cell below a heading that are neither empty nor comments."""
+    below, counts = "", []
+    for is_text, body in cells(chapter):
+        below = (re.findall(r"^#+ (.*)", body, re.MULTILINE) or [below])[-1] if is_text else below
+        lines = [line for line in body.splitlines() if line.strip() and not line.startswith("#")]
+        if not is_text and lines and below == heading:
+            counts.append(len(lines))
+    return counts
+
+
+NUMBERS = r"r'(?:slope|intercept|noise|num_train): (\d+)'"
+# What a chapter says, and what is true of its variables once it has run; "" for what PyTorch does not know.
+CLAIMS = {
+    "1_tensors": [
+        ("about 7 digits", "1e-7 < torch.finfo(torch.float32).eps < 1e-6"),
+        ("of 1000 × 1000 is 2 billion", "left.shape == right.shape == (1000, 1000) and 2 * 1000**3 == 2e9"),
+        ("x² + 3 of [1, 2] is there at once, and is [4, 7]", "y.tolist() == [4, 7]"),
+        ("a dimension is missing, or is 1,", "torch.equal(table - table[:, :1], table - table[:, :1].repeat(1, 2))"),
+        ("(3, 2) and (2,) fit", "(table - torch.zeros(2)).shape == (3, 2)"),
+        ("so do (3, 2) and (3, 1)", "(table - torch.zeros(3, 1)).shape == (3, 2)"),
+        ("the sum of x² + 3 that is 2x, here [2, 4]", "x.grad.tolist() == [2, 4]"),
+    ],
+    "2_autograd": [
+        ("y = x² + 3x + 1, so dy/dx = 2x + 3. At x = 2, y is 11 and dy/dx = 7", "y == 11 and twice == 7 + 7"),
+        ("comes down with a 1, for", "y.grad_fn(torch.tensor(1.0))[0] == 1"),
+        ("passes on 2x, which is 4,", "torch.func.grad(lambda x: x**2)(torch.tensor(2.0)) == 4"),
+        ("passes on 3, and where two arrows meet they are added: 7", "torch.func.grad(lambda x: 3 * x)(x) == 7 - 4"),
+        ("x.grad is 14, not 7", "twice == 14"),
+        ("cos(x²) · 2x", "abs(by_autograd - math.cos(x.item() ** 2) * 2 * x.item()) < 1e-15"),
+        ("divides by 2h", "by_difference(1e-4) == (math.sin((2 + 1e-4) ** 2) - math.sin((2 - 1e-4) ** 2)) / 2e-4"),
+        ("the error falls with h²", "99 < errors[1] / errors[2] < 101"),
+        ("near h = 0.000001, ten digits are right", "1e-7 <= steps[errors.index(min(errors))] <= 1e-5"),
+        ("ten digits", "min(errors) / abs(by_hand) < 1e-10"),
+    ],
+    "3_model_and_loop": [
+        ("Four points lie on the line y = 2x + 1", "x.shape == (4, 1) and torch.equal(y, 2 * x + 1)"),
+        ("here (4, 1), four samples of one number", "x.shape == (4, 1)"),
+        ("The learning rate, 0.01,", "optimizer.param_groups[0]['lr'] == 0.01"),
+        ("minus 0.01 times its gradient", "optimizer.param_groups[0]['momentum'] == 0"),
+        ("f(5) is near 11, which is 2 · 5 + 1", "abs(at_5 - 11) < 0.1"),
+        ("there was no point at 5", "5 not in x"),
+        ("After 50 epochs the line is y = 1.94 x + 1.17", "[round(n, 2) for n in lines[2]] == [50, 1.94, 1.17]"),
+        ("150 later only y = 1.96 x + 1.11", "[round(n, 2) for n in lines[3]] == [50 + 150, 1.96, 1.11]"),
+        ("takes 3 numbers per sample and gives 2", "layer(torch.zeros(7, 3)).shape == (7, 2)"),
+        ("Its weight is (2, 3)", "layer.weight.shape == (2, 3)"),
+        ("its bias is (2,)", "layer.bias.shape == (2,)"),
+        ("That is 8 parameters", "sum(parameter.numel() for parameter in layer.parameters()) == 8"),
+        ("its default since PyTorch 2.6", ""),
+    ],
+    "4_optimizers": [
+        ("50 times as curved", "valley((0.0, 1.0)) == 50 * valley((1.0, 0.0))"),
+        ("SGD takes 171 steps", "steps['SGD']['valley'] == 171"),
+        ("with the learning rate 0.03", "OPTIMIZERS['SGD']([nn.Parameter(torch.zeros(2))]).defaults['lr'] == 0.03"),
+        ("A larger one would be better along", "walk(lambda p: SGD(p, lr=0.039))[1] < 171"),
+        ("from 2/50 = 0.04 on it is thrown out", "walk(lambda p: SGD(p, lr=0.041))[1] is None"),
+        ("Momentum takes 107", "steps['momentum']['valley'] == 107"),
+        ("RMSprop 83", "steps['RMSprop']['valley'] == 83"),
+        ("Adagrad 101", "steps['Adagrad']['valley'] == 101"),
+        ("Adam 102", "steps['Adam']['valley'] == 102"),
+        ("Multiply the loss by 1000", "VALLEYS['loss times 1000'] == {'scale': 1000}"),
+        ("SGD and momentum explode", "{steps[name]['loss times 1000'] for name in ('SGD', 'momentum')} == {None}"),
+        ("their steps are 1000 times as long", "valley((1, 1), scale=1000) == 1000 * valley((1, 1))"),
+        ("Adam takes the same 102 steps", "steps['Adam']['loss times 1000'] == 102"),
+        ("RMSprop and Adagrad theirs", "{steps[n]['loss times 1000'] for n in ('RMSprop', 'Adagrad')} == {83, 101}"),
+        ("its default, 0.001", "Adam([nn.Parameter(torch.zeros(2))]).defaults['lr'] == 0.001"),
+        ("Turn the valley by 45°", "VALLEYS['turned by 45°'] == {'turn': math.pi / 4}"),
+        ("171 and 107 steps again", "[steps[name]['turned by 45°'] for name in ('SGD', 'momentum')] == [171, 107]"),
+        ("it needs 136, Adagrad 312", "[steps[name]['turned by 45°'] for name in ('Adam', 'Adagrad')] == [136, 312]"),
+        ("RMSprop never settles", "steps['RMSprop']['turned by 45°'] is None"),
+        ("Adam takes 96 steps", "steps['Adam']['round'] == 96"),
+        ("with the learning rate 1 goes to the middle in 1", "in_a_round_bowl == 1"),
+    ],
+    "5_linear_regression": [
+        ("A line through 100 points", "len(x) == 100"),
+        ("y = 3x + 2 plus noise, for 100 points x in [-10, 10]", "[len(x), x.min(), x.max()] == [100, -10, 10]"),
+        ("The noise has standard deviation 2, so its variance is 4", "1.8 < (y - 3 * x - 2).std() < 2.2"),
+        ("w is near 3 (2.965), b near 2 (2.12)", "(round(weight, 3), round(bias, 2)) == (2.965, 2.12)"),
+        ("f(4) near 14 (13.98), which is 3 · 4 + 2", "round(weight * 4 + bias, 2) == 13.98"),
+        ("the place where its gradient is 0", "abs((columns.T @ (best_weight * x + best_bias - y)).sum()) < 0.01"),
+        ("It finds y = 2.994 x + 2.12.", "(round(best_weight, 3), round(best_bias, 2)) == (2.994, 2.12)"),
+        ("does not go to 0 It goes to the variance of the noise, 4", "3 < losses[-1] < 5"),
+        ("A loss near 0 would mean", "best_loss > 3"),
+        ("Here it ends at 3.88", "round(losses[-1], 2) == 3.88"),
+        ("the best line has 3.85: a little less than 4", "round(best_loss, 2) == 3.85"),
+        ("with 2 numbers and 100 points, 4 · 98/100 = 3.92", "abs(residuals.square().mean() - 3.92) < 0.05"),
+        ("A thousand data sets", "residuals.shape == (100, 1000)"),
+        ("on average a little above 4", "abs(test_loss - 4) < 1"),
+        ("it has the learning rate 0.02", "'lr: 0.02' in (ROOT / 'configs/optimizer/adam.yaml').read_text()"),
+        ("With 0.01 it is the loop above", "optimizer.defaults['lr'] == 0.01"),
+        ("the same to six digits", "abs(weights['linear.weight'].item() / weight - 1) < 1e-6"),
+        (
+            "with the numbers 3, 2, 2 and 100 in",
+            f"re.findall({NUMBERS}, (ROOT / 'configs/data/linear.yaml').read_text()) == ['3', '2', '2', '100']",
+        ),
+    ],
+    "6_torchvision": [
+        ("60000 images to train on, 10000 to test, 12 MB", ""),
+        ("(1, 28, 28), one channel of grey, 28 rows, 28 columns", "image.shape == (1, 28, 28)"),
+        ("from 0 for black to 255", "(image.min(), image.max()) == (0, 255)"),
+        ("between 0 and 1", "v2.ToDtype(torch.float32, scale=True)(image).max() == 1"),
+        ("numbers around 0", "normalised.min() < 0 < normalised.max()"),
+        (
+            "For MNIST they are 0.1307 and 0.3081",
+            "[*transform.transforms[2].mean, *transform.transforms[2].std] == [0.1307, 0.3081]",
+        ),
+        ("black becomes −0.42, white 2.82", "f'{normalised.min():.2f} {normalised.max():.2f}' == '-0.42 2.82'"),
+        ("a 6 turned by 180° is a 9", ""),
+        ("downloads 45 MB of weights", "44.5 < weights.meta['_file_size'] < 45.5"),
+        ("from 1.28 million photos of 1000 kinds", "len(weights.meta['categories']) == 1000"),
+        ("(69.758 % of ImageNet's validation images)", "weights.meta['_metrics']['ImageNet-1K']['acc@1'] == 69.758"),
+        ("The photo of 400 × 300 becomes (3, 224, 224)", "(photo.size, *batch.shape) == ((400, 300), 1, 3, 224, 224)"),
+        ("the answer is 1000 logits", "logits.shape == (1, 1000)"),
+        ("5,130 of 11,181,642 parameters for 10 classes", "(trained, total) == (5130, 11181642)"),
+        ("| 0 to 255, or 0 to 1 | 0 to 255 |", "from_opencv.dtype == numpy.uint8 and image.dtype == torch.uint8"),
+    ],
+    "7_dynamic_graphs": [
+        ("3 graphs: 2 with the first positive input, 1 more with the first negative one", "graphs_before == 3"),
+        ("the first graph computes the sum", "'sum' in str(graphs[0]) and 'linear' not in str(graphs[0])"),
+        ("each path is a graph of its own", "[str(graph).count('linear') for graph in graphs[1:3]] == [2, 1]"),
+        ("after the negative input and have none", "network.first.weight.grad is None"),
+        ("nothing to decide: 1 graph for all inputs", "graphs_of_both == 1 and same == [True, True]"),
+    ],
+    "8_lightning_and_hydra": [
+        ("All three end with the same weights", "largest < 1e-4"),
+        ("numbers between 0 and 1", "(images.min(), images.max()) == (0, 1)"),
+        ("above, in 60 lines", "len((ROOT / 'train.py').read_text(encoding='utf-8').splitlines()) == 60"),
+        ("by hand | 36 |", "test_accuracy > 0.9"),
+        ("with Lightning | 27 |", "abs(with_lightning['test/acc'] - test_accuracy) < 1e-3"),
+        ("with Hydra | 24 |", "with_sgd['test/acc'] > 0.8"),
+        ("16-bit numbers", "Trainer(precision='bf16-mixed', logger=False, barebones=True).precision == 'bf16-mixed'"),
+        ("the next experiment is 0 lines of Python", "with_sgd != with_hydra"),
+        ("in this project | 0 |", "(ROOT / 'predict.py').exists()"),
+        ("come on top of the 20 of the LightningModule", "largest < 1e-4"),
+    ],
+}
+
+# `python CHAPTER`, and then which expressions are true of its variables.
+RUN = """
+import json, pathlib, runpy, sys
+chapter, expressions = sys.argv[1], json.loads(sys.argv[2])
+sys.path[0] = str(pathlib.Path(chapter).parent)
+names = runpy.run_path(chapter, run_name="__main__")
+names["ROOT"] = pathlib.Path.cwd()
+print(json.dumps([bool(eval(expression, names)) for expression in expressions]))
+"""
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of this one, for the chapters write into it."""
+    for folder in ("configs", PACKAGE, "tutorials"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_it_runs_as_a_script_and_its_numbers_are_right(project, chapter):
+    if chapter in TRAINED:
+        skip_if_deleted(TRAINED[chapter])
+    claims = CLAIMS[chapter]
+    for words, _ in claims:
+        assert words in prose(chapter)
+    expressions = [expression for _, expression in claims if expression]
+    command = [sys.executable, "-c", RUN, f"tutorials/{chapter}.py", json.dumps(expressions)]
+    settings = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=project, env=os.environ | settings, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    wrong = [expression for expression, is_true in zip(expressions, found, strict=True) if not is_true]
+    assert not wrong, done.stdout
+
+    saved = {path.name for path in (project / "outputs/tutorials").glob("*.png")}
+    assert saved == set(re.findall(r'"(\w+\.png)"', (TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8")))
+    for name in saved:
+        assert (TUTORIALS / "pictures" / name).exists(), "tutorials/README.md shows it"
+        assert len(Image.open(project / "outputs/tutorials" / name).convert("L").getcolors()) > 20
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_number_in_its_text_is_unchecked(chapter):
+    left = prose(chapter).partition("## Exercise")[0]
+    for words, _ in CLAIMS[chapter]:
+        left = left.replace(words, "…")
+    left = re.sub(r"^# \d\.|chapters? \d", "", left)
+    assert re.findall(r".{0,30}\d.{0,10}", left) == []
+
+
+def test_what_each_step_costs_is_counted():
+    chapter = "8_lightning_and_hydra"
+    assert sum(code_lines(chapter, "By hand")) == 36
+    assert code_lines(chapter, "With Lightning") == [20, 7]
+    assert code_lines(chapter, "With Hydra")[0] == 24
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_it_tells_to_type_composes(chapter):
+    for command in re.findall(r"`python train\.py ([^`]*)`", text(chapter)):
+        words = [re.sub(r",.*", "", word) for word in command.split() if "=" in word and "…" not in word]
+        skip_if_deleted(words)
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            compose("train", words)
+
+
+def test_the_way_in_shows_every_chapter_and_picture_in_both_languages():
+    english, vietnamese = ((TUTORIALS / name).read_text(encoding="utf-8") for name in ("README.md", "README.vi.md"))
+    pictures = {path.name for path in (TUTORIALS / "pictures").iterdir()}
+    for page in (english, vietnamese):
+        assert re.findall(r"\]\((\d\w+)\.py\)", page) == CHAPTERS
+        assert set(re.findall(r"\(pictures/(.+?)\)", page)) == pictures
+    assert commands_and_headings(english) == commands_and_headings(vietnamese)
+
+
+def commands_and_headings(page: str) -> tuple[list[str], list[int]]:
+    """What a page has in sh blocks, and the levels of its headings."""
+    block = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+    return block.findall(page), [len(level) for level in re.findall(r"^(#+) ", block.sub("", page), re.MULTILINE)]
+
+
+# The answers.
+
+
+def test_exercise_1():
+    def standardised(table):
+        return (table - table.mean(dim=0)) / table.std(dim=0)
+
+    table = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]])
+    assert torch.allclose(standardised(table).mean(dim=0), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(standardised(table).std(dim=0), torch.ones(2))
+
+    # Of equal numbers it makes 0/0, "not a number", which spoils all that is computed with it. One wants 0.
+    equal = torch.full((3, 1), 5.0)
+    assert standardised(equal).isnan().all()
+
+    def standardised(table):
+        deviation = table.std(dim=0)
+        return (table - table.mean(dim=0)) / torch.where(deviation > 0, deviation, 1)
+
+    assert torch.equal(standardised(equal), torch.zeros(3, 1))
+
+
+def test_exercise_2():
+    w, b = torch.tensor(1.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
+    x, y = 2, 5
+    error = (w * x + b - y) ** 2
+    error.backward()
+    assert error == 9
+    # On paper: 2 (w x + b - y) times x, and times 1. Both are negative, so that both parameters grow.
+    assert w.grad == 2 * (1 * 2 + 0 - 5) * 2 == -12
+    assert b.grad == 2 * (1 * 2 + 0 - 5) == -6
+
+
+def test_exercise_3():
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    y = 2 * x + 1
+
+    def loss(parameters):
+        return ((parameters[0] * x + parameters[1] - y) ** 2).mean()
+
+    curvatures = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, torch.zeros(2)))
+    limit = 2 / curvatures.max().item()
+    assert round(limit, 3) == 0.120
+
+    def loss_after_200_epochs(learning_rate):
+        parameters = nn.Parameter(torch.zeros(2))
+        optimizer = torch.optim.SGD([parameters], lr=learning_rate)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(parameters).backward()
+            optimizer.step()
+        return loss(parameters).item()
+
+    at_the_start = loss(torch.zeros(2)).item()
+    assert loss_after_200_epochs(0.99 * limit) < at_the_start
+    assert loss_after_200_epochs(1.01 * limit) > at_the_start
+    assert not loss_after_200_epochs(0.2) < 1e30
+
+
+def test_exercise_4():
+    root = 50**0.5
+    position = nn.Parameter(torch.tensor([-8.0, 1.5]))
+    optimizer = torch.optim.SGD([position], lr=(2 / (1 + root)) ** 2, momentum=((root - 1) / (root + 1)) ** 2)
+    arrival = 0
+    for step in range(500):
+        loss = (position[0] ** 2 + 50 * position[1] ** 2) / 2
+        if loss >= 0.001:
+            arrival = step + 1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert arrival == 34  # instead of 107
+
+
+def test_exercise_5(train):
+    def results(*overrides):
+        (run,) = train("trainer.max_epochs=100", *overrides)  # fewer, so that the test is shorter
+        return json.loads((run / "results.json").read_text())["metrics"]
+
+    # The variance of the noise, whatever it is.
+    assert results("data.noise=0", "optimizer.lr=0.1")["test/loss"] < 0.01
+    assert abs(results("data.noise=4", "optimizer.lr=0.1")["test/loss"] - 4**2) < 4
+
+    # The second derivative with respect to the weight is twice the mean of x², and with respect to the bias 2.
+    limit = 2 / (2 * torch.linspace(-10, 10, 100).square().mean().item())
+    assert round(limit, 3) == 0.029
+    sgd = ("optimizer=sgd", "optimizer.momentum=0")
+    assert results(*sgd, f"optimizer.lr={0.98 * limit}")["train/loss"] < 4
+    assert not results(*sgd, f"optimizer.lr={1.02 * limit}")["train/loss"] < 1000
+
+
+def test_exercise_6():
+    weights = ResNet18_Weights.DEFAULT
+    generator = numpy.random.default_rng(0)
+    photo = Image.fromarray(generator.integers(256, size=(300, 400, 3), dtype=numpy.uint8))
+    frame = numpy.asarray(photo)[:, :, ::-1]  # as OpenCV has it
+
+    def for_network(frame):
+        rgb = frame[:, :, ::-1].copy()
+        return weights.transforms()(torch.from_numpy(rgb).permute(2, 0, 1))[None]
+
+    def for_opencv(tensor):
+        return numpy.ascontiguousarray(tensor.permute(1, 2, 0).numpy()[:, :, ::-1])
+
+    # PIL and tensors are made smaller with other roundings, of one grey level at most.
+    assert for_network(frame).shape == (1, 3, 224, 224)
+    one_level = 1 / 255 / min(weights.transforms().std)
+    assert (for_network(frame)[0] - weights.transforms()(photo)).abs().max() < 1.01 * one_level
+    tensor = torch.from_numpy(numpy.array(photo)).permute(2, 0, 1)
+    assert numpy.array_equal(for_opencv(tensor), frame)
+
+
+def test_exercise_7():
+    def halved(x):
+        while x.abs() > 1:
+            x = x / 2
+        return x
+
+    def derivative(at):
+        x = torch.tensor(at, requires_grad=True)
+        halved(x).backward()
+        return x.grad.item()
+
+    # 5 is halved three times. At 1 nothing is done, as just before it; just after it, once.
+    assert derivative(5.0) == 1 / 8
+    assert derivative(0.5) == derivative(1.0) == derivative(0.999) == 1
+    assert derivative(1.001) == 1 / 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["optimizer=sgd", "optimizer.lr=0.1", "scheduler=one_cycle", "model.network.channels=[8,16]"],
+        ["optimizer=adam"],
+    ],
+    ids=["sgd", "adam"],
+)
+def test_exercise_8(train, digits, answer):
+    # In the chapter data.root is outputs/tutorials/digits.
+    small = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=4"]
+    (run,) = train("experiment=mnist", *small, *answer)
+    assert json.loads((run / "results.json").read_text())["metrics"]["test/acc"] > 0.9

@@ -1,0 +1,241 @@
+# %% [markdown]
+# # 8. From loop to Lightning to Hydra
+#
+# The same training three times: a loop by hand, a LightningModule, a config. All three end with the same weights;
+# what differs is what you have to write, and what you get.
+
+# %%
+import logging
+import warnings
+
+import drawn_digits
+import matplotlib.pyplot as plt
+import torch
+from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import OmegaConf
+from this_project import OUTPUTS, run
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.tensorboard import SummaryWriter
+from torchvision import datasets
+
+# Lightning has much to say about itself.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", module="lightning")
+
+# %% [markdown]
+# ## What all three have
+#
+# Images as numbers between 0 and 1, cut into training, validation and test; a small convolutional network; the
+# same seed. The digits are drawn. For the real ones: `root = "data"`, and `download=True` in both calls of
+# `datasets.MNIST`.
+
+# %%
+root = drawn_digits.write(train=2000, test=500)
+digits, test_digits = datasets.MNIST(root, train=True), datasets.MNIST(root, train=False)
+images, test_images = digits.data[:, None] / 255, test_digits.data[:, None] / 255
+cut = torch.Generator().manual_seed(0)
+train_set, val_set = random_split(TensorDataset(images, digits.targets), [0.8, 0.2], generator=cut)
+test_set = TensorDataset(test_images, test_digits.targets)
+
+
+# Without shuffle=True, so that all three see the same batches; `random_split` has shuffled once.
+train_loader = DataLoader(train_set, batch_size=50)
+val_loader, test_loader = DataLoader(val_set, batch_size=500), DataLoader(test_set, batch_size=500)
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, kernel_size=5),
+        nn.MaxPool2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 6 * 6, 10),
+    )
+
+
+# %% [markdown]
+# ## By hand
+#
+# The five lines of chapter 3 are still there. Around them has grown what one needs to believe a result:
+# validation after each epoch, the best weights kept, curves, the test at the end; and what the machine wants:
+# devices, training and evaluation mode.
+
+# %%
+accelerated = torch.accelerator.is_available()
+device = torch.accelerator.current_accelerator() if accelerated else torch.device("cpu")
+network = small_network().to(device)
+optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+writer = SummaryWriter(OUTPUTS / "by_hand")
+
+
+def accuracy(loader):
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for images, labels in loader:
+            predicted = network(images.to(device)).argmax(dim=1)
+            right += (predicted == labels.to(device)).sum().item()
+    return right / len(loader.dataset)
+
+
+best, step, losses = -1.0, 0, []
+for epoch in range(3):
+    network.train()
+    for images, labels in train_loader:
+        images, labels = images.to(device), labels.to(device)
+        loss = cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        writer.add_scalar("train/loss", losses[-1], step)
+        step += 1
+    val_accuracy = accuracy(val_loader)
+    writer.add_scalar("val/acc", val_accuracy, step)
+    print(f"epoch {epoch + 1}  loss {losses[-1]:.3f}  validation accuracy {val_accuracy:.3f}")
+    if val_accuracy > best:
+        best = val_accuracy
+        torch.save(network.state_dict(), OUTPUTS / "best.pt")
+writer.close()
+last_by_hand = {name: weight.cpu().clone() for name, weight in network.state_dict().items()}
+network.load_state_dict(torch.load(OUTPUTS / "best.pt"))
+test_accuracy = accuracy(test_loader)
+print(f"test accuracy {test_accuracy:.3f}")
+
+# %% [markdown]
+# ## With Lightning
+#
+# A LightningModule says what is particular: the network, what a step is, the optimizer. The `Trainer` has what is
+# the same in each training. It zeroes, differentiates and steps; it moves batches to the device, switches modes,
+# averages metrics over batches, keeps the best checkpoint, with the optimizer in it, and draws the curves.
+
+# %%
+
+
+class Classifier(LightningModule):
+    def __init__(self, network, optimizer):
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+
+    def training_step(self, batch):
+        return self._step(batch, "train")
+
+    def validation_step(self, batch):
+        self._step(batch, "val")
+
+    def test_step(self, batch):
+        self._step(batch, "test")
+
+    def _step(self, batch, stage):
+        images, labels = batch
+        logits = self.network(images)
+        loss = cross_entropy(logits, labels)
+        self.log(f"{stage}/loss", loss)
+        self.log(f"{stage}/acc", (logits.argmax(dim=1) == labels).float().mean())
+        return loss
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
+
+
+# %%
+model = Classifier(small_network(), lambda parameters: torch.optim.AdamW(parameters, lr=0.01))
+keep_best = ModelCheckpoint(monitor="val/acc", mode="max")
+logger = TensorBoardLogger(OUTPUTS, name="with_lightning")
+trainer = Trainer(max_epochs=3, devices=1, callbacks=[keep_best], logger=logger, log_every_n_steps=1)
+trainer.fit(model, train_loader, val_loader)
+last_by_lightning = {name: weight.cpu().clone() for name, weight in model.network.state_dict().items()}
+(with_lightning,) = trainer.test(model, test_loader, ckpt_path="best", weights_only=True)
+
+# %% [markdown]
+# ## With Hydra
+#
+# What somebody may want to change is in a config: which class, `_target_`, and its arguments. `instantiate` makes
+# the object; with `_partial_` it keeps the arguments for later, as the optimizer needs it, which wants the
+# parameters too. Then no line of Python names AdamW any more, and another optimizer is another text.
+
+# %%
+config = OmegaConf.create("""
+optimizer:
+  _target_: torch.optim.AdamW
+  _partial_: true
+  lr: 0.01
+trainer:
+  _target_: lightning.Trainer
+  max_epochs: 3
+  devices: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+""")
+
+
+def train(*overrides):
+    chosen = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+    model = Classifier(small_network(), instantiate(chosen.optimizer))
+    trainer = instantiate(chosen.trainer)
+    trainer.fit(model, train_loader, val_loader)
+    (metrics,) = trainer.test(model, test_loader, verbose=False)
+    return model.network, metrics
+
+
+network_by_config, with_hydra = train()
+_, with_sgd = train("optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1", "optimizer.momentum=0.9")
+print(f"test accuracy by AdamW {with_hydra['test/acc']:.3f}, by SGD {with_sgd['test/acc']:.3f}")
+
+# %%
+largest = max(
+    (weight.cpu() - last_by_hand[name]).abs().max().item()
+    for weights in (last_by_lightning, network_by_config.state_dict())
+    for name, weight in weights.items()
+)
+print(f"by hand, by Lightning and by a config, the weights differ by {largest} at most")
+
+figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+axes.plot(losses, linewidth=1)
+axes.set(xlabel="step", ylabel="loss", title=f"three epochs; test accuracy {test_accuracy:.1%}")
+figure.savefig(OUTPUTS / "loop.png")
+
+# %% [markdown]
+# ## In this project
+#
+# Hydra reads the config from files, one for each choice, so that it is `optimizer=sgd` and not a path of a class.
+# It has your words from the command line, refuses those that do not exist, and writes what was chosen beside the
+# run. `train.py` is the function `train` above, in 60 lines:
+
+# %%
+small = [f"data.root={root}", "data.num_val=400", "data.batch_size=50", "trainer.max_epochs=2"]
+print(run("train.py", "experiment=mnist", *small, "optimizer=sgd", "optimizer.lr=0.05"))
+
+# %% [markdown]
+# ## What each step has bought
+#
+# | | lines | and for them one has, besides what is above |
+# | --- | --- | --- |
+# | by hand | 36 | training, validation, best weights, curves, test; on one device |
+# | with Lightning | 27 | more devices and processes, 16-bit numbers, resuming: arguments of `Trainer` |
+# | with Hydra | 24 | each class and number from outside; the next experiment is 0 lines of Python |
+# | in this project | 0 | a folder per run with config, pictures, results; searches; prediction; export |
+#
+# (Lines of the cells above that are neither empty nor comments; Hydra's come on top of the 20 of the
+# LightningModule.)
+#
+# What it costs: one has to know where things are. The README has a table, "Where things are", and from the
+# command line to the loss there are three hops: `main` in `train.py`, `training_step`, `_step`. The same three as
+# above.
+#
+# ## Exercise
+#
+# Train the network of this project on the drawn digits by SGD with the learning rate 0.1, that rises and falls in
+# one cycle, and with 8 and 16 channels; then by Adam, with the learning rate that is in its file. No file shall
+# be changed. (`python train.py --help` has the groups.)
+#
+# The answer is `test_exercise_8` in `tests/test_tutorials.py`.
