@@ -11,7 +11,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint deletions bench bench-pictures faults screenshots clean
+.PHONY: demo test lint deletions bench bench-pictures faults screenshots tutorials clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -46,6 +46,11 @@ faults: .venv/ready build/my_project
 
 screenshots: .venv/ready build/my_project
 	.venv/bin/python docs/screenshots.py --project build/my_project --data '$(DATA)'
+
+# The pictures of tutorials/README.md.
+tutorials: .venv/ready build/my_project
+	cd build/my_project && for chapter in tutorials/[1-8]*.py; do ../../.venv/bin/python $$chapter || exit 1; done
+	cp build/my_project/outputs/tutorials/*.png '$(TEMPLATE)/tutorials/pictures'
 
 clean:
 	rm -rf build .venv .tools

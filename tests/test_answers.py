@@ -119,6 +119,7 @@ ANSWERS = st.fixed_dictionaries(
         "email": st.sampled_from(EMAILS) | st.emails() | text,
         "license": st.sampled_from(QUESTIONS["license"]),
         "minimum_python": st.sampled_from(QUESTIONS["minimum_python"]),
+        "tutorials": st.sampled_from(["yes", "no"]),
         "project_slug": st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True) | text,
     },
 )
@@ -193,7 +194,13 @@ def type_in(answers: dict[str, str], folder: Path) -> subprocess.CompletedProces
             "description": 'say "hi" \\ ${x} # 🙂',
             "license": "3",
         },
-        {"project_name": "Ø", "author": "O'Connor", "email": "o'connor@example.org", "minimum_python": "3"},
+        {
+            "project_name": "Ø",
+            "author": "O'Connor",
+            "email": "o'connor@example.org",
+            "minimum_python": "3",
+            "tutorials": "n",
+        },
     ],
     ids=["defaults", "several", "others"],
 )
@@ -205,6 +212,7 @@ def test_what_is_typed_makes_a_project(tmp_path, answers):
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata["license"] == licence
     assert metadata["requires-python"] == {"": ">=3.11,<3.14", "3": ">=3.13,<3.14"}[answers.get("minimum_python", "")]
+    assert (project / "tutorials").exists() == ("tutorials" not in answers)
     check(project, answers)
 
 

@@ -233,7 +233,7 @@ def test_there_is_no_jinja_in_python():
             assert not re.search(r"cookiecutter|{%|{#", path.read_text(encoding="utf-8")), name
 
 
-@pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
+@pytest.mark.parametrize("answers", [{}, AWKWARD, {"tutorials": "no"}], ids=["default", "awkward", "no tutorials"])
 def test_nothing_is_left_unrendered(bake, answers):
     for name, path in files(bake(**answers)).items():
         text = "" if path.suffix == ".png" else path.read_text(encoding="utf-8")
@@ -275,7 +275,7 @@ def test_the_slug_follows_from_the_name(bake):
 
 
 @pytest.mark.parametrize("minimum_python", QUESTIONS["minimum_python"])
-@pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
+@pytest.mark.parametrize("answers", [{}, AWKWARD, {"tutorials": "no"}], ids=["default", "awkward", "no tutorials"])
 def test_the_output_is_linted_and_formatted(bake, answers, minimum_python):
     project = bake(minimum_python=minimum_python, **answers)
     for command in (["check"], ["format", "--check", "--diff"]):

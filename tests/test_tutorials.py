@@ -1,7 +1,9 @@
 """The chapters of the tutorials as notebooks, and what they say of OpenCV; the tests of the project do the rest."""
 
 import asyncio
+import re
 
+import cv2
 import jupytext
 import numpy
 import torch
@@ -39,13 +41,12 @@ def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
         if chapter.name.startswith(("5", "8")):
             printed = "".join(output.get("text", "") for output in outputs)
             assert "look at it      tensorboard" in printed, "what train.py has printed"
+            assert not re.search("^epoch.*━", printed, re.MULTILINE), "without its progress bar"
     assert (project / "outputs/tutorials/optimizers.png").exists()
     assert not (project / "tutorials/outputs").exists()
 
 
 def test_what_opencv_reads_is_what_the_tutorials_say(tmp_path):
-    import cv2
-
     generator = numpy.random.default_rng(0)
     photo = Image.fromarray(generator.integers(256, size=(30, 40, 3), dtype=numpy.uint8))
     photo.save(tmp_path / "photo.png")

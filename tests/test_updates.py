@@ -98,20 +98,39 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     change(template, f"{folder}/{folder}/models/mlp.py", '"""', '"""New. ')
     (template / folder / "configs/optimizer/new.yaml").write_text("_target_: torch.optim.NAdam\n", encoding="utf-8")
     (template / folder / "configs/optimizer/adagrad.yaml").unlink()
+    pictures = template / folder / "tutorials/pictures"
+    (pictures / "loop.png").write_bytes((pictures / "digits.png").read_bytes())
     commit(template, "Improvements")
 
     cruft("check", cwd=mine, status=1)
     cruft("update", "--skip-apply-ask", cwd=mine)
     after = contents(mine)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    mlp, train = "best_net/models/mlp.py", "configs/train.yaml"
-    assert changed == {train, mlp, "configs/optimizer/new.yaml", "configs/optimizer/adagrad.yaml", ".cruft.json"}
+    mlp, train, picture = "best_net/models/mlp.py", "configs/train.yaml", "tutorials/pictures/loop.png"
+    optimizers = {"configs/optimizer/new.yaml", "configs/optimizer/adagrad.yaml"}
+    assert changed == {train, mlp, picture, *optimizers, ".cruft.json"}
+    assert after[picture] == before["tutorials/pictures/digits.png"]
     assert b"New. " in after[mlp]
     assert b"seed: 7" in after[train]
     assert b"# New: a checkpoint" in after[train]
     assert "configs/optimizer/adagrad.yaml" not in after
     assert not [name for name in after if name.endswith((".rej", ".orig"))]
     assert "up to date" in cruft("check", cwd=mine)
+
+
+def test_an_update_does_not_bring_back_what_was_not_wanted(template, tmp_path):
+    cruft("create", template, "--no-input", "--extra-context", '{"tutorials": "no"}', cwd=tmp_path)
+    project = tmp_path / "my_project"
+    commit(project, "Generated")
+    change(template, "{{cookiecutter.project_slug}}/tutorials/1_tensors.py", "# # 1. ", "# # New 1. ")
+    change(template, "{{cookiecutter.project_slug}}/configs/train.yaml", "seed: 42", "seed: 43")
+    commit(template, "Improvements")
+    before = contents(project)
+    cruft("update", "--skip-apply-ask", cwd=project)
+    after = contents(project)
+    assert before.keys() == after.keys()
+    assert not [name for name in after if "tutorials" in name]
+    assert b"seed: 43" in after["configs/train.yaml"]
 
 
 def test_where_both_changed_the_same_line_git_marks_it(template, mine):

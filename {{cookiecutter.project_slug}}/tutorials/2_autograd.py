@@ -7,9 +7,10 @@
 # %%
 import math
 
-import computation_graph
 import matplotlib.pyplot as plt
 import torch
+
+import computation_graph
 from this_project import OUTPUTS
 
 x = torch.tensor(2.0, requires_grad=True)

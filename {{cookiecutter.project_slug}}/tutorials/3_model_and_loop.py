@@ -6,8 +6,9 @@
 # %%
 import matplotlib.pyplot as plt
 import torch
-from this_project import OUTPUTS
 from torch import nn
+
+from this_project import OUTPUTS
 
 x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 y = 2 * x + 1

@@ -9,9 +9,10 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-from this_project import OUTPUTS
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, RMSprop
+
+from this_project import OUTPUTS
 
 START = (-8.0, 1.5)
 

@@ -10,8 +10,9 @@ import re
 
 import matplotlib.pyplot as plt
 import torch
-from this_project import OUTPUTS, ROOT, run
 from torch import nn
+
+from this_project import OUTPUTS, ROOT, run
 
 generator = torch.Generator().manual_seed(42)
 x = torch.linspace(-10, 10, 100)[:, None]

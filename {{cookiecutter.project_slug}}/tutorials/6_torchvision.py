@@ -8,15 +8,16 @@
 # everything else is the same.
 
 # %%
-import drawn_digits
 import matplotlib.pyplot as plt
 import numpy
 import torch
 from PIL import Image, ImageDraw
-from this_project import OUTPUTS
 from torch import nn
 from torchvision import datasets, models
 from torchvision.transforms import v2
+
+import drawn_digits
+from this_project import OUTPUTS
 
 root = drawn_digits.write(train=600, test=100)
 digits = datasets.MNIST(root, train=True)

@@ -5,11 +5,12 @@
 # whatever was run this time.
 
 # %%
-import computation_graph
 import matplotlib.pyplot as plt
 import torch
-from this_project import OUTPUTS
 from torch import nn
+
+import computation_graph
+from this_project import OUTPUTS
 
 
 class TwoPaths(nn.Module):

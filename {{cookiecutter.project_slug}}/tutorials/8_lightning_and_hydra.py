@@ -8,7 +8,6 @@
 import logging
 import warnings
 
-import drawn_digits
 import matplotlib.pyplot as plt
 import torch
 from hydra.utils import instantiate
@@ -16,12 +15,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
-from this_project import OUTPUTS, run
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from torch.utils.tensorboard import SummaryWriter
 from torchvision import datasets
+
+import drawn_digits
+from this_project import OUTPUTS, run
 
 # Lightning has much to say about itself.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy
 from PIL import Image, ImageDraw, ImageFont
+
 from this_project import OUTPUTS
 
 

@@ -16,7 +16,8 @@ def run(*command: object) -> str:
     Raises:
         subprocess.CalledProcessError: if it fails; why, stands above.
     """
-    utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    environment.pop("FORCE_COLOR", None)  # Jupyter sets it, and then a progress bar is drawn, a line for each step
     arguments = [sys.executable, *map(str, command)]
-    done = subprocess.run(arguments, cwd=ROOT, env=utf8, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return done.stdout
