@@ -32,7 +32,7 @@ TUTORIALS = """
     tutorials/this_project.py
 """
 
-if "{{ cookiecutter.tutorials }}" == "False":
+if "{{ cookiecutter.tutorials }}" == "no":
     for name in TUTORIALS.split():
         Path(name).unlink()
     for folder in (Path("tutorials/pictures"), Path("tutorials")):

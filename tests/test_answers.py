@@ -119,7 +119,7 @@ ANSWERS = st.fixed_dictionaries(
         "email": st.sampled_from(EMAILS) | st.emails() | text,
         "license": st.sampled_from(QUESTIONS["license"]),
         "minimum_python": st.sampled_from(QUESTIONS["minimum_python"]),
-        "tutorials": st.sampled_from(["yes", "no"]),
+        "tutorials": st.sampled_from(QUESTIONS["tutorials"]),
         "project_slug": st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True) | text,
     },
 )
@@ -199,7 +199,7 @@ def type_in(answers: dict[str, str], folder: Path) -> subprocess.CompletedProces
             "author": "O'Connor",
             "email": "o'connor@example.org",
             "minimum_python": "3",
-            "tutorials": "n",
+            "tutorials": "2",
         },
     ],
     ids=["defaults", "several", "others"],
