@@ -45,5 +45,7 @@ Next:
     cd {{ cookiecutter.project_slug }}
     pip install -e .
     python train.py
-"""
+{% if cookiecutter.tutorials == "yes" %}
+New to PyTorch? Begin with tutorials/README.md.
+{% endif %}"""
 )

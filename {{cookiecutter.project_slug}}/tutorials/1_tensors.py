@@ -43,7 +43,7 @@ print(numpy.array([1.5]).dtype, torch.tensor([1.5]).dtype, torch.finfo(torch.flo
 #
 # `pip install torch` is all that it takes on Linux, where it brings CUDA, and on a Mac with Apple Silicon, where
 # it brings MPS. On Windows it brings the CPU alone; https://pytorch.org/get-started says from which address the
-# wheel with CUDA comes.
+# wheel with CUDA comes. A machine without any of these needs no other wheel: each runs on the CPU too.
 
 # %%
 accelerated = torch.accelerator.is_available()

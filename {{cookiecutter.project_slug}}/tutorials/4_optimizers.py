@@ -2,7 +2,7 @@
 # # 4. Optimizers
 #
 # Five ways to walk down the same valley. It is steep across and flat along, 50 times as curved in one direction
-# as in the other, as the loss of most models is.
+# as in the other. The loss of most models has such valleys.
 
 # %%
 import math
@@ -25,7 +25,7 @@ def valley(position, steepness=50, scale=1, turn=0):
     return scale * (along**2 + steepness * across**2) / 2
 
 
-def walk(make_optimizer, turn=0, scale=1, steepness=50, steps=500):
+def walk(make_optimizer, turn=0, scale=1, steepness=50, steps=400):
     """The positions, and after how many steps the loss stays below a thousandth (of ``scale``); None if it does not."""
     cos, sin = math.cos(turn), math.sin(turn)
     begin = [cos * START[0] + sin * START[1], -sin * START[0] + cos * START[1]]  # the same place of a turned valley
@@ -100,8 +100,8 @@ figure.savefig(OUTPUTS / "optimizers.png")
 #
 # Multiply the loss by 1000, as if it were measured in another unit. SGD and momentum explode, for their steps are
 # 1000 times as long. Adam takes the same 102 steps, and RMSprop and Adagrad theirs, because they divide by the
-# size of the gradient. This is what Adam is good for: its learning rate is the length of a step, whatever the
-# size of the loss, and whatever the sizes of the gradients in the many layers of a network. Where one knows
+# size of the gradient. This is what Adam is good for: its learning rate is about the length of a step, whatever
+# the size of the loss, and whatever the sizes of the gradients in the many layers of a network. Where one knows
 # nothing, one begins with its default, 0.001.
 #
 # ## When it does not

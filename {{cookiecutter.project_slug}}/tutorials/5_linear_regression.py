@@ -93,11 +93,11 @@ figure.savefig(OUTPUTS / "linear_regression.png")
 # %% [markdown]
 # ## The same in this project
 #
-# `python train.py` does this; it has the learning rate 0.02, so that it also arrives. With 0.01 it is the loop
-# above:
+# `python train.py` does this; it has the learning rate 0.02, so that it also arrives. With 0.01, and on the CPU,
+# it is the loop above:
 
 # %%
-print(run("train.py", "optimizer.lr=0.01"))
+print(run("train.py", "optimizer.lr=0.01", "trainer.accelerator=cpu"))
 
 # %%
 folder = max(ROOT.glob("outputs/linear_regression/*/results.json")).parent  # the folders have their start as a name

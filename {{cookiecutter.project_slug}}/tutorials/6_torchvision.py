@@ -147,7 +147,7 @@ figure.savefig(OUTPUTS / "rgb_and_bgr.png")
 # ## Exercise
 #
 # Write `for_network(frame)`: a frame of a camera, as OpenCV gives it, becomes the batch of one that ResNet wants,
-# to the same numbers as `weights.transforms()` gives for the photo. And back: `for_opencv(tensor)` makes of a
-# `uint8` (3, H, W) what `cv2.imwrite` takes.
+# to nearly the same numbers as `weights.transforms()` gives for the photo. (Why nearly?) And back:
+# `for_opencv(tensor)` makes of a `uint8` (3, H, W) what `cv2.imwrite` takes.
 #
 # The answer is `test_exercise_6` in `tests/test_tutorials.py`.

@@ -63,8 +63,8 @@ print({name: parameter.grad is not None for name, parameter in network.named_par
 # ## Under torch.compile
 #
 # `torch.compile` reads the Python code, makes graphs of it, and gives them to a backend that turns each into
-# machine code. The backend by default, inductor, needs a C++ compiler and a minute. Ours only notes what it is
-# given, and runs it as it is.
+# machine code. The default, inductor, takes its time, seconds to minutes, and on the CPU it needs a C++ compiler.
+# Ours only notes what it is given, and runs it as it is.
 
 # %%
 graphs = []

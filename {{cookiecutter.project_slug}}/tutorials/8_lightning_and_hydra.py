@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 8. From loop to Lightning to Hydra
 #
-# The same training three times: a loop by hand, a LightningModule, a config. All three end with the same weights;
-# what differs is what you have to write, and what you get.
+# The same training three times: a loop by hand, a LightningModule, a config. All three end with the same weights,
+# on the CPU to the last bit; what differs is what you have to write, and what you get.
 
 # %%
 import logging
@@ -115,6 +115,7 @@ print(f"test accuracy {test_accuracy:.3f}")
 # A LightningModule says what is particular: the network, what a step is, the optimizer. The `Trainer` has what is
 # the same in each training. It zeroes, differentiates and steps; it moves batches to the device, switches modes,
 # averages metrics over batches, keeps the best checkpoint, with the optimizer in it, and draws the curves.
+# (`tensorboard --logdir outputs/tutorials` has those by hand too: they lie on each other.)
 
 # %%
 
