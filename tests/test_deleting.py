@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,17 @@ def delete(project: Path, commands: str, changes: str) -> None:
 
 
 @pytest.fixture
-def repository(project):
-    """A generated project in its first commit."""
-    commit(project, "Generated")
-    return project
+def without(bake):
+    """A generated project in its first commit, and some of its parts deleted since."""
+
+    def without(*parts):
+        repository = bake()
+        commit(repository, "Generated")
+        for _, commands, changes in parts:
+            delete(repository, commands, changes)
+        return repository
+
+    return without
 
 
 def test_there_is_something_to_delete():
@@ -61,27 +69,27 @@ def test_there_is_something_to_delete():
     assert [name.partition(",")[0] for name, _, _ in PARTS] == names
 
 
-EVERY_PART = pytest.mark.parametrize(("name", "commands", "changes"), PARTS, ids=[name for name, _, _ in PARTS])
-
-
-@EVERY_PART
-def test_what_is_deleted_is_not_missed(repository, name, commands, changes):
+def test_what_is_deleted_is_not_missed(without):
     """By the linter, the type checker, the import of every test, and the tests of all configs and commands."""
-    delete(repository, commands, changes)
-    run("-m", "ruff", "check", "--no-cache", cwd=repository)
-    run("-m", "pyrefly", "check", cwd=repository)
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "composes", cwd=repository)
+
+    def check(repository):
+        run("-m", "ruff", "check", "--no-cache", cwd=repository)
+        run("-m", "pyrefly", "check", cwd=repository)
+        run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "composes", cwd=repository)
+
+    repositories = [without(part) for part in PARTS]
+    with ThreadPoolExecutor(2) as pool:  # each check keeps one core busy
+        checks = [pool.submit(check, repository) for repository in repositories]
+    failures = {part[0]: str(done.exception()) for part, done in zip(PARTS, checks, strict=True) if done.exception()}
+    assert not failures
 
 
 @pytest.mark.slow
-@EVERY_PART
-def test_all_other_tests_pass(repository, name, commands, changes):
-    delete(repository, commands, changes)
-    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=repository).splitlines()[-1])
+@pytest.mark.parametrize("part", PARTS, ids=[name for name, _, _ in PARTS])
+def test_all_other_tests_pass(without, part):
+    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=without(part)).splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_all_of_it_can_be_deleted_but_one_task(repository):
-    for _, commands, changes in PARTS[1:]:
-        delete(repository, commands, changes)
-    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=repository).splitlines()[-1])
+def test_all_of_it_can_be_deleted_but_one_task(without):
+    print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=without(*PARTS[1:])).splitlines()[-1])

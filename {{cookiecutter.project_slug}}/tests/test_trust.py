@@ -13,9 +13,17 @@ from conftest import ROOT
 CANARY = {"_target_": "os.mkdir", "path": "canary"}
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return tmp_path_factory.mktemp("original") / "run"
+
+
 @pytest.fixture
-def run(train):
-    return train("trainer.max_epochs=3")[0]
+def run(original, train, tmp_path):
+    """A copy for each test of a run that is trained once, which takes longer than most tests."""
+    if not original.exists():
+        shutil.copytree(train("trainer.max_epochs=3")[0], original)
+    return shutil.copytree(original, tmp_path / "run")
 
 
 def change(run, **changes):
