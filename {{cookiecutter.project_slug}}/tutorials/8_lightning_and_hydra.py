@@ -98,7 +98,7 @@ for epoch in range(3):
         writer.add_scalar("train/loss", losses[-1], step)
         step += 1
     val_accuracy = accuracy(val_loader)
-    writer.add_scalar("val/acc", val_accuracy, step)
+    writer.add_scalar("val/acc", val_accuracy, step - 1)
     print(f"epoch {epoch + 1}  loss {losses[-1]:.3f}  validation accuracy {val_accuracy:.3f}")
     if val_accuracy > best:
         best = val_accuracy
