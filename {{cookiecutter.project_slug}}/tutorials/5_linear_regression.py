@@ -109,8 +109,9 @@ test_loss = results["metrics"]["test/loss"]
 print("on new points", test_loss)
 
 # %% [markdown]
-# Weight and bias are the same to six digits, because it is the same loop. Each of its parts now has a place of
-# its own:
+# After the last epoch, in `last.ckpt`, weight and bias are the same to six digits, because it is the same loop.
+# (What `train.py` prints is another line: that of the epoch with the lowest loss on validation points, in
+# `best.ckpt`.) Each part of the loop now has a place of its own:
 #
 # | in the loop | in the project |
 # | --- | --- |
