@@ -23,8 +23,10 @@ demo: build/my_project
 	@echo "    tensorboard --logdir outputs"
 	@echo "    python train.py experiment=mnist"
 
+# First two files at a time; then the tests of a generated project, which are two at a time themselves.
 test: .venv/ready
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile --ignore tests/test_generated_project.py
+	$(RUN) pytest tests/test_generated_project.py
 
 lint: .venv/ready
 	$(RUN) ruff check hooks tests benchmarks docs

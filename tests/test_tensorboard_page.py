@@ -8,6 +8,8 @@ from playwright.sync_api import expect
 from screenshots import CHROMIUM, browser_page, tensorboard
 from test_generated_project import run, write_digits
 
+expect.set_options(timeout=60_000)  # in milliseconds; as long as it takes on a busy machine
+
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; on Debian: apt-get install chromium")
 def test_tensorboard_shows_a_multirun(project):
