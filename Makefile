@@ -50,9 +50,10 @@ screenshots: .venv/ready build/my_project
 	.venv/bin/python docs/screenshots.py --project build/my_project --data '$(DATA)'
 
 # The pictures of tutorials/README.md.
-tutorials: .venv/ready build/my_project
-	cd build/my_project && for chapter in tutorials/[1-8]*.py; do ../../.venv/bin/python $$chapter || exit 1; done
-	cp build/my_project/outputs/tutorials/*.png '$(TEMPLATE)/tutorials/pictures'
+tutorials: .venv/ready
+	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/tutorials
+	cd build/tutorials/my_project && for chapter in tutorials/[1-8]*.py; do ../../../.venv/bin/python $$chapter || exit 1; done
+	cp build/tutorials/my_project/outputs/tutorials/*.png '$(TEMPLATE)/tutorials/pictures'
 
 clean:
 	rm -rf build .venv .tools

@@ -2,6 +2,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import struct
 import sys
 import tomllib
@@ -170,6 +171,14 @@ def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Those after the last epoch of a run."""
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def copy_project(folder: Path) -> None:
+    """Copies what the scripts of the root need, and them, for a test that changes or adds files."""
+    for name in ("configs", PACKAGE):
+        shutil.copytree(ROOT / name, folder / name)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, folder)
 
 
 def environment() -> dict[str, str]:

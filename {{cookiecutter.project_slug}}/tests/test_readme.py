@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 
-from conftest import PACKAGE, ROOT, draw_digits, skip_if_deleted, write_idx_pair, write_pictures
+from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam")
@@ -62,10 +62,7 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     for arguments in commands(recipe):
         skip_if_deleted([argument for argument in arguments if argument not in CHOICES_OF_RECIPES])
     project = tmp_path
-    for folder in ("configs", PACKAGE):
-        shutil.copytree(ROOT / folder, project / folder)
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, project)
+    copy_project(project)
     for path, block in re.findall(r"`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", recipe, re.DOTALL):
         assert not (project / path).exists()
         (project / path).write_text(block, encoding="utf-8")
