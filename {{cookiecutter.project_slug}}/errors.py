@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import io
 import os
 import re
@@ -83,8 +84,7 @@ def explanation(error: BaseException) -> str | None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={choice}: there is no such choice." + nearest(choice, error.options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        keys = [key for key in map(str, cause.parent_node) if key != "hydra" and not key.startswith("_")]
-        return f"{cause.full_key}: there is no such key." + nearest(str(cause.key), keys)
+        return _unknown_key(str(cause.full_key), cause.parent_node)
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         quoted = f"{key}={QuotedString(value, Quote.single).with_quotes()}"
@@ -124,6 +124,29 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):
         return f"{error}\n{FULL_ERROR}=1 shows the traceback."
     return None
+
+
+# Arguments of a target that the config sets elsewhere.
+ELSEWHERE = {
+    "trainer.callbacks": "Callbacks are a group: callbacks=… or +callbacks.NAME._target_=…",
+    "trainer.logger": "Loggers are a group: logger=… or ~logger",
+    "trainer.enable_checkpointing": "Leave out both: callbacks.best_checkpoint=null callbacks.last_checkpoint=null",
+}
+
+
+def _unknown_key(full_key: str, parent: Any) -> str:
+    """Returns what to write instead of a key that the config does not list."""
+    if full_key in ELSEWHERE:
+        return f"{full_key}: there is no such key. {ELSEWHERE[full_key]}"
+    name = full_key.rpartition(".")[2]
+    keys = [key for key in map(str, parent) if key != "hydra" and not key.startswith("_")]
+    target = parent["_target_"] if "_target_" in parent else None
+    # Importing the target may take seconds, which a slip of the finger need not wait for.
+    if target is not None and not difflib.get_close_matches(name, keys, n=1, cutoff=0.8):
+        with suppress(Exception):  # a target that cannot be imported, or has no signature
+            if name in inspect.signature(hydra.utils.get_object(str(target))).parameters:
+                return f"{full_key} is not in the config, but {target} takes it: +{full_key}=…"
+    return f"{full_key}: there is no such key." + nearest(name, keys)
 
 
 def _accelerators(message: str) -> str:

@@ -30,7 +30,7 @@ Eleven things that people change:
   optimizer.lr=0.001              learning rate; with scheduler=one_cycle the highest one
   data.batch_size=512             samples per step, of all processes together
   data.root=FOLDER                where the data sets are, or are downloaded to
-  hydra.run.dir=FOLDER            write the run there instead of outputs/EXPERIMENT/DATE_TIME
+  hydra.run.dir=FOLDER            write the run there instead of outputs/NAME/DATE_TIME
 
 Examples:
 

@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -38,10 +39,10 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import processes
-from errors import Mistake, explanation
+from errors import IS_FULL, Mistake, explanation
 from trust import refuse_resolvers, refuse_untrusted_targets
 
 if TYPE_CHECKING:
@@ -56,6 +57,24 @@ ALONE = ("++trainer.accelerator=auto", "++trainer.devices=1", "++trainer.num_nod
 
 
 # Starting and ending a run
+
+
+def run_name(choices: DictConfig, overrides: ListConfig) -> str:
+    """Returns the name of a run's folder: its experiment or, without one, its data and its model.
+
+    Args:
+        choices: the chosen file of each group.
+        overrides: those of the command line. Those of a multirun may give several choices to a group.
+    """
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    experiment, data, model = (given.get(group) or choices.get(group) for group in ("experiment", "data", "model"))
+    # Not linear_linear_regression.
+    name = experiment or (model if str(model).startswith(str(data)) else f"{data}_{model}")
+    return re.sub(r"[^\w.+-]+", "-", name.replace(",", "+")).strip("-")
+
+
+# The cache gives the jobs of a multirun the name of the multirun.
+OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
 
 
 def is_finished(config: DictConfig) -> bool:
@@ -384,8 +403,9 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     path = choose_checkpoint(run, checkpoint)
     if "compile" in config.model:
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay
-    # As configs/train.yaml has it: what Lightning says of itself.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # As configs/train.yaml has it: what Lightning says about itself.
+    for name in ("utilities.rank_zero", "accelerators.cuda"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     data = hydra.utils.instantiate(config.data, _convert_="all")
     model = hydra.utils.instantiate(config.model, _convert_="all")
     trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
@@ -438,10 +458,14 @@ class MultirunTable(Callback):
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+        if job_return.status != JobStatus.FAILED:
             return
         error = job_return._return_value
         message = explanation(error)
+        if config.hydra.mode != RunMode.MULTIRUN:
+            if message and not IS_FULL:
+                sys.exit(message)  # Hydra would print a line of its own before it.
+            return
         short = message or f"{type(error).__name__}: {error}"
         log.error(short, exc_info=None if message else error)
         write_text(Path(config.hydra.runtime.output_dir, "error.txt"), short + "\n")

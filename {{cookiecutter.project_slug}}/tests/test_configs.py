@@ -1,10 +1,14 @@
 """Every choice of every group."""
 
+import inspect
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning import Trainer
 from omegaconf import OmegaConf
 
+import errors
 from conftest import ROOT, skip_if_deleted
 
 CHOICES = sorted(
@@ -72,3 +76,27 @@ def test_one_cycle_goes_up_to_the_learning_rate_of_the_optimizer(composed):
 
 def test_loggers_can_be_chosen_together(composed):
     assert set(composed("logger=[tensorboard,csv]").logger) == {"tensorboard", "csv"}
+
+
+def test_every_argument_of_the_trainer_is_a_key(composed):
+    set_elsewhere = {key.removeprefix("trainer.") for key in errors.ELSEWHERE}
+    assert inspect.signature(Trainer).parameters.keys() - set_elsewhere == composed().trainer.keys() - {"_target_"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "max_epochs", "saved"),
+    [
+        ([], 500, 50),
+        (["data=linear"], 500, 50),
+        (["model=linear_regression", "optimizer=sgd"], 500, 50),
+        (["data=cifar10", "model=resnet18"], 10, None),
+        (["data=kmnist", "model=mlp"], 10, None),
+        (["experiment=mnist"], 5, None),
+        (["experiment=mnist", "trainer.max_epochs=7", "model=mlp"], 7, None),
+    ],
+    ids=str,
+)
+def test_the_number_of_epochs_suits_the_data(composed, choices, max_epochs, saved):
+    skip_if_deleted(choices)
+    config = composed(*choices)
+    assert (config.trainer.max_epochs, config.callbacks.last_checkpoint.times) == (max_epochs, saved)

@@ -15,6 +15,11 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
     ("arguments", "messages"),
     [
         (["trainer.max_epoch=1"], ["trainer.max_epoch", "Did you mean max_epochs?"]),
+        (["trainer.logger=false"], ["trainer.logger", "logger=…"]),
+        (["optimizer.amsgrad=true"], ["torch.optim.Adam takes it", "+optimizer.amsgrad=…"]),
+        (["callbacks.best_checkpoint.save_top_k=3"], ["+callbacks.best_checkpoint.save_top_k=…"]),
+        (["optimizer.nesterov=true"], ["optimizer.nesterov: there is no such key", "betas"]),
+        (["hydra.run.dri=x"], ["hydra.run.dri", "Did you mean dir?"]),
         (["optmizer=adam"], ["optmizer", "Did you mean optimizer?"]),
         (["optimizer=adamm"], ["optimizer=adamm", "Did you mean adam?", "adagrad, adam, adamw, rmsprop, sgd"]),
         (["data.batchsize=3"], ["data.batchsize", "Did you mean batch_size?"]),
@@ -63,6 +68,15 @@ def test_an_absent_accelerator_names_those_that_are_there(train, accelerator):
     for argument in (f"trainer={accelerator}", f"trainer.accelerator={accelerator}"):
         with pytest.raises(SystemExit, match=r"trainer\.accelerator can be: auto, cpu\."):
             train(argument)
+
+
+@pytest.mark.parametrize("argument", ["data.batch_size=0", "trainer.accelerator=tpu", "optimizer.lr=-1"])
+def test_nothing_stands_before_the_message(script, capfd, argument):
+    skip_if_deleted([])
+    with pytest.raises(SystemExit) as exit_:
+        script("train.py", argument)
+    assert isinstance(exit_.value.code, str)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("full", [False, True])

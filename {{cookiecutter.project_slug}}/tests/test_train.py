@@ -47,6 +47,32 @@ def test_the_run_folder(train):
     assert results["seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "linear_regression"),
+        (["data=linear"], "linear_regression"),
+        (["data=cifar10", "model=mlp"], "cifar10_mlp"),
+        (["experiment=mnist"], "mnist"),
+        (["experiment=mnist", "data=fashion_mnist", "model=mlp"], "mnist"),
+        (["-m", "data=cifar10", "model=mlp,cnn"], "cifar10_mlp+cnn"),
+        (["-m", "data=cifar10", "model=mlp", "seed=1,2"], "cifar10_mlp"),
+        (["-m", "experiment=mnist,fashion_mnist"], "mnist+fashion_mnist"),
+    ],
+    ids=str,
+)
+def test_a_run_is_named_after_what_it_trains(train, digits, photos, tmp_path, arguments, name):
+    for group in [argument for argument in arguments if "," in argument]:
+        skip_if_deleted([group.partition(",")[0]])
+    images = any(choice in str(arguments) for choice in ("cifar10", "mnist"))
+    root = photos if "cifar10" in str(arguments) else digits
+    # ++, because Hydra composes the default data, too, where all choices are given by a multirun.
+    data = [f"++data.root={root}", "++data.num_val=20", "++data.num_workers=0"] if images else []
+    runs = train(*arguments, *data, "trainer.fast_dev_run=true")
+    assert {run.relative_to(tmp_path / "outputs").parts[0] for run in runs} == {name}
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1, "the jobs of a multirun share its folder"
+
+
 def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
     (run,) = train(QUICK, "callbacks=early_stopping", "+callbacks.early_stopping.verbose=true")
     printed = capfd.readouterr()
@@ -100,6 +126,14 @@ def test_fast_dev_run(train, digits, experiment):
     results = json.loads((run / "results.json").read_text())
     assert results["steps"] == 1
     assert results["best_checkpoint"] is None
+
+
+def test_arguments_of_the_trainer_are_keys(train):
+    """What people set most, and the config of an earlier version did not list."""
+    options = ["max_steps=30", "min_epochs=1", "num_sanity_val_steps=0", "val_check_interval=0.5", "benchmark=false"]
+    options += ["gradient_clip_val=1", "gradient_clip_algorithm=value", "reload_dataloaders_every_n_epochs=1"]
+    (run,) = train("data.batch_size=10", QUICK, *(f"trainer.{option}" for option in options))
+    assert json.loads((run / "results.json").read_text())["steps"] == 30
 
 
 def test_loggers_side_by_side(train):
