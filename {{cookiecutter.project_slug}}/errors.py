@@ -140,11 +140,11 @@ def _unknown_key(full_key: str, parent: Any) -> str:
         return f"{full_key}: there is no such key. {ELSEWHERE[full_key]}"
     name = full_key.rpartition(".")[2]
     keys = [key for key in map(str, parent) if key != "hydra" and not key.startswith("_")]
-    target = parent["_target_"] if "_target_" in parent else None
-    # Importing the target may take seconds, which a slip of the finger need not wait for.
-    if target is not None and not difflib.get_close_matches(name, keys, n=1, cutoff=0.8):
+    # Importing the target may take seconds, which a typo need not wait for.
+    if "_target_" in parent and not difflib.get_close_matches(name, keys, n=1, cutoff=0.8):
+        target = parent["_target_"]
         with suppress(Exception):  # a target that cannot be imported, or has no signature
-            if name in inspect.signature(hydra.utils.get_object(str(target))).parameters:
+            if name in inspect.signature(hydra.utils.get_object(target)).parameters:
                 return f"{full_key} is not in the config, but {target} takes it: +{full_key}=…"
     return f"{full_key}: there is no such key." + nearest(name, keys)
 
