@@ -41,6 +41,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import processes
+from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
 from errors import Mistake, explanation
 from trust import refuse_resolvers, refuse_untrusted_targets
 
@@ -335,8 +336,8 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
     refuse_resolvers(config, {override.key_or_group for override in parsed})
-    ConfigStore.instance().store("run", config)
-    with hydra.initialize(config_path=None, version_base="1.3"):
+    ConfigStore.instance().store("run", config, **REPLACE)
+    with hydra.initialize(config_path=None, **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
     refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
     return composed
@@ -347,7 +348,7 @@ def _config_of_today(run: Path) -> Any:
     # Hydra's own keys, whatever stands before them, could name a package to import for its configs.
     lines = read_overrides(run)
     overrides = [line for line in lines if "${" not in line and "hydra" not in line.partition("=")[0]]
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+    with hydra.initialize_config_dir(CONFIGS, **VERSION_BASE):
         try:
             config = hydra.compose("train", overrides)
         except (HydraException, ValueError):  # a choice or a key that is gone since
@@ -386,9 +387,10 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay
     # As configs/train.yaml has it: what Lightning says of itself.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    data = hydra.utils.instantiate(config.data, _convert_="all")
-    model = hydra.utils.instantiate(config.model, _convert_="all")
-    trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    with instantiate_only_targets_of(config):
+        data = hydra.utils.instantiate(config.data, _convert_="all")
+        model = hydra.utils.instantiate(config.model, _convert_="all")
+        trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
     return config, data, model, trainer, path
 
 
@@ -397,7 +399,7 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
 
 def log_to(run: Path) -> None:
     """Sends the log where ``train.py`` sends it: to the console, and to the train.log of the run."""
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+    with hydra.initialize_config_dir(CONFIGS, **VERSION_BASE):
         config = hydra.compose("train", return_hydra_config=True)
     config.hydra.runtime.output_dir = str(run)
     config.hydra.job.name = "train"
