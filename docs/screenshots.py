@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def main() -> None:
         subprocess.run([sys.executable, "train.py", *sweep, *here], cwd=arguments.project, check=True)
         with tensorboard(Path(folder)) as address, browser_page(width=1800, height=620) as page:
             page.goto(address + "#hparams")
-            page.get_by_text("test/acc").first.wait_for()
+            wait_for_trials(page, [f"mnist/{job}" for job in range(6)])
             save(page, PROJECT_DOCS / "hparams.png")
         best = Path(folder, "mnist/5")  # adamw, 0.02
         with tensorboard(best) as address, browser_page(width=1500, height=665) as page:
@@ -66,6 +66,16 @@ def main() -> None:
             page.locator("tf-image-loader img").nth(2).wait_for()
             page.wait_for_load_state("networkidle")
             save(page, HERE / "images.png")
+
+
+def wait_for_trials(page: Page, runs: Iterable[str]) -> None:
+    """Waits until the HPARAMS table has a row for each of ``runs``; they come a moment after its header.
+
+    Raises:
+        playwright.sync_api.TimeoutError: if one is missing.
+    """
+    for run in runs:
+        page.locator("tf-hparams-table-view").get_by_text(run, exact=True).wait_for()
 
 
 def save(page: Page, path: Path) -> None:

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
-from screenshots import CHROMIUM, browser_page, tensorboard
+from screenshots import CHROMIUM, browser_page, tensorboard, wait_for_trials
 from test_generated_project import run, write_digits
 
 expect.set_options(timeout=60_000)  # in milliseconds; as long as it takes on a busy machine
@@ -47,6 +47,10 @@ def test_tensorboard_shows_a_multirun(project):
 
         page.goto(address + "#hparams")
         page.reload()
+        wait_for_trials(page, accuracies)
+        page.set_default_timeout(1000)
+        with pytest.raises(TimeoutError):
+            wait_for_trials(page, [*accuracies, "a run that is not there"])
         table = page.locator("tf-hparams-table-view")
         for value in ("optimizer", "test/acc", "SGD", "AdamW"):
             expect(table.get_by_text(value, exact=True).first).to_be_visible()

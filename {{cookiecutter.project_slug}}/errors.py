@@ -27,6 +27,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from compat import VERSION_BASE
+
 FULL_ERROR = "HYDRA_FULL_ERROR"
 IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from here, see below
 
@@ -176,7 +178,7 @@ def _mistyped_value() -> str | None:
     choices = [override.input_line or "" for override in overrides if (configs / override.key_or_group).is_dir()]
     # Within a job of a multirun, Hydra is there already.
     initialized = GlobalHydra.instance().is_initialized()
-    with nullcontext() if initialized else hydra.initialize_config_dir(str(configs), version_base="1.3"):
+    with nullcontext() if initialized else hydra.initialize_config_dir(str(configs), **VERSION_BASE):
         defaults = OmegaConf.to_container(hydra.compose("train", choices))
     for override in overrides:
         default: Any = defaults

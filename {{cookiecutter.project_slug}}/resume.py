@@ -4,6 +4,7 @@ import argparse
 
 import processes
 import runs
+from compat import instantiate_only_targets_of
 from errors import explained
 from train import train
 
@@ -22,7 +23,7 @@ def main() -> None:
     config = runs.read_config(run, overrides)
     config.ckpt_path = "last"
     runs.log_to(run)
-    with runs.keep_changes(run, config, overrides):
+    with instantiate_only_targets_of(config), runs.keep_changes(run, config, overrides):
         train(config)
 
 

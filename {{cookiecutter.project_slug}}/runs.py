@@ -42,6 +42,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import processes
+from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
 from errors import IS_FULL, Mistake, explanation
 from trust import refuse_resolvers, refuse_untrusted_targets
 
@@ -354,8 +355,8 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
     refuse_resolvers(config, {override.key_or_group for override in parsed})
-    ConfigStore.instance().store("run", config)
-    with hydra.initialize(config_path=None, version_base="1.3"):
+    ConfigStore.instance().store("run", config, **REPLACE)
+    with hydra.initialize(config_path=None, **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
     refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
     return composed
@@ -366,7 +367,7 @@ def _config_of_today(run: Path) -> Any:
     # Hydra's own keys, whatever stands before them, could name a package to import for its configs.
     lines = read_overrides(run)
     overrides = [line for line in lines if "${" not in line and "hydra" not in line.partition("=")[0]]
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+    with hydra.initialize_config_dir(CONFIGS, **VERSION_BASE):
         try:
             config = hydra.compose("train", overrides)
         except (HydraException, ValueError):  # a choice or a key that is gone since
@@ -406,9 +407,10 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     # As configs/train.yaml has it: what Lightning says about itself.
     for name in ("utilities.rank_zero", "accelerators.cuda"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
-    data = hydra.utils.instantiate(config.data, _convert_="all")
-    model = hydra.utils.instantiate(config.model, _convert_="all")
-    trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+    with instantiate_only_targets_of(config):
+        data = hydra.utils.instantiate(config.data, _convert_="all")
+        model = hydra.utils.instantiate(config.model, _convert_="all")
+        trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
     return config, data, model, trainer, path
 
 
@@ -417,7 +419,7 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
 
 def log_to(run: Path) -> None:
     """Sends the log where ``train.py`` sends it: to the console, and to the train.log of the run."""
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+    with hydra.initialize_config_dir(CONFIGS, **VERSION_BASE):
         config = hydra.compose("train", return_hydra_config=True)
     config.hydra.runtime.output_dir = str(run)
     config.hydra.job.name = "train"

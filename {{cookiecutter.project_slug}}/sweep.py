@@ -38,6 +38,7 @@ from omegaconf.errors import OmegaConfBaseException
 import processes
 import runs
 import train
+from compat import VERSION_BASE
 from errors import Mistake, explained, explanation, nearest
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def main() -> None:
     space, overrides = read_space(path, arguments.words[1:])
     folder = Path("outputs/sweeps", name)
     # job_name: a trial is a run of train.py.
-    with hydra.initialize_config_dir(runs.CONFIGS, job_name="train", version_base="1.3"):
+    with hydra.initialize_config_dir(runs.CONFIGS, job_name="train", **VERSION_BASE):
         config = compose_all(path, space, overrides)
         metric = config.callbacks.best_checkpoint.monitor
         study = open_study(folder, space, overrides, config)

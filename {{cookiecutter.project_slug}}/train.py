@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 import processes
 import runs
+from compat import VERSION_BASE
 from errors import explained
 from help_page import has_help_page
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 @explained
 @processes.led_by_the_first
 @has_help_page
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(config_path="configs", config_name="train", **VERSION_BASE)
 def main(config: DictConfig) -> None:
     train(config)
 
