@@ -4,10 +4,13 @@ import difflib
 import functools
 import inspect
 import io
+import logging
 import os
 import re
 import signal
 import sys
+import traceback
+import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -52,6 +55,7 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
         os.environ[FULL_ERROR] = "1"  # With it Hydra raises what it would otherwise print in its own way.
         if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a console or a file on Windows has no letters for
             sys.stdout.reconfigure(errors="backslashreplace")
+        sys.excepthook = _print_traceback
         former = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return main(*args, **kwargs)
@@ -59,13 +63,35 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
             message = explanation(error)
             if message is None:
                 raise
-            sys.exit(message)
+            sys.exit(printable(message))
         finally:
             os.environ.pop(FULL_ERROR, None)
             for number, handler in former.items():
                 signal.signal(number, handler)
 
     return explained_main
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` with its control characters, but not line breaks and tabs, as Python writes them.
+
+    A terminal would obey them, and what is printed may come from an untrusted run folder.
+    """
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
+        for character in text
+    )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes log records without control characters; configs/train.yaml gives it to the console and to train.log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _print_traceback(kind: Any, error: Any, trace: Any) -> None:
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -43,8 +43,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import processes
 from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
-from errors import IS_FULL, Mistake, explanation
-from trust import refuse_resolvers, refuse_untrusted_targets
+from errors import IS_FULL, Mistake, explanation, printable
+from trust import refuse_control_characters, refuse_links, refuse_outside, refuse_resolvers, refuse_untrusted_targets
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -261,10 +261,10 @@ def find(words: Sequence[str]) -> tuple[Path, list[str]]:
     The latest run is the one beneath ``outputs`` that was started or resumed last.
 
     Raises:
-        Mistake: if there is no such run.
+        Mistake: if there is no such run, or something in it leads out of it.
     """
     if words and Path(words[0], ".hydra/config.yaml").exists():
-        return Path(words[0]).resolve(), list(words[1:])
+        return _checked(Path(words[0])), list(words[1:])
     logs = []
     for folder, folders, files in os.walk("outputs"):
         if ".hydra" in folders and "train.log" in files:
@@ -274,8 +274,14 @@ def find(words: Sequence[str]) -> tuple[Path, list[str]]:
     rest = list(words[1:] if words and words[0] == "latest" else words)
     for log_file in sorted(logs, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if (log_file.parent / ".hydra/config.yaml").exists():
-            return log_file.parent.resolve(), rest
+            return _checked(log_file.parent), rest
     raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
+
+
+def _checked(folder: Path) -> Path:
+    """Returns the absolute path of a run folder that nothing leads out of, see ``refuse_links``."""
+    refuse_links(folder)
+    return folder.resolve()
 
 
 def find_with_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
@@ -319,7 +325,7 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a run with some changes, once it is known that nothing in it can run foreign code.
+    """The config of a run with some changes, once it is known that nothing in it can run code or lead elsewhere.
 
     The folder may come from somebody else, may have been moved, and may be older than a key that the configs
     have today: such a key gets the value that ``train.py`` would give it.
@@ -329,7 +335,7 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: ``key=value`` in Hydra's grammar.
 
     Raises:
-        Mistake: if the config cannot be read, refers to a resolver, or names a target that is not allowed.
+        Mistake: if the config cannot be read, or trust.py refuses something in it.
         ConfigCompositionException: if an override is none, or its key does not exist.
     """
     try:
@@ -340,6 +346,7 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
     saved["run_dir"] = str(run)
     for key in ("defaults", "hydra"):
         saved.pop(key, None)  # Hydra never writes these there; it would act on them.
+    refuse_control_characters({"config": saved, "overrides": read_overrides(run)})
     config = _with_new_keys(saved, _config_of_today(run))
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -354,11 +361,14 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
                 f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
-    refuse_resolvers(config, {override.key_or_group for override in parsed})
+    typed = {override.key_or_group for override in parsed}
+    refuse_resolvers(config, typed)
     ConfigStore.instance().store("run", config, **REPLACE)
     with hydra.initialize(config_path=None, **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
-    refuse_untrusted_targets(OmegaConf.to_container(composed, resolve=True))
+    resolved: Any = OmegaConf.to_container(composed, resolve=True)
+    refuse_untrusted_targets(resolved)
+    refuse_outside(resolved, run, typed)
     return composed
 
 
@@ -459,6 +469,19 @@ class MultirunTable(Callback):
     exit status is then 1.
     """
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._refuse_links(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._refuse_links(config.hydra.sweep.dir)
+
+    def _refuse_links(self, folder: str) -> None:
+        """Looks at a folder before Hydra writes into it. Hydra turns an exception of a callback into a warning."""
+        try:
+            refuse_links(Path(folder))
+        except Mistake as mistake:
+            sys.exit(printable(str(mistake)))
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status != JobStatus.FAILED:
             return
@@ -491,7 +514,7 @@ class MultirunTable(Callback):
                     name: results["metrics"][name] for name in results["metrics"] if name.startswith("test/")
                 }
             elif (run / "error.txt").exists():
-                errors[run] = (run / "error.txt").read_text(encoding="utf-8").strip()
+                errors[run] = (run / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
         names = sorted({name for values in metrics.values() for name in values})
 
         def rank(run: Path) -> tuple[bool, float]:
@@ -499,12 +522,13 @@ class MultirunTable(Callback):
             value = metrics.get(run, {}).get(names[0], math.nan) if names else math.nan
             return math.isnan(value), value if names and "loss" in names[0] else -value
 
-        table = rich.table.Table("run", "overrides", *names, *(["failed"] if errors else []), box=rich.box.SIMPLE)
+        header = ["run", "overrides", *map(printable, names), *(["failed"] if errors else [])]
+        table = rich.table.Table(*header, box=rich.box.SIMPLE)
         for run in sorted(folders, key=rank):
             values = [f"{metrics[run][name]:.4f}" if name in metrics.get(run, {}) else "" for name in names]
             cells = [run.name, " ".join(sorted(overrides[run] - shared)), *values, errors.get(run, "")]
             # Rich would take the brackets of `logger=[csv]` for a style.
-            table.add_row(*(rich.markup.escape(cell) for cell in cells[: len(table.columns)]))
+            table.add_row(*(rich.markup.escape(printable(cell)) for cell in cells[: len(table.columns)]))
         rich.print(table)
         print(f"run folders  {config.hydra.sweep.dir}")
         if errors:

@@ -39,7 +39,8 @@ import processes
 import runs
 import train
 from compat import VERSION_BASE
-from errors import Mistake, explained, explanation, nearest
+from errors import Mistake, explained, explanation, nearest, printable
+from trust import refuse_links
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -263,6 +264,7 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
     search = {"metric": best.monitor, "mode": best.mode, "overrides": overrides, "space": space}
     path, journal = folder / "study.json", folder / "study.log"
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     # The system takes such a lock from a process that dies, even by kill -9.
     with FileLock(folder / ".lock"):
         if path.exists():
@@ -536,7 +538,7 @@ def table(study: "Study", space: dict[str, Any], metric: str, rows: int | None =
         result.caption = f"and {len(trials) - len(shown)} more"
     for trial in shown:
         # Rich would take the brackets of a list for a style.
-        result.add_row(*map(rich.markup.escape, cells_of(study, trial, space)))
+        result.add_row(*(rich.markup.escape(printable(cell)) for cell in cells_of(study, trial, space)))
     return result
 
 
@@ -569,7 +571,7 @@ def line(study: "Study", trial: "FrozenTrial", metric: str) -> str:
     reason = trial.user_attrs.get("reason", "").partition("\n")[0]
     parts = [f"trial {trial.number}", state_of(trial), "" if best is None else f"{metric} {best:.5g}"]
     parts += [f"epoch {trial.last_step}" if trial.last_step else "", *assignments(trial.params), reason]
-    return "  ".join(part for part in parts if part)
+    return printable("  ".join(part for part in parts if part))
 
 
 def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[str], metric: str) -> None:
@@ -593,7 +595,7 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     if count["FAIL"] == len(trials):
         raise Mistake(failed + f"\nDelete {folder} to start once more.")
     if reasons:
-        print(failed)
+        print(printable(failed))
     if count["RUNNING"]:
         print(f"still run by other processes: {count['RUNNING']}")
     if not count["COMPLETE"]:
