@@ -80,6 +80,7 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     docs/hparams.png
+    docs/untrusted_run_folders.md
     errors.py
     evaluate.py
     export.py
