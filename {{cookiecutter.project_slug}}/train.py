@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 @has_help_page
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    train(config)
+    with runs.locked(config.run_dir):
+        train(config)
 
 
 def train(config: DictConfig, *watchers: object) -> None:
