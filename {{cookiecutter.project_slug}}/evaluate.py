@@ -1,7 +1,6 @@
 """The metrics of a run: `python evaluate.py [RUN] [--split test] [--checkpoint best] [--json] [key=value …]`."""
 
 import argparse
-import json
 
 import runs
 from errors import explained
@@ -36,7 +35,7 @@ def main() -> None:
 
     if arguments.json:
         about = {"run": str(run), "checkpoint": arguments.checkpoint, "split": arguments.split}
-        print(json.dumps(about | {"metrics": metrics}, indent=2))
+        print(runs.to_json(about | {"metrics": metrics}))
         return
     print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt")
     for name, value in metrics.items():

@@ -22,9 +22,10 @@ def main() -> None:
     run, overrides = runs.find_with_overrides(arguments.words)
     config = runs.read_config(run, overrides)
     config.ckpt_path = "last"
-    runs.log_to(run)
-    with instantiate_only_targets_of(config), runs.keep_changes(run, config, overrides):
-        train(config)
+    with instantiate_only_targets_of(config), runs.locked(run):
+        runs.log_to(run)
+        with runs.keep_changes(run, config, overrides):
+            train(config)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── environment.json         for each start: command, git commit, versions, device
 ├── split.csv                of a folder of pictures: which is in which split
 ├── error.txt                of a run of a multirun or a sweep that failed: why
-└── train.log
+├── train.log
+└── .lock                    held by the process that trains; .lock.json says which one it is
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -47,6 +49,7 @@ from errors import IS_FULL, Mistake, explanation, printable
 from trust import refuse_control_characters, refuse_links, refuse_outside, refuse_resolvers, refuse_untrusted_targets
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from lightning import Trainer
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,93 @@ def is_finished(config: DictConfig) -> bool:
     """Whether the run that ``config`` would go on with has ended, and was started with the same overrides."""
     results = _read_json(Path(config.run_dir, "results.json"))
     return config.ckpt_path == "last" and bool(results) and results["overrides"] == read_overrides(Path(config.run_dir))
+
+
+@functools.cache
+def lock_of(folder: Path) -> "BaseFileLock":
+    """The lock of a run folder, an absolute path; in a process always the same one, which it can take repeatedly."""
+    from filelock import FileLock
+
+    return FileLock(folder / ".lock")
+
+
+@contextlib.contextmanager
+def locked(run_dir: str | Path) -> Iterator[None]:
+    """Keeps other processes from training in a run folder. The system takes the lock from a process that dies.
+
+    Raises:
+        Mistake: if another process trains in it; it says which one.
+    """
+    if not processes.is_first():
+        yield
+        return
+    from filelock import Timeout
+
+    folder = Path(run_dir).resolve()
+    holder, is_held = folder / ".lock.json", True
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            lock_of(folder).acquire(timeout=0)
+        except Timeout:
+            if not _is_dead(_read_holder(holder)):
+                raise
+            lock_of(folder).acquire(timeout=15)  # until the workers notice that load data for it, and inherit the lock
+    except Timeout:
+        by = _read_holder(holder)
+        who = f"process {by['pid']} on {by['host']}, since {by['since']}" if by else "another process"
+        raise Mistake(f"{shown(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
+    except (OSError, NotImplementedError) as error:
+        is_held = False
+        _warn_once(f"{folder} cannot be locked ({error}): do not train in it twice at once.")
+    try:
+        if is_held:
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": since})
+        yield
+    finally:
+        if is_held:
+            holder.unlink(missing_ok=True)
+            lock_of(folder).release()
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        return _read_json(path)
+    return None
+
+
+def _is_dead(holder: dict[str, Any] | None) -> bool:
+    """Whether the process was on this machine, and is no longer."""
+    if not holder or holder["host"] != platform.node() or sys.platform == "win32":
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+class RunLock(Callback):
+    """Takes the lock of a run before Hydra writes into its folder. Hydra calls it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.stack = contextlib.ExitStack()
+        try:
+            self.stack.enter_context(locked(config.hydra.run.dir))
+        except Mistake as error:
+            sys.exit(str(error))  # Hydra would make a warning of it
+
+    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.RUN:
+            self.stack.close()
 
 
 def claim(config: DictConfig) -> str | None:
@@ -239,7 +329,20 @@ def shown(folder: str | Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is there whole or, if the process is killed before, as it was."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, to_json(value) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """JSON, which has no NaN and no infinity: they become null."""
+    return json.dumps(_with_null(value), indent=2, allow_nan=False)
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_null(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -511,7 +614,9 @@ class MultirunTable(Callback):
         for run in folders:
             if results := _read_json(run / "results.json"):
                 metrics[run] = {
-                    name: results["metrics"][name] for name in results["metrics"] if name.startswith("test/")
+                    name: math.nan if value is None else value  # JSON has no NaN
+                    for name, value in results["metrics"].items()
+                    if name.startswith("test/")
                 }
             elif (run / "error.txt").exists():
                 errors[run] = (run / "error.txt").read_text(encoding="utf-8", errors="replace").strip()

@@ -378,7 +378,7 @@ def claim(
 
     def lock_of(number: int) -> "BaseFileLock":
         (folder / str(number)).mkdir(exist_ok=True)
-        lock = FileLock(folder / str(number) / ".lock")
+        lock = runs.lock_of((folder / str(number)).resolve())
         lock.acquire(timeout=0)
         return lock
 

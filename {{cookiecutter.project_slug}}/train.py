@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 @has_help_page
 @hydra.main(config_path="configs", config_name="train", **VERSION_BASE)
 def main(config: DictConfig) -> None:
-    train(config)
+    with runs.locked(config.run_dir):
+        train(config)
 
 
 def train(config: DictConfig, *watchers: object) -> None:

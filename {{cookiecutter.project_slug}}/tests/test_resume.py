@@ -197,6 +197,65 @@ def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupte
     assert_same(state(run), uninterrupted[0])
 
 
+# It never improves.
+EARLY = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9", "callbacks.early_stopping.patience=3"]
+ENDS = {
+    "early_stopping": [*EARLY, "callbacks.last_checkpoint.times=null", "trainer.max_epochs=30"],
+    "early_stopping_of_rare_validations": EARLY,
+    "early_stopping_after_min_epochs": [*EARLY, "+trainer.min_epochs=80"],
+    "max_time": ["trainer.max_time=00:00:00:01", "trainer.max_epochs=-1"],
+    "max_time_within_an_epoch": ["trainer.max_time=00:00:00:01", "data.batch_size=1", "trainer.max_epochs=5000"],
+    "max_steps": ["++trainer.max_steps=25", "trainer.max_epochs=30"],
+    "max_steps_within_an_epoch": ["++trainer.max_steps=25", "data.batch_size=10", "trainer.max_epochs=-1"],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_path, capfd):
+    train(*ENDS[end], "callbacks.regression_figures=null", "hydra.run.dir=whole")
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    (run / "results.json").unlink()
+    capfd.readouterr()
+    script("resume.py", run)
+    assert "goes on after" not in capfd.readouterr().out
+    assert_same(state_of_line(run), state_of_line(tmp_path / "whole"))
+    steps = [[e.step for e in EventAccumulator(str(path)).Reload().Scalars("test/loss")] for path in (run, "whole")]
+    assert set(steps[0]) == set(steps[1])
+
+
+@pytest.mark.parametrize("end", ["early_stopping", "early_stopping_of_rare_validations", "max_steps"])
+def test_killed_before_its_early_end_it_ends_there(start, folder, end):
+    skip_if_deleted([])
+    options = ["train.py", *ENDS[end], "callbacks.regression_figures=null", "callbacks.run_description=null"]
+    status, printed, calls = start(*options, f"hydra.run.dir={end}")
+    assert status == 0, printed
+    for part in (0.3, 0.6, 0.9):
+        run = folder / f"{end}-{part}"
+        assert start(*options, f"hydra.run.dir={run}", at=int(calls * part))[0] == -signal.SIGKILL
+        status, printed, _ = start("resume.py", run)
+        assert status == 0, printed
+        assert_same(state_of_line(run), state_of_line(folder / end))
+
+
+@pytest.mark.parametrize("change", ["callbacks.early_stopping.patience=9", "trainer.max_epochs=40"])
+def test_a_run_that_has_ended_may_train_on_with_other_rules(train, script, change, tmp_path):
+    options = [*ENDS["early_stopping"], "callbacks.regression_figures=null"]
+    train(*options, "hydra.run.dir=parts")
+    train(*options, change, "hydra.run.dir=whole")
+    script("resume.py", "parts", change)
+    epochs = json.loads((tmp_path / "parts/results.json").read_text())["epochs"]
+    if "patience" in change:
+        assert_same(state_of_line(tmp_path / "parts"), state_of_line(tmp_path / "whole"))
+        assert epochs == 10
+    else:
+        assert epochs == 5, "it still does not improve"
+
+
+def test_early_stopping_counts_validations(train, tmp_path):
+    train(*EARLY, "trainer.max_epochs=100", "callbacks.last_checkpoint.times=10", "hydra.run.dir=run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["epochs"] == 30
+
+
 def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     again = [*command, "hydra.run.dir=requeued", "ckpt_path=last"]
@@ -225,8 +284,9 @@ def test_every_scheduler_goes_on_where_it_was(train, script, scheduler, tmp_path
 
 def state_of_line(run):
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    metrics = json.loads((run / "results.json").read_text())["metrics"]
-    return [last["state_dict"], last["optimizer_states"], last["lr_schedulers"], metrics]
+    results = json.loads((run / "results.json").read_text())
+    counts = [results["epochs"], results["steps"]]
+    return [last["state_dict"], last["optimizer_states"], last["lr_schedulers"], results["metrics"], counts]
 
 
 def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder):

@@ -27,6 +27,7 @@ def test_the_run_folder(train):
     events = [name for name in names(run) if name.startswith("events.out.tfevents.")]
     assert events
     assert set(names(run)) - set(events) == {
+        ".lock",
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
@@ -246,7 +247,12 @@ def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train,
 
 def test_what_is_no_number_comes_last(train, capfd):
     train(
-        "-m", "optimizer=sgd", "optimizer.lr=1000,0.01,0.02", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"
+        "-m",
+        "optimizer=sgd",
+        "optimizer.lr=1000,0.01,0.02",
+        "trainer.max_epochs=40",
+        "callbacks.best_checkpoint=null",
+        "callbacks.finite_loss=null",
     )
     table = capfd.readouterr().out.rpartition("test/loss")[2]
     assert [line.split()[0] for line in table.splitlines() if "optimizer.lr" in line][-1] == "0"

@@ -9,8 +9,9 @@ class LastCheckpoint(ModelCheckpoint):
 
     Where an epoch takes less time than its validation and its checkpoint, ``times`` makes both rarer: after the first
     epoch, for what watches a metric needs one, and then so many times, spread evenly, the last time after the last
-    epoch. A run with fewer epochs, or one that ends by ``max_steps``, has them in each. What is lost when a run is
-    stopped are the epochs since the last of them, and a plateau scheduler or early stopping counts these validations.
+    epoch. A run with fewer epochs, or one that ends by ``max_steps``, has them in each; one that is ended by something
+    else, such as early stopping, still has a checkpoint of its last epoch. What is lost when a run is stopped are the
+    epochs since the last of them, and a plateau scheduler or early stopping counts these validations.
     (A ``trainer.check_val_every_n_epoch`` that is not 1 has its way, and only checkpoints are rarer.)
 
     Args:
@@ -38,7 +39,7 @@ class LastCheckpoint(ModelCheckpoint):
                 config.frequency = int(trainer.num_training_batches) + (0 if is_due else 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due(trainer):
+        if self._is_due(trainer) or trainer.should_stop:
             super().on_train_epoch_end(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer) -> bool:

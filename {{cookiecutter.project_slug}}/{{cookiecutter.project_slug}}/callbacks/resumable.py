@@ -15,6 +15,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -22,13 +24,18 @@ from .progress import shown_folder
 
 log = logging.getLogger(__name__)
 
+# The arguments of Trainer that decide when a run ends, beside its callbacks.
+LIMITS = ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")
+
 
 class Resumable(Callback):
     """Lets a run that goes on from ``last.ckpt`` end with the bits of an uninterrupted one.
 
     Weights, optimizer and scheduler are in the checkpoint, and the samplers take their order from seed and
-    epoch. This adds the random numbers, the metrics, the curves, and the best checkpoint of a folder that was
-    moved; and it says, when something stops the run, how to go on.
+    epoch. This adds the random numbers, the metrics, the curves, the best checkpoint of a folder that was
+    moved, and whether early stopping or ``max_time`` has ended the training, which Lightning forgets
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/8278); and it says, when something stops the run, how to
+    go on.
 
     Args:
         seed: of the run, 0 to 2**32 - 1.
@@ -40,6 +47,8 @@ class Resumable(Callback):
         self.scheduler_states: list[dict[str, Any]] = []
         self.is_lengthened = False
         self.has_started = False
+        self.has_ended = False
+        self.restored_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.at_sigterm = signal.getsignal(signal.SIGTERM)
@@ -72,6 +81,8 @@ class Resumable(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint["callbacks"][self.state_key] = metrics
+        if trainer.should_stop:
+            checkpoint["ended_by"] = _rules(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored_metrics = state_dict
@@ -79,6 +90,12 @@ class Resumable(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The run folder may have been moved since: the best checkpoint is the one that lies beside this one."""
         self.scheduler_states = checkpoint["lr_schedulers"]
+        self.restored_step = checkpoint["global_step"]
+        # A run whose rules have changed since may train on.
+        self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _rules(trainer)
+        for callback in trainer.early_stopping_callbacks:
+            if state := checkpoint["callbacks"].get(callback.state_key):
+                state["patience"] = callback.patience  # that of the config, which may have changed
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key, {})
             folder, former = getattr(callback, "dirpath", None), state.get("dirpath")
@@ -90,7 +107,12 @@ class Resumable(Callback):
                 state["best_k_models"] = {_moved(path, former, folder): score for path, score in scores}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that is resumed with more epochs has a longer schedule than its checkpoint."""
+        """A run that had ended trains no more; one with more epochs has a longer schedule than its checkpoint."""
+        trainer.should_stop = trainer.should_stop or self.has_ended
+        self.max_steps = trainer.max_steps
+        if 0 < self.restored_step < self.max_steps:
+            # Until training starts: with max_steps, Lightning takes a finished epoch for one to be finished.
+            trainer.fit_loop.epoch_loop.max_steps = -1
         for config, state in zip(trainer.lr_scheduler_configs, self.scheduler_states, strict=False):
             for key in ("T_max", "total_steps", "_schedule_phases"):
                 if key in state and state[key] != getattr(config.scheduler, key):
@@ -99,6 +121,7 @@ class Resumable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_started = True
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         self._stop_at_once()
         self._restore_metrics(trainer)  # for what reads one before it is measured again
         if trainer.global_step > 0:
@@ -117,14 +140,29 @@ class Resumable(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_metrics(trainer)  # if the run was killed after its last epoch
+        # A checkpoint counts its own epoch as not completed. Lightning makes up for it under max_epochs alone.
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.completed = progress.processed
 
     def _restore_metrics(self, trainer: Trainer) -> None:
         for name, value in self.restored_metrics.items():
             trainer.callback_metrics.setdefault(name, torch.tensor(value))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.has_started or isinstance(exception, KeyboardInterrupt | SystemExit):
+        # What the config has wrong stays wrong.
+        is_mistake = isinstance(exception, MisconfigurationException)
+        if (self.has_started and not is_mistake) or isinstance(exception, KeyboardInterrupt | SystemExit):
             log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown_folder(trainer)))}")
+
+
+def _rules(trainer: Trainer) -> dict[str, Any] | None:
+    """What the config of the run says about its end; None if it has no config."""
+    path = Path(trainer.default_root_dir, ".hydra/config.yaml")
+    if not path.exists():
+        return None
+    config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    limits = {name: config["trainer"].get(name) for name in LIMITS}
+    return {"callbacks": config["callbacks"], "trainer": limits}
 
 
 def _moved(path: str, former: str, folder: str) -> str:
