@@ -2,12 +2,14 @@
 
 import json
 import logging
+import platform
 import re
 import subprocess
 import sys
 
 import pytest
 import rich
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from lightning import Callback
@@ -257,6 +259,118 @@ def test_what_is_no_number_comes_last(train, capfd):
     table = capfd.readouterr().out.rpartition("test/loss")[2]
     assert [line.split()[0] for line in table.splitlines() if "optimizer.lr" in line][-1] == "0"
     assert "nan" in table
+
+
+def strict(text):
+    """JSON as it is defined, without Python's NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_a_run_whose_loss_is_not_finite_ends(train, tmp_path, capfd):
+    lines = []
+    for options in (["trainer.max_epochs=500"], ["data.batch_size=1", "trainer.max_epochs=3"]):
+        with pytest.raises(SystemExit) as exit_:
+            train("optimizer=sgd", "optimizer.lr=1e10", *options, f"hydra.run.dir={len(lines)}")
+        lines.append(exit_.value.code)
+        run = tmp_path / str(len(lines) - 1)
+        assert not (run / "results.json").exists()
+        for path in run.glob("checkpoints/*.ckpt"):
+            state = torch.load(path, weights_only=True)["state_dict"]
+            assert all(value.isfinite().all() for value in state.values())
+    assert (tmp_path / "0/checkpoints/best.ckpt").exists(), "the first epoch was finite"
+    for line in lines:
+        assert re.search(r"loss is (nan|inf) in epoch \d+, after step \d+, at a learning rate of 1e\+10", line)
+        for remedy in ("optimizer.lr", "trainer.gradient_clip_val", "detect_anomaly", "callbacks.finite_loss=null"):
+            assert remedy in line
+    assert "resume.py" not in capfd.readouterr().out, "which would end in the same way"
+
+
+def test_without_that_check_the_json_is_valid(train, script, tmp_path, capfd):
+    options = ["optimizer=sgd", "optimizer.lr=1e10", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"]
+    (run,) = train(*options, "callbacks.finite_loss=null")
+    assert strict((run / "results.json").read_text())["metrics"]["test/loss"] is None
+    capfd.readouterr()
+    script("evaluate.py", run, "--checkpoint", "last", "--json")
+    assert strict("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["test/loss"] is None
+    script("predict.py", run, "4", "--checkpoint", "last", "--output", "predictions.json")
+    assert strict((tmp_path / "predictions.json").read_text())[0]["y"] is None
+
+
+def test_a_multirun_records_what_was_not_finite(train, capfd):
+    rich.reconfigure(width=250)
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        train("-m", "optimizer=sgd", "optimizer.lr=1e10,0.01", "trainer.max_epochs=40")
+    assert "loss is" in capfd.readouterr().out.rpartition("test/loss")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (["callbacks.best_checkpoint.monitor=val/losss"], "callbacks.best_checkpoint.monitor"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/losss"], "callbacks.early_stopping"),
+        (["scheduler=plateau", "scheduler.monitor=val/losss"], "scheduler.monitor"),
+        (["callbacks.best_checkpoint.monitor=val/losss", "+trainer.num_sanity_val_steps=0"], "best_checkpoint"),
+        (["callbacks.best_checkpoint.monitor=train/losss"], "callbacks.best_checkpoint.monitor"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_monitor_that_is_not_measured(train, capfd, options, key):
+    with pytest.raises(SystemExit) as exit_:
+        train(QUICK, *options)
+    wrong = "train/losss" if "train" in options[0] else "val/losss"
+    assert f"monitor is {wrong}, which is not measured. Did you mean {wrong[:-1]}?" in exit_.value.code
+    assert key in exit_.value.code
+    printed = capfd.readouterr().out
+    assert "resume.py" not in printed
+    assert "epoch  2/20" not in printed
+
+
+class Gap(Callback):
+    """A metric of the user's own, at the end of each training epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log("gap", 1.0)
+
+
+@pytest.mark.parametrize("monitor", ["gap", "train/loss", "epoch"])
+def test_a_metric_of_ones_own_can_be_monitored(train, monitor):
+    gap = "+callbacks.gap._target_=test_train.Gap"
+    (run,) = train(QUICK, gap, f"callbacks.best_checkpoint.monitor={monitor}")
+    assert (run / "checkpoints/best.ckpt").exists()
+
+
+def test_a_folder_is_trained_in_once_at_a_time(train, script, tmp_path, capfd):
+    """By another process, which is then killed: the system takes the lock from it."""
+    train(QUICK, "hydra.run.dir=mine")
+    code = "import os, runs, sys\nwith runs.locked('mine'):\n    print(os.getpid(), flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    other = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        pid = other.stdout.readline().decode().strip()
+        before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+        for words in (
+            ["resume.py", "mine", "trainer.max_epochs=30"],
+            ["train.py", "trainer.max_epochs=30", "hydra.run.dir=mine", "ckpt_path=last"],
+            ["train.py", "seed=1", "hydra.run.dir=mine"],
+        ):
+            with pytest.raises(SystemExit) as exit_:
+                script(*words)
+            assert f"mine is being trained by process {pid} on {platform.node()}, since 20" in exit_.value.code
+        assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
+        script("evaluate.py", "mine")
+        script("predict.py", "mine", "4")
+    finally:
+        other.kill()
+        other.communicate()
+    script("resume.py", "mine", "trainer.max_epochs=30")
+    assert json.loads((tmp_path / "mine/results.json").read_text())["epochs"] == 30
+    assert not (tmp_path / "mine/.lock.json").exists()
 
 
 def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path):
