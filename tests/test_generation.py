@@ -90,8 +90,10 @@ FILES = """
     my_project/callbacks/classifier_figures.py
     my_project/callbacks/curves.py
     my_project/callbacks/figures.py
+    my_project/callbacks/finite_loss.py
     my_project/callbacks/fine_tuning.py
     my_project/callbacks/global_batch.py
+    my_project/callbacks/known_monitors.py
     my_project/callbacks/last_checkpoint.py
     my_project/callbacks/progress.py
     my_project/callbacks/regression_figures.py

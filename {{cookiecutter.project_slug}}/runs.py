@@ -46,7 +46,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 import processes
 from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
 from errors import IS_FULL, Mistake, explanation, printable
-from trust import refuse_control_characters, refuse_links, refuse_outside, refuse_resolvers, refuse_untrusted_targets
+from trust import (
+    refuse_checkpoint_paths,
+    refuse_control_characters,
+    refuse_links,
+    refuse_paths_outside,
+    refuse_resolvers,
+    refuse_untrusted_targets,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -181,7 +188,8 @@ def claim(config: DictConfig) -> str | None:
     ``best.ckpt``, otherwise from the beginning.
 
     Raises:
-        Mistake: if the folder holds checkpoints and the run does not go on from them, or all of them are damaged.
+        Mistake: if the folder holds checkpoints and the run does not go on from them, or all of them are damaged, or
+            one refers to files elsewhere.
     """
     folder = Path(config.run_dir, "checkpoints")
     if config.ckpt_path not in (None, "last"):
@@ -196,6 +204,7 @@ def claim(config: DictConfig) -> str | None:
         return None
     for path in there:
         if is_whole(path):
+            refuse_checkpoint_paths(str(path))
             return str(path)
         log.warning(f"{path} is damaged.")
     if there:
@@ -427,7 +436,7 @@ def read_overrides(run: Path) -> list[str]:
     return [line for line in lines or [] if not line.startswith("ckpt_path=")]
 
 
-def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
+def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:
     """The config of a run with some changes, once it is known that nothing in it can run code or lead elsewhere.
 
     The folder may come from somebody else, may have been moved, and may be older than a key that the configs
@@ -436,6 +445,7 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
     Args:
         run: a run folder.
         overrides: ``key=value`` in Hydra's grammar.
+        is_trained: whether its callbacks and loggers are instantiated.
 
     Raises:
         Mistake: if the config cannot be read, or trust.py refuses something in it.
@@ -449,7 +459,8 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
     saved["run_dir"] = str(run)
     for key in ("defaults", "hydra"):
         saved.pop(key, None)  # Hydra never writes these there; it would act on them.
-    refuse_control_characters({"config": saved, "overrides": read_overrides(run)})
+    refuse_control_characters(saved, f"{run / '.hydra/config.yaml'}")
+    refuse_control_characters(read_overrides(run), f"{run / '.hydra/overrides.yaml'}")
     config = _with_new_keys(saved, _config_of_today(run))
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -464,14 +475,19 @@ def read_config(run: Path, overrides: Sequence[str] = ()) -> DictConfig:
                 f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
                 f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
             )
+    if not is_trained:
+        config["logger"] = {}  # so that a run with any logger can be asked
     typed = {override.key_or_group for override in parsed}
     refuse_resolvers(config, typed)
     ConfigStore.instance().store("run", config, **REPLACE)
     with hydra.initialize(config_path=None, **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
-    resolved: Any = OmegaConf.to_container(composed, resolve=True)
+    if isinstance(composed.trainer, DictConfig) and composed.trainer.get("default_root_dir") is None:
+        # Lightning would write to the current folder.
+        OmegaConf.update(composed, "trainer.default_root_dir", str(run), force_add=True)
+    resolved = OmegaConf.to_container(composed, resolve=True)
     refuse_untrusted_targets(resolved)
-    refuse_outside(resolved, run, typed)
+    refuse_paths_outside(resolved, run, typed, ("callbacks", "logger", "trainer") if is_trained else ("trainer",))
     return composed
 
 
@@ -513,7 +529,7 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     Raises:
         Mistake: see ``read_config`` and ``choose_checkpoint``.
     """
-    config = read_config(run, [*ALONE, *overrides])
+    config = read_config(run, [*ALONE, *overrides], is_trained=False)
     path = choose_checkpoint(run, checkpoint)
     if "compile" in config.model:
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay

@@ -604,7 +604,8 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
         draw(study, folder, metric)
     print(f"study folder  {folder}")
     print(f"best trial    {folder / str(trials[0].number)}")
-    print(f"its command   {shlex.join(['python', 'train.py', *overrides, *assignments(trials[0].params)])}")
+    command = shlex.join(["python", "train.py", *overrides, *assignments(trials[0].params)])
+    print(f"its command   {printable(command)}")
 
 
 def draw(study: "Study", folder: Path, metric: str) -> None:

@@ -1,51 +1,46 @@
-"""What a run folder may do, which may come from an untrusted source: configure, and no more.
-
-docs/untrusted_run_folders.md says it in words.
-"""
+"""What an untrusted run folder may make a command do: see docs/untrusted_run_folders.md."""
 
 import inspect
 import os
 import re
-import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import hydra
 
 from errors import Mistake, printable
 
-# What the config of a run folder may name as `_target_`: the classes of these modules, and the functions of some. Not
-# all of torch, torchvision and Lightning: they have functions that run a command or load a pickle, and classes that
-# send to an address. Add what your configs need.
+# What the config of a run folder may name as `_target_`: the public classes of these modules, and the functions of
+# some. Not all of torch, torchvision and Lightning, which can run a command, load a pickle, or write to any file. Add
+# what your configs need.
 PACKAGES = tuple(path.parent.name for path in Path(__file__).parent.glob("*/__init__.py"))
 FUNCTIONS_OF = (
     *(f"{package}.models" for package in PACKAGES),
-    "torch.nn",
     "torch.distributed.fsdp.wrap",
+    "torch.nn.functional",
+    "torchmetrics.functional.classification",
+    "torchmetrics.functional.regression",
     "torchvision.models",
     "torchvision.transforms",
-    *(f"torchmetrics.functional.{kind}" for kind in ("classification", "regression", "clustering", "nominal")),
 )
 CLASSES_OF = (
-    *FUNCTIONS_OF,
     *PACKAGES,
+    "torch.nn.modules",
     "torch.optim",
-    "torch.utils.data.dataloader",
-    "torch.utils.data.dataset",
-    "torch.utils.data.sampler",
+    "torchvision.models",
     "torchvision.ops",
-    # Not text, multimodal, audio and the other metrics of images: they load a model by its name or path.
+    "torchvision.transforms",
+    # Not audio, multimodal, text and the other metrics of images, which load models by name or path.
     *(
-        f"torchmetrics.{kind}"
-        for kind in (
+        f"torchmetrics.{module}"
+        for module in (
             "aggregation",
             "classification",
             "clustering",
             "collections",
             "image.psnr",
             "image.ssim",
-            "metric",
             "nominal",
             "regression",
             "retrieval",
@@ -53,70 +48,85 @@ CLASSES_OF = (
             "wrappers",
         )
     ),
+    # Not lambda_function, which calls anything, and spike, which writes to the current folder.
     *(
-        f"lightning.pytorch.{module}"
+        f"lightning.pytorch.callbacks.{module}"
         for module in (
-            "callbacks",
-            # The other loggers send to an address.
-            "loggers.csv_logs",
-            "loggers.tensorboard",
-            "plugins",
-            # Not XLAProfiler, which listens on a port.
-            "profilers.advanced",
-            "profilers.base",
-            "profilers.pytorch",
-            "profilers.simple",
-            # Not DeepSpeed, whose config can name files, folders and addresses.
-            "strategies.ddp",
-            "strategies.fsdp",
-            "strategies.model_parallel",
-            "strategies.single_device",
-            "trainer.trainer",
+            "batch_size_finder",
+            "callback",
+            "device_stats_monitor",
+            "early_stopping",
+            "finetuning",
+            "gradient_accumulation_scheduler",
+            "lr_finder",
+            "lr_monitor",
+            "model_checkpoint",
+            "model_summary",
+            "on_exception_checkpoint",
+            "progress",
+            "pruning",
+            "rich_model_summary",
+            "stochastic_weight_avg",
+            "throughput_monitor",
+            "timer",
+            "weight_averaging",
         )
     ),
+    # Not those that send to an address.
+    "lightning.pytorch.loggers.csv_logs",
+    "lightning.pytorch.loggers.tensorboard",
+    "lightning.pytorch.plugins.io.async_plugin",
+    "lightning.pytorch.plugins.layer_sync",
+    "lightning.pytorch.plugins.precision",
+    # Not xla, which listens on a port.
+    "lightning.pytorch.profilers.advanced",
+    "lightning.pytorch.profilers.base",
+    "lightning.pytorch.profilers.pytorch",
+    "lightning.pytorch.profilers.simple",
+    # Not deepspeed, which reads and writes files of its own.
+    "lightning.pytorch.strategies.ddp",
+    "lightning.pytorch.strategies.fsdp",
+    "lightning.pytorch.strategies.model_parallel",
+    "lightning.pytorch.strategies.single_device",
+    "lightning.pytorch.trainer.trainer",
 )
-# A key that is a path to write to; of Lightning's arguments, and of those that people give such names.
-PATH = re.compile(r"dirpath|filepath|split_file|(.*_)?(dir|directory|path|folder|root)")
-# Where a run is watched and kept. What is read, such as data.root, may be elsewhere.
-WRITERS = ("callbacks", "logger", "trainer")
+ALLOWED = (*CLASSES_OF, *FUNCTIONS_OF)
+# Keys that are paths. In callbacks, loggers and trainer they must be in the run folder.
+PATHS = re.compile(r"(.*_)?(dir|dirpath|directory|folder|root|path|split_file)")
+# What a format may stand for in a file name: a name, and how many digits. `{epoch:c}` would be a dot in epoch 46.
+FORMAT = re.compile(r"\{[^{}:!]*(:[\d.]*[defg]?)?\}")
+# In a checkpoint, what a ModelCheckpoint reads from and deletes.
+CHECKPOINT_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuses a run or study folder if something in it leads out of it, or is neither a file nor a folder.
+    """Refuses a run or study folder if something in it leads out of it.
 
     Args:
-        folder: may be a link itself.
+        folder: may itself be a link, and need not exist.
 
     Raises:
-        Mistake: names the path in the folder, and where it leads.
+        Mistake: if a link within it leads out of it, or something in it is neither a file nor a folder.
     """
     root = os.path.realpath(folder)
-    for place, folders, files in os.walk(root):
-        for path in (os.path.join(place, name) for name in (*folders, *files)):
-            mode = os.lstat(path).st_mode
-            if stat.S_ISLNK(mode):
-                target = os.path.realpath(path)
-                if not Path(target).is_relative_to(root):
+    waiting = [root] if os.path.isdir(root) else []
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                # Before Python 3.12, Windows' junctions are not told apart from folders.
+                if entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction()):
+                    target = os.path.realpath(entry.path)
+                    if not Path(target).is_relative_to(root):
+                        raise Mistake(
+                            f"{entry.path} is a link that leads out of the run folder, to {target}: refused, and "
+                            "nothing was written. Put what it points to in its place."
+                        )
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
                     raise Mistake(
-                        f"{path} is a link that leads out of the run folder, to {target}: refused, and nothing was "
-                        "written. Put what it points to in its place."
+                        f"{entry.path} is neither a file nor a folder: refused, and nothing was written. Remove it."
                     )
-            elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise Mistake(f"{path} is neither a file nor a folder: refused, and nothing was written. Remove it.")
-
-
-def refuse_control_characters(config: Any, key: str = "") -> None:
-    """Refuses keys and values that would change what a terminal shows, such as an escape sequence.
-
-    Raises:
-        Mistake: if there is one; it shows the character as Python writes it.
-    """
-    for name, value in _items(config):
-        path = f"{key}.{name}" if key else str(name)
-        for text in (str(name), *([value] if isinstance(value, str) else [])):
-            if printable(text) != text:
-                raise Mistake(f"{path} of the run's config has a control character, in {text!r}: refused.")
-        refuse_control_characters(value, path)
 
 
 def refuse_resolvers(config: Any, replaced: set[str], key: str = "") -> None:
@@ -138,6 +148,23 @@ def refuse_resolvers(config: Any, replaced: set[str], key: str = "") -> None:
         refuse_resolvers(value, replaced, path)
 
 
+def refuse_control_characters(config: Any, where: str) -> None:
+    """Refuses text that a terminal acts on when it is printed, such as an escape sequence.
+
+    Args:
+        config: dicts, lists and values.
+        where: the file that it is from, for the message.
+
+    Raises:
+        Mistake: if a key or a value has a control character; a value may have tabs and line breaks.
+    """
+    for name, value in _items(config):
+        for text, is_clean in ((name, str(name).isprintable()), (value, True)):
+            if isinstance(text, str) and (printable(text) != text or not is_clean):
+                raise Mistake(f"{where} has control characters in {text!a}: refused. Remove them.")
+        refuse_control_characters(value, where)
+
+
 def refuse_untrusted_targets(config: Any, key: str = "") -> None:
     """Refuses a ``_target_``, however deep, that is not in the lists above.
 
@@ -151,47 +178,95 @@ def refuse_untrusted_targets(config: Any, key: str = "") -> None:
     for name, value in _items(config):
         path = f"{key}.{name}" if key else str(name)
         if name == "_target_" and not _is_trusted(value):
+            parts = key.split(".")
+            skip = f", or leave it out: {key}=null" if parts[0] in ("callbacks", "logger") and len(parts) == 2 else ""
             raise Mistake(
                 f"{path} of the run's config is {value}, which a run may not use: refused, and nothing was run.\n"
-                f"Leave it out by {key}=null or, if your project needs it, add its module to CLASSES_OF in trust.py."
+                f"If your own project needs it, add its module to CLASSES_OF in trust.py{skip}."
             )
         refuse_untrusted_targets(value, path)
 
 
-def refuse_outside(config: dict[str, Any], run: Path, replaced: set[str]) -> None:
-    """Refuses values by which a callback, a logger or the trainer would write outside of the run folder, or send.
+def refuse_paths_outside(
+    config: Any, run: Path, replaced: set[str], groups: tuple[str, ...], key: str = "", is_strict: bool = False
+) -> None:
+    """Refuses values that make a callback, a logger or the trainer read, write or connect outside of the run folder.
 
     Args:
-        config: of the run, resolved.
-        run: its folder.
-        replaced: keys with dots that were typed on the command line, which is trusted.
+        config: dicts, lists and values, resolved.
+        run: the run folder, resolved.
+        replaced: keys with dots that the user typed, which may be anything.
+        groups: keys at the root that are instantiated and may write.
+        key: where ``config`` is.
+        is_strict: whether ``config`` is in one of ``groups``, or in an object of such a kind.
 
     Raises:
         Mistake: if there is one.
     """
-    for path, value in _strings(config):
-        keys = path.split(".")
-        typed = any(".".join(keys[:length]) in replaced for length in range(1, len(keys) + 1))
-        name = next(key for key in reversed(keys) if not key.isdigit())
-        if typed or name.startswith("_") or (keys[0] not in WRITERS and name != "split_file"):
-            continue
-        if path == "trainer.model_registry" or "://" in value:
-            raise Mistake(f"{path} of the run's config is {value}, to which it could send: refused. Set {path}=…")
-        posix, windows = PurePosixPath(value), PureWindowsPath(value)
-        is_path = PATH.fullmatch(name) or posix.is_absolute() or windows.anchor or value.startswith("~")
-        is_inside = Path(os.path.realpath(value)).is_relative_to(os.path.realpath(run))
-        # What is no path on its own, such as a file name, is joined to one.
-        if (is_path and not is_inside) or (not is_path and ".." in posix.parts + windows.parts):
-            raise Mistake(f"{path} of the run's config is {value}, which leads out of {run}: refused. Set {path}=…")
-
-
-def _strings(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings of a config, by their dotted keys."""
+    target = str(config.get("_target_")) if isinstance(config, dict) else ""
+    is_strict |= target.startswith(("lightning.", *(f"{package}.callbacks." for package in PACKAGES)))
     for name, value in _items(config):
         path = f"{key}.{name}" if key else str(name)
-        if isinstance(value, str):
-            yield path, value
-        yield from _strings(value, path)
+        if path in replaced or name == "_target_":
+            continue
+        if not key and name not in groups and name in ("callbacks", "logger"):
+            continue  # of no use to this command
+        is_in_group = is_strict or (not key and name in groups)
+        argument = str(name) if isinstance(config, dict) else key.rpartition(".")[2]
+        reason = ""
+        if isinstance(value, str) and (is_in_group or name == "split_file"):
+            reason = _reason_outside(argument, value, run)
+        if is_in_group and value is not None and name == "model_registry":
+            reason = "it names a model on a server"
+        if is_in_group and str(value).startswith(("deepspeed", "xla")) and name in ("strategy", "profiler"):
+            reason = "it opens files or a port of its own"
+        if reason:
+            raise Mistake(
+                f"{path} of the run's config is {value}: {reason}; refused, and nothing was run.\n"
+                f"If you trust it, type it: {path}=…"
+            )
+        refuse_paths_outside(value, run, replaced, groups, path, is_in_group)
+
+
+def _reason_outside(name: str, value: str, run: Path) -> str:
+    """Why a value leads out of the run folder; empty if it does not."""
+    if PATHS.fullmatch(name) and name != "sub_dir":  # which begins where the logger writes
+        path = Path(os.path.abspath(value))  # lexically: `..` is gone
+        if "://" in value or "::" in value or not path.is_relative_to(run):
+            return f"it leads out of the run folder, {run}"
+        value = str(path.relative_to(run))
+    parts = re.split(r"[\\/]", value)
+    is_absolute = (len(parts) > 1 and not parts[0]) or parts[0].startswith("~") or re.match("[A-Za-z]:", value)
+    if is_absolute or ".." in parts:
+        return "it could lead out of the run folder"
+    if "://" in value or "::" in value:
+        return "it could be an address"
+    if "$" in value or re.search(r"%\w+%", value):
+        return "it could become the value of an environment variable"
+    if "filename" in name and set(FORMAT.sub("", value)) & {"{", "}"}:
+        return "a file name may have {name} and {name:.2f}, and no other format"
+    return ""
+
+
+def refuse_checkpoint_paths(checkpoint: str) -> None:
+    """Refuses a checkpoint that would make a ModelCheckpoint read or delete a file that is not beside it.
+
+    Raises:
+        Mistake: if one of its paths is not in the folder that it calls its own.
+        UnpicklingError: if it holds something else than numbers and text.
+    """
+    import torch
+
+    states = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("callbacks") or {}
+    for state in states.values():
+        if not isinstance(state, dict) or "dirpath" not in state:
+            continue
+        best = state.get("best_k_models") or {}
+        for path in filter(None, [*(state.get(name) for name in CHECKPOINT_PATHS), *best]):
+            # Windows' paths may have either slash, so that this reads what any system wrote.
+            parts = re.split(r"[\\/]", str(path))
+            if not str(path).startswith(str(state["dirpath"])) or ".." in parts or "://" in str(path):
+                raise Mistake(f"{checkpoint} refers to {path}, outside of its folder {state['dirpath']}: refused.")
 
 
 def _items(config: Any) -> Iterator[tuple[Any, Any]]:
@@ -200,9 +275,13 @@ def _items(config: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_trusted(target: Any) -> bool:
     """Whether ``target`` is a class or function that is allowed by where it is defined, not by where it is found."""
-    if not isinstance(target, str) or target.partition(".")[0] not in {name.partition(".")[0] for name in CLASSES_OF}:
+    if not isinstance(target, str):
+        return False
+    parent = target.rpartition(".")[0] + "."
+    if not any(target.startswith(f"{module}.") or f"{module}.".startswith(parent) for module in ALLOWED):
         return False  # before anything of it is imported
     found = hydra.utils.get_object(target)
     modules = CLASSES_OF if inspect.isclass(found) else FUNCTIONS_OF if inspect.isfunction(found) else ()
-    is_method = "." in getattr(found, "__qualname__", ".")
-    return not is_method and any(f"{found.__module__}.".startswith(f"{module}.") for module in modules)
+    name = getattr(found, "__qualname__", ".")
+    is_public = "." not in name and not name.startswith("_")  # no method, and nothing that skips a check
+    return is_public and any(f"{found.__module__}.".startswith(f"{module}.") for module in modules)

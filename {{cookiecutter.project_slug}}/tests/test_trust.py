@@ -286,8 +286,15 @@ OUTSIDE = {
         "run/../elsewhere",
         "C:\\elsewhere",
     ],
-    "callbacks.best_checkpoint.filename": ["../../elsewhere", "/elsewhere", "a/../../elsewhere", "..\\elsewhere"],
+    "callbacks.best_checkpoint.filename": [
+        "../../elsewhere",
+        "/elsewhere",
+        "a/../../elsewhere",
+        "..\\elsewhere",
+        "{epoch:c}{epoch:c}/x",
+    ],
     "callbacks.run_description.config_path": ["/etc/passwd"],
+    "callbacks.last_checkpoint.dirpath": ["${oc.env:HOME}", "$HOME"],
     "logger.tensorboard.save_dir": ["elsewhere"],
     "logger.tensorboard.name": ["../elsewhere", "/elsewhere"],
     "logger.tensorboard.version": ["../elsewhere"],
@@ -302,6 +309,7 @@ OUTSIDE = {
         {"_target_": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "dirpath": "elsewhere"},
         {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": ["elsewhere"]},
     ],
+    "trainer.strategy": ["deepspeed", "deepspeed_stage_3"],
     "data.split_file": ["elsewhere", "/elsewhere"],
 }
 
@@ -312,15 +320,41 @@ OUTSIDE = {
 def test_a_value_that_leads_out_of_the_run_folder_is_refused(run, script, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
     change(run, **{key.replace(".", "__"): value})
-    assert_refused(script, re.escape(key), run, verbs=("resume.py", "evaluate.py"))
+    assert_refused(script, re.escape(key), run, verbs=["resume.py"])
+
+
+@pytest.mark.parametrize("key", ["trainer.default_root_dir", "data.split_file"])
+def test_what_is_asked_of_a_run_stays_inside_too(run, script, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    change(run, **{key.replace(".", "__"): "elsewhere"})
+    assert_refused(script, re.escape(key), run)
 
 
 def test_what_is_typed_is_trusted(run, script, tmp_path):
     change(run, callbacks__best_checkpoint__dirpath=str(tmp_path / "elsewhere"))
-    with pytest.raises(SystemExit, match=r"Set callbacks\.best_checkpoint\.dirpath="):
+    with pytest.raises(SystemExit, match=r"type it: callbacks\.best_checkpoint\.dirpath="):
         script("resume.py", run, "trainer.max_epochs=4")
     script("resume.py", run, "trainer.max_epochs=4", f"callbacks.best_checkpoint.dirpath={run}/checkpoints")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("is_resumable", [True, False])
+def test_a_checkpoint_does_not_delete_files_elsewhere(run, script, tmp_path, is_resumable):
+    """ModelCheckpoint deletes what its state calls the former best, when there is a better one."""
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    folder = str(run / "checkpoints")
+    (state,) = (state for key, state in last["callbacks"].items() if "'monitor': 'val/loss'" in key)
+    path = f"{folder}/../../victim.txt"
+    state |= {"dirpath": folder, "best_model_path": path, "kth_best_model_path": path, "kth_value": torch.tensor(1e9)}
+    state["best_k_models"] = {path: torch.tensor(1e9)}
+    torch.save(last, run / "checkpoints/last.ckpt")
+    if not is_resumable:
+        change(run, callbacks__resumable=None)
+    with pytest.raises(SystemExit, match=r"victim\.txt, outside of its folder"):
+        script("resume.py", run, "trainer.max_epochs=6")
+    assert victim.read_text() == "precious"
 
 
 def test_a_logger_that_sends_is_refused_and_can_be_left_out(run, script):
@@ -328,6 +362,7 @@ def test_a_logger_that_sends_is_refused_and_can_be_left_out(run, script):
     change(run, logger__mlflow=mlflow)
     with pytest.raises(SystemExit, match=r"MLFlowLogger(.|\n)*refused(.|\n)*logger\.mlflow=null"):
         script("resume.py", run, "trainer.max_epochs=4")
+    script("evaluate.py", run)  # which needs no logger
     script("resume.py", run, "trainer.max_epochs=4", "logger.mlflow=null")
 
 
@@ -412,12 +447,12 @@ def test_every_argument_of_lightning_that_could_lead_elsewhere_is_known():
         f"{class_.__name__}.{name}"
         for class_ in classes
         for name in arguments_of(class_)
-        if suspicious.search(name) and not trust.PATH.fullmatch(name) and name not in harmless
+        if suspicious.search(name) and not trust.PATHS.fullmatch(name) and name not in harmless
     }
     assert unknown == set()
 
 
 def test_the_page_about_untrusted_run_folders_names_what_is_allowed():
     page = (ROOT / "docs/untrusted_run_folders.md").read_text(encoding="utf-8")
-    for name in trust.CLASSES_OF:
+    for name in trust.ALLOWED:
         assert f"`{name.replace(PACKAGE, 'PACKAGE')}`" in page, name
