@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,10 @@ def main() -> None:
 
     trainer.callbacks.append(LambdaCallback(on_predict_batch_end=on_predict_batch_end))
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
-        batches = read(names, data, config.data.batch_size, readable, unreadable)
-        trainer.predict(model, batches, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
+        # Between rows on the same terminal a bar would only flicker.
+        has_bar = bool(arguments.output) or not sys.stdout.isatty()
+        with contextlib.closing(read(names, data, config.data.batch_size, readable, unreadable, has_bar)) as batches:
+            trainer.predict(model, batches, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
     if unreadable:
         sys.exit("\n".join(unreadable))
 
@@ -113,8 +115,8 @@ def ignore_ctrl_c(worker: int) -> None:
 
 
 def read(
-    names: list[str], data: Any, batch_size: int, readable: deque[str], unreadable: list[str]
-) -> "Iterator[Tensor]":
+    names: list[str], data: Any, batch_size: int, readable: deque[str], unreadable: list[str], has_bar: bool
+) -> "Generator[Tensor]":
     """Batches of ``batch_size`` samples that can be read, in order, as evaluate.py takes them.
 
     The last digit of a result depends on how many are in a batch. More inputs than that are read by worker processes,
@@ -126,6 +128,7 @@ def read(
         batch_size: samples per batch; the last batch has what is left.
         readable: gets the names of the samples, in order.
         unreadable: gets a line for each of the others.
+        has_bar: whether standard error, if it is a terminal, shows how far it is.
     """
     import rich.console
     import rich.progress
@@ -142,21 +145,19 @@ def read(
         worker_init_fn=ignore_ctrl_c,
     )
     console = rich.console.Console(stderr=True)
-    # Above rows on the same terminal it would only flicker.
-    is_hidden = not console.is_terminal or (sys.stdout.isatty() and "--output" not in " ".join(sys.argv))
     waiting = None
     with rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         rich.progress.MofNCompleteColumn(),
         console=console,
-        disable=is_hidden,
+        disable=not (has_bar and console.is_terminal),
         transient=True,
         redirect_stdout=False,
     ) as bar:
         task = bar.add_task("predict", total=len(names))
         left = iter(names)
         for samples, errors in loader:
-            for name, error in zip(left, errors):  # noqa: B905 (there are more names than those of this batch)
+            for error, name in zip(errors, left, strict=False):  # errors first: it is the one that ends
                 readable.append(name) if error is None else unreadable.append(error)
             if samples is not None:
                 waiting = samples if waiting is None else torch.cat([waiting, samples])
@@ -196,8 +197,10 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
         nonlocal count
         if path.suffix == ".json":
             for number, row in enumerate(rows, start=count):
-                values = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                          for name, value in row.items()}
+                values = {
+                    name: None if isinstance(value, float) and not math.isfinite(value) else value
+                    for name, value in row.items()
+                }
                 file.write((",\n" if number else "[\n") + textwrap.indent(json.dumps(values, indent=2), "  "))
         else:
             writer = csv.DictWriter(file, rows[0] if rows else ["input"], lineterminator="\n")
@@ -234,8 +237,10 @@ def to_terminal(names: Sequence[str], classes: Sequence[str]) -> Iterator[Callab
         nonlocal has_header
         for row in ([] if has_header else [{name: name for name in rows[0]}]) + rows:
             cells = [f"{value:.4f}" if isinstance(value, float) else printable(str(value)) for value in row.values()]
-            first, *others = (f"{cell:<{widths.get(name, 11)}}" if name in widths else f"{cell:>11}"
-                              for name, cell in zip(row, cells, strict=True))
+            first, *others = (
+                f"{cell:<{widths.get(name, 11)}}" if name in widths else f"{cell:>11}"
+                for name, cell in zip(row, cells, strict=True)
+            )
             print("  ".join([first, *others]).rstrip(), flush=True)
         has_header = True
 

@@ -40,8 +40,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that augment, see ``workers_for``.
         seed: of the validation cut, of the order of the training batches and of the augmentation.
         options: other arguments of the class, such as EMNIST's ``split``.
-        ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then finds the
-            ink on a sheet, see ``center_ink``. None, also in runs older than this key: images are scaled and cut.
+        ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
+            finds the ink on a sheet, see ``center_ink``. None: images are scaled and cut.
 
     Raises:
         MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
@@ -190,7 +190,7 @@ class ImageDataModule(LightningDataModule):
         return find_pictures(words)
 
     def read_input(self, path: str) -> Tensor:
-        """An image as the network takes it: scaled to cover ``image_shape`` and cut around its center, or its ink there."""
+        """An image as the network takes it: scaled to cover ``image_shape`` and cut around its center, or its ink."""
         image = read_picture(path, self.image_shape[0])
         if self.ink_size:
             return center_ink(image, self.image_shape, self.ink_size)  # dark on bright or not: it finds out

@@ -38,8 +38,8 @@ class ImageFolderDataModule(LightningDataModule):
         center_crop_share: in validation, test and prediction, what is left of the shorter side, in (0, 1].
         num_classes: of a run that is resumed or evaluated; a new one has as many as the folder.
         class_names: names of the class folders, by label; checked against the folder. None: those that there are.
-        mean: of the training images, per channel, on the scale 0 to 1. For the model to read. Three numbers are averaged
-            for images of one channel.
+        mean: of the training images, per channel, on the scale 0 to 1. For the model to read. Three numbers are
+            averaged for images of one channel.
         std: standard deviation of the training images, likewise.
         batch_size: pictures per step.
         val_share: share of each class that is cut off for validation if there is no ``val``, in (0, 1).
@@ -332,10 +332,10 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
     too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
     if too_few:
         needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
+        cut_off = " and ".join(shares)
         raise MisconfigurationException(
-            f"Too few images in: {', '.join(too_few)}. Each class needs {needed}, so that training, "
-            f"{' and '.join({'val': 'validation', 'test': 'test'}[split] for split in reversed(shares))} get at least one. "
-            f"Add images, or folders {' and '.join(reversed(shares))}, or take the splits of a run: data.split_of=RUN."
+            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
+            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep a run's splits: data.split_of=RUN"
         )
     rows = []
     for name, paths in classes.items():

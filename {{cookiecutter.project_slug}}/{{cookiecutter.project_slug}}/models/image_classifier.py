@@ -49,7 +49,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         for key, values in {"mean": mean, "std": std}.items():
             if isinstance(values, str) or not isinstance(values, Sequence):
-                raise MisconfigurationException(f"data.{key} is {values}; it must be a list, with a number per channel.")
+                raise MisconfigurationException(f"data.{key} is {values}; it must be a list: a number per channel.")
         if not all(value > 0 for value in std):
             raise MisconfigurationException(f"data.std is {list(std)}; each standard deviation must be greater than 0.")
         super().__init__()
@@ -72,8 +72,8 @@ class ImageClassifier(LightningModule):
         """Tries the network on an image of the size that the data have, before anything is trained.
 
         Raises:
-            MisconfigurationException: if it does not take such images, or gives another number of logits, or ``mean`` or
-                ``std`` is for another number of channels.
+            MisconfigurationException: if it does not take such images, or gives another number of logits, or ``mean``
+                or ``std`` is for another number of channels.
         """
         image_shape = getattr(self.trainer.datamodule, "image_shape", None)
         if not image_shape:
