@@ -103,6 +103,7 @@ FILES = """
     my_project/data/augmentation.py
     my_project/data/batches.py
     my_project/data/download.py
+    my_project/data/drawing.py
     my_project/data/image.py
     my_project/data/image_folder.py
     my_project/data/linear.py
@@ -127,6 +128,7 @@ FILES = """
     tests/test_data.py
     tests/test_export.py
     tests/test_image_classifier.py
+    tests/test_image_drawing.py
     tests/test_image_folder.py
     tests/test_linear_regression.py
     tests/test_matrix.py

@@ -12,6 +12,7 @@ from collections import Counter
 import numpy
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from lightning import Callback
@@ -58,6 +59,33 @@ def test_predictions_are_those_of_the_test(train, script, pictures, tmp_path):
     rows = json.loads((tmp_path / "out.json").read_text())
     right = sum(row["label"] == picture.partition("/")[0] for row, picture in zip(rows, test, strict=True))
     assert right / len(test) == pytest.approx(metrics(run)["test/acc"])
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet18"])
+def test_grey_images_from_a_folder(train, script, pictures, tmp_path, model):
+    size = ["data.image_shape=[1,16,16]", f"model={model}", *(["model.image_size=16"] if model == "resnet18" else [])]
+    (run,) = train(*SMALL, *size, f"data.root={pictures}", "trainer.max_epochs=1")
+    config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
+    assert config["data"]["mean"] == [pytest.approx((0.485 + 0.456 + 0.406) / 3)]
+    assert config["data"]["std"] == [pytest.approx((0.229 + 0.224 + 0.225) / 3)]
+    script("resume.py", run, "trainer.max_epochs=2")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 2
+    script("evaluate.py", run)
+    script("predict.py", run, pictures / "red", "--output", tmp_path / "out.json")
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 30
+
+
+def test_too_few_images_name_all_classes(train, pictures):
+    for path in [*sorted((pictures / "red").iterdir())[2:], *sorted((pictures / "blue").iterdir())[1:]]:
+        path.unlink()
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}")
+    assert "blue (1), red (2)" in exit_.value.code
+    assert "green" not in exit_.value.code
+    shutil.copy(pictures / "red/0_00.jpg", pictures / "red/third.jpg")
+    for name in ("second", "third"):
+        shutil.copy(pictures / "red/0_00.jpg", pictures / f"blue/{name}.jpg")
+    assert train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
 
 
 # Which picture is in which split
@@ -192,7 +220,7 @@ MISTAKES = {
     "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["one class only"]),
     "two pictures": (
         lambda f: [path.unlink() for path in sorted((f / "red").iterdir())[2:]],
-        ["The class red has too few pictures"],
+        ["Too few images in: red (2)", "at least 3", "val and test"],
     ),
     "a class that only the test has": (
         lambda f: (
@@ -224,6 +252,10 @@ def test_a_folder_that_is_not_right_is_explained(train, pictures, mistake):
     [
         (["data.val_share=1"], ["data.val_share is 1", "between 0 and 1"]),
         (["data.image_shape=[4,16,16]"], ["1 or 3 channels"]),
+        (["data.mean=[0.5,0.5]"], ["data.mean is [0.5, 0.5]: 2 numbers, but images have 3 channels"]),
+        (["data.std=[0.2,0.2]", "data.image_shape=[1,16,16]"], ["data.std is [0.2, 0.2]: 2 numbers", "1 channels"]),
+        (["data.std=[0.2,0,0.2]"], ["data.std is [0.2, 0, 0.2]", "greater than 0"]),
+        (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
         (["data.num_workers=-1"], ["data.num_workers is -1"]),
         (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
         # A network for grey images, told so behind the back of the data.

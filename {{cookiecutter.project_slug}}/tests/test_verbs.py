@@ -1,11 +1,16 @@
 """What a run can be asked: evaluate.py, predict.py."""
 
+import contextlib
 import csv
 import importlib.metadata
 import json
+import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -14,7 +19,7 @@ import yaml
 from PIL import Image
 
 import runs
-from conftest import ROOT, draw_digits, environment
+from conftest import GLYPHS, ROOT, draw_digits, environment
 
 
 def metrics(run):
@@ -112,6 +117,13 @@ def test_numbers(line, script, tmp_path, capfd):
     assert f"{rows[0]['y']:.4f}" in capfd.readouterr().out
 
 
+def test_numbers_that_look_like_options(line, script, tmp_path):
+    numbers = ["-1e-3", "-1E5", "-.5", "-1_000", "-inf", "+3", "-2"]
+    rows = predicted(script, tmp_path, "latest", *numbers)
+    assert [row["input"] for row in rows] == numbers
+    assert [row["y"] is None for row in rows] == [number == "-inf" for number in numbers], "JSON has no infinity"
+
+
 def test_what_is_no_number_is_named_and_the_others_predicted(line, script, tmp_path):
     with pytest.raises(SystemExit, match="four: skipped, it is not a number"):
         predicted(script, tmp_path, line, "4", "four", "5")
@@ -173,8 +185,108 @@ def test_dark_on_bright(classifier, script, tmp_path):
     image.save(tmp_path / "bright.png")
     Image.eval(image, lambda value: 255 - value).save(tmp_path / "dark.png")
     (bright,) = predicted(script, tmp_path, classifier, tmp_path / "bright.png")
-    (dark,) = predicted(script, tmp_path, classifier, tmp_path / "dark.png", "--invert")
-    assert (bright["label"], bright["probability"]) == (dark["label"], dark["probability"])
+    for options in ([], ["--invert"]):
+        (dark,) = predicted(script, tmp_path, classifier, tmp_path / "dark.png", *options)
+        assert (bright["label"], bright["probability"]) == (dark["label"], dark["probability"])
+
+
+def test_a_drawing_anywhere_on_a_sheet(classifier, script, tmp_path):
+    """The digits of the training, as they lie in its images, drawn on sheets of many sizes."""
+    generator = numpy.random.default_rng(0)
+    rows = [row.split() for row in GLYPHS.split("\n") if row.strip()]
+    (tmp_path / "sheets").mkdir()
+    for number in range(60):
+        glyph = numpy.array([[pixel == "#" for pixel in row[number % 10]] for row in rows])
+        scale = int(generator.integers(8, 60))
+        height, width = (side * scale + int(generator.integers(2 * scale, 500)) for side in glyph.shape)
+        top, left = (int(generator.integers(length - side * scale)) for length, side in zip((height, width), (5, 3)))
+        sheet = numpy.full((height, width), 230.0)
+        ink = numpy.kron(glyph, numpy.ones((scale, scale)))
+        sheet[top : top + 5 * scale, left : left + 3 * scale] -= 180 * ink
+        sheet *= numpy.linspace(1, generator.uniform(0.7, 1), width)
+        sheet += generator.normal(0, 4, sheet.shape)
+        sheet = 255 - sheet if number % 3 == 0 else sheet
+        Image.fromarray(sheet.clip(0, 255).astype(numpy.uint8)).save(tmp_path / f"sheets/{number:02}.jpg")
+    found = predicted(script, tmp_path, classifier, tmp_path / "sheets")
+    right = sum(int(row["label"]) == number % 10 for number, row in enumerate(found))
+    assert right >= 54, f"{right} of 60"
+
+
+def test_a_blank_sheet_is_named(classifier, script, tmp_path):
+    Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
+    with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):
+        script("predict.py", classifier, tmp_path / "blank.png")
+
+
+def test_a_folder_without_an_image_is_named(classifier, script, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SystemExit, match=r"nothing: skipped, there is no image in this folder"):
+        script("predict.py", classifier, tmp_path / "nothing")
+
+
+def children(pid):
+    """Processes, by number, that a process started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(classifier, tmp_path, suffix):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, image in enumerate(draw_digits(400, seed=1)[0]):
+        Image.fromarray(image.numpy()).save(folder / f"{number:03}.png")
+    (folder / "010.png").write_text("no image")  # does not end it
+    os.mkfifo(folder / "last.png")
+    output = tmp_path / f"out.{suffix}"
+    output.write_text("as it was")
+    config = classifier / ".hydra/config.yaml"
+    config.write_text(config.read_text().replace("num_workers: null", "num_workers: 2"))
+    command = [sys.executable, ROOT / "predict.py", classifier, folder, "--output", output]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        with (folder / "last.png").open("wb"):  # once a worker has opened it, to read what never comes
+            part = tmp_path / f"out.{suffix}.part"
+            assert part.read_text().count(".png") >= 100
+            workers = children(process.pid)
+            assert len(workers) == 2
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        errors = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.splitlines()[-1] == f"stopped; {part.read_text().count('.png')} predictions are in {part}"
+    assert output.read_text() == "as it was"
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
+def test_workers_find_what_one_process_finds(classifier, script, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, image in enumerate(draw_digits(180, seed=1)[0]):
+        Image.fromarray(image.numpy()).save(folder / f"{number:03}.png")
+    for number in (0, 7, 60):
+        (folder / f"{number:03}.png").write_text("no image")
+    config = classifier / ".hydra/config.yaml"
+    found = []
+    for workers in (0, 2):
+        config.write_text(re.sub("num_workers: .*", f"num_workers: {workers}", config.read_text()))
+        with pytest.raises(SystemExit) as exit_:
+            predicted(script, tmp_path, classifier, folder)
+        assert [line.partition(": skipped")[0][-7:] for line in exit_.value.code.splitlines()] == [
+            "000.png",
+            "007.png",
+            "060.png",
+        ]
+        found.append(json.loads((tmp_path / "predictions.json").read_text()))
+    assert len(found[0]) == 177
+    assert found[0] == found[1]
+    assert not (tmp_path / "predictions.json.part").exists()
 
 
 def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script, tmp_path):
@@ -200,6 +312,13 @@ def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script
 def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_path):
     with pytest.raises(SystemExit, match=r"must end in \.csv or \.json"):
         script("predict.py", line, "4", "--output", tmp_path / "out.xlsx")
+
+
+@pytest.mark.parametrize("output", ["nowhere/out.csv", "folder.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output, capfd):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(SystemExit, match="there is no folder|is a folder"):
+        script("predict.py", line, "4", "--output", output)
 
 
 # environment.json

@@ -15,6 +15,7 @@ from torchvision import datasets
 from .augmentation import augmentation
 from .batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
 from .download import download
+from .drawing import center_ink
 from .pictures import find_pictures, fit, read_picture
 
 
@@ -39,6 +40,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that augment, see ``workers_for``.
         seed: of the validation cut, of the order of the training batches and of the augmentation.
         options: other arguments of the class, such as EMNIST's ``split``.
+        ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
+            finds the ink on a sheet, see ``center_ink``. None: images are scaled and cut.
 
     Raises:
         MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
@@ -59,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int | None,
         seed: int,
         options: Mapping[str, Any],
+        ink_size: int | None = None,
     ) -> None:
         super().__init__()
         if dataset not in datasets.__all__:
@@ -79,6 +83,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.options = dict(options)
+        self.ink_size = ink_size
         self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
@@ -185,8 +190,11 @@ class ImageDataModule(LightningDataModule):
         return find_pictures(words)
 
     def read_input(self, path: str) -> Tensor:
-        """A picture as the network takes it: scaled to cover ``image_shape`` and cut around its centre."""
-        image = fit(read_picture(path, self.image_shape[0]), self.image_shape)
+        """An image as the network takes it: scaled to cover ``image_shape`` and cut around its center, or its ink."""
+        image = read_picture(path, self.image_shape[0])
+        if self.ink_size:
+            return center_ink(image, self.image_shape, self.ink_size)  # dark on bright or not: it finds out
+        image = fit(image, self.image_shape)
         return 255 - image if self.invert else image
 
     def train_dataloader(self):

@@ -38,7 +38,8 @@ class ImageFolderDataModule(LightningDataModule):
         center_crop_share: in validation, test and prediction, what is left of the shorter side, in (0, 1].
         num_classes: of a run that is resumed or evaluated; a new one has as many as the folder.
         class_names: names of the class folders, by label; checked against the folder. None: those that there are.
-        mean: of the training images, per channel, on the scale 0 to 1. For the model to read.
+        mean: of the training images, per channel, on the scale 0 to 1. For the model to read. Three numbers are
+            averaged for images of one channel.
         std: standard deviation of the training images, likewise.
         batch_size: pictures per step.
         val_share: share of each class that is cut off for validation if there is no ``val``, in (0, 1).
@@ -80,8 +81,9 @@ class ImageFolderDataModule(LightningDataModule):
         self.center_crop_share = center_crop_share
         self.num_classes = num_classes
         self.class_names = class_names
-        self.mean = mean
-        self.std = std
+        self.mean, self.std = (
+            [sum(values) / 3] if image_shape[0] == 1 and len(values) == 3 else values for values in (mean, std)
+        )
         self.batch_size = batch_size
         self.shares = {"val": val_share, "test": test_share}
         self.split_file = Path(split_file)
@@ -100,7 +102,7 @@ class ImageFolderDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What the config leaves open and the folder says."""
         self._read()
-        return {"num_classes": self.num_classes, "class_names": self.class_names}
+        return {name: getattr(self, name) for name in ("num_classes", "class_names", "mean", "std")}
 
     def setup(self, stage: str) -> None:
         if not hasattr(self, "train_set"):
@@ -320,17 +322,28 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
     classes: dict[str, list[str]] = {}
     for name, path in pictures:
         classes.setdefault(name, []).append(path)
+
+    def count(share: float, total: int) -> int:
+        return max(1, round(share * total))
+
+    def is_enough(total: int) -> bool:
+        return sum(count(share, total) for share in shares.values()) < total
+
+    too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
+    if too_few:
+        needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
+        cut_off = " and ".join(shares)
+        raise MisconfigurationException(
+            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
+            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep a run's splits: data.split_of=RUN"
+        )
     rows = []
     for name, paths in classes.items():
         rest = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
         for split, share in shares.items():
-            count = max(1, round(share * len(paths)))
-            rows += [(split, name, path) for path in rest[:count]]
-            rest = rest[count:]
-        if not rest:
-            raise MisconfigurationException(
-                f"The class {name} has too few pictures: one is needed for training and for each of {list(shares)}."
-            )
+            taken = count(share, len(paths))
+            rows += [(split, name, path) for path in rest[:taken]]
+            rest = rest[taken:]
         rows += [("train", name, path) for path in rest]
     return rows
 

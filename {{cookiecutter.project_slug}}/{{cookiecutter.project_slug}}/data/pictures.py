@@ -13,8 +13,8 @@ from torchvision.transforms.functional import pil_to_tensor
 def find_pictures(words: Sequence[str]) -> Iterator[str]:
     """Files, in order: those named, those that match a pattern, and those in a folder and its subfolders.
 
-    Hidden files in a folder, which people did not put there, are left out. A word that matches nothing is
-    returned as it is, for whoever opens it to say so.
+    Hidden files in a folder, which people did not put there, are left out. A word that matches nothing, and
+    a folder of nothing, are returned as they are, for whoever opens them to say so.
     """
     for word in words:
         matches = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True)) or [word]
@@ -23,7 +23,8 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
                 yield str(path)
                 continue
             files = sorted(file for file in path.rglob("*") if file.is_file())
-            yield from (str(file) for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts))
+            shown = [str(file) for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+            yield from shown or [str(path)]
 
 
 def read_picture(path: str, channels: int) -> Tensor:
@@ -45,10 +46,14 @@ def read_picture(path: str, channels: int) -> Tensor:
             picture.load()
     except UnidentifiedImageError:
         raise OSError("it is not a picture") from None
+    except IsADirectoryError:
+        raise OSError("there is no image in this folder") from None
     except (Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(str(error)) from None
     except OSError as error:
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # of a damaged file Pillow's readers raise whatever their lines happen to
+        raise OSError(f"it cannot be read: {error}") from None
     if picture.mode.startswith("I"):
         # 16 bits per pixel. Pillow would cut what is over 255 instead of scaling it.
         picture = Image.fromarray((numpy.asarray(picture) >> 8).astype(numpy.uint8))

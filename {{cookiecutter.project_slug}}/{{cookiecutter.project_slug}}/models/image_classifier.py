@@ -29,6 +29,9 @@ class ImageClassifier(LightningModule):
         compile: whether ``torch.compile`` makes the network faster; it needs a C++ compiler, and a minute.
         optimizer: partial, see ``optimizer_and_scheduler``.
         scheduler: partial, see ``optimizer_and_scheduler``.
+
+    Raises:
+        MisconfigurationException: if ``mean`` or ``std`` is no list, or a standard deviation is not positive.
     """
 
     mean: Tensor
@@ -44,6 +47,11 @@ class ImageClassifier(LightningModule):
         optimizer: "partial[Optimizer]",
         scheduler: "partial[LRScheduler]",
     ) -> None:
+        for key, values in {"mean": mean, "std": std}.items():
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise MisconfigurationException(f"data.{key} is {values}; it must be a list: a number per channel.")
+        if not all(value > 0 for value in std):
+            raise MisconfigurationException(f"data.std is {list(std)}; each standard deviation must be greater than 0.")
         super().__init__()
         self.num_classes = num_classes
         # Convolutions are faster on most devices when the channels of a pixel lie side by side.
@@ -64,10 +72,20 @@ class ImageClassifier(LightningModule):
         """Tries the network on an image of the size that the data have, before anything is trained.
 
         Raises:
-            MisconfigurationException: if it does not take such images, or gives another number of logits.
+            MisconfigurationException: if it does not take such images, or gives another number of logits, or ``mean``
+                or ``std`` is for another number of channels.
         """
         image_shape = getattr(self.trainer.datamodule, "image_shape", None)
-        if not image_shape or stage != "fit":
+        if not image_shape:
+            return
+        for key, values in {"mean": self.mean, "std": self.std}.items():
+            if len(values) != image_shape[0]:
+                numbers = [round(value, 6) for value in values.flatten().tolist()]
+                raise MisconfigurationException(
+                    f"data.{key} is {numbers}: {len(numbers)} numbers, but images have {image_shape[0]} channels "
+                    f"(data.image_shape is {list(image_shape)})."
+                )
+        if stage != "fit":
             return
         name = getattr(self, "name", type(self.network).__name__)
         modes = [(module, module.training) for module in self.modules()]
