@@ -199,7 +199,9 @@ def test_a_drawing_anywhere_on_a_sheet(classifier, script, tmp_path):
         glyph = numpy.array([[pixel == "#" for pixel in row[number % 10]] for row in rows])
         scale = int(generator.integers(8, 60))
         height, width = (side * scale + int(generator.integers(2 * scale, 500)) for side in glyph.shape)
-        top, left = (int(generator.integers(length - side * scale)) for length, side in zip((height, width), (5, 3)))
+        top, left = (
+            int(generator.integers(length - side * scale)) for length, side in zip((height, width), (5, 3), strict=True)
+        )
         sheet = numpy.full((height, width), 230.0)
         ink = numpy.kron(glyph, numpy.ones((scale, scale)))
         sheet[top : top + 5 * scale, left : left + 3 * scale] -= 180 * ink
@@ -317,7 +319,7 @@ def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_
 @pytest.mark.parametrize("output", ["nowhere/out.csv", "folder.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output, capfd):
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(SystemExit, match="there is no folder|is a folder"):
+    with pytest.raises(SystemExit, match=r"there is no folder|is a folder"):
         script("predict.py", line, "4", "--output", output)
 
 
