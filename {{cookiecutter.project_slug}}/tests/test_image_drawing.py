@@ -5,9 +5,10 @@ import contextlib
 import numpy
 import pytest
 import torch
-from conftest import PACKAGE, draw_digits
 from hydra.utils import get_object
 from PIL import Image, ImageDraw
+
+from conftest import PACKAGE, draw_digits
 
 center_ink = get_object(f"{PACKAGE}.data.drawing.center_ink")
 SHAPE = (1, 28, 28)
