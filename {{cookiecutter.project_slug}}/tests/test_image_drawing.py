@@ -74,6 +74,7 @@ def test_sheets_of_extreme_sizes(size):
     sheet = torch.full((1, *size), 240, dtype=torch.uint8)
     sheet[0, size[0] // 2, size[1] // 2] = 0
     try:
-        assert center_ink(sheet, SHAPE, 20).shape == SHAPE
-    except ValueError as error:
-        assert str(error) == "there is nothing drawn on it"
+        image = center_ink(sheet, SHAPE, 20)
+    except ValueError:  # as nothing drawn
+        return
+    assert image.shape == SHAPE
