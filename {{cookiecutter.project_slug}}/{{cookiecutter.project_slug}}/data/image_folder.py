@@ -335,8 +335,8 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
         cut_off = " and ".join(shares)
         raise MisconfigurationException(
             f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
-            f"that are cut off for {cut_off}.\n"
-            f"Add images, or folders {cut_off}, or keep a run's splits: data.split_of=RUN"
+            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
+            "data.split_of=RUN"
         )
     rows = []
     for name, paths in classes.items():
