@@ -48,11 +48,9 @@ def train(config: DictConfig, *watchers: object) -> None:
     with processes.together(config, trainer, checkpoint):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(trainer.callback_metrics)
-        # No checkpoint was written, for example under fast_dev_run: test the weights of the last step.
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None  # None: test the last weights
         trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= trainer.callback_metrics
-
     if processes.is_first():
         results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
         log.info(runs.report(config.run_dir, results))
