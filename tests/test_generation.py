@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import keyword
 import re
 import subprocess
 import sys
@@ -35,6 +36,7 @@ FILES = """
     .pre-commit-config.yaml
     LICENSE
     README.md
+    compat.py
     configs/callbacks/default.yaml
     configs/callbacks/early_stopping.yaml
     configs/data/cifar10.yaml
@@ -359,14 +361,14 @@ def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_pa
             names.add(module)
     names = {name for name in names if name.isidentifier() and not name.startswith("_")}
     assert {"train", "conftest", "torch", "sympy", "configs"} <= names
-    taken = set(" ".join(ANSWERS["_taken_by_packages"] + ANSWERS["_taken_by_project"]).split())
+    taken = set(" ".join(QUESTIONS["_taken_by_packages"] + QUESTIONS["_taken_by_project"]).split())
     assert sorted({name.lower() for name in names} - taken) == []
 
 
 def test_the_default_slug_knows_the_modules_and_keywords_of_this_python():
     names = {name.lower() for name in sys.stdlib_module_names if not name.startswith("_")}
     names |= {name for name in keyword.kwlist if name.islower()}
-    assert sorted(names - set(" ".join(ANSWERS["_taken_by_python"]).split())) == []
+    assert sorted(names - set(" ".join(QUESTIONS["_taken_by_python"]).split())) == []
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
 
 def _is_dead(holder: dict[str, Any] | None) -> bool:
     """Whether the process was on this machine, and is no longer."""
-    if not holder or holder["host"] != platform.node() or sys.platform == "win32":
+    if holder is None or holder["host"] != platform.node():
+        return False
+    if sys.platform == "win32":  # where no signal asks without ending
         return False
     try:
         os.kill(holder["pid"], 0)
