@@ -2,8 +2,7 @@
 # machine (PyTorch with CUDA is some 5 GB on Linux) and links it into each environment.
 
 PYTHON ?= python3
-# Hydra 1.3 does not start on Python 3.14; uv finds another Python where that is the only one.
-VERSIONS := >=3.11,<3.14
+VERSIONS := >=3.11
 UV := .tools/bin/uv
 COOKIECUTTER := .tools/bin/uvx cookiecutter
 RUN := $(UV) run --no-project --python .venv

@@ -11,34 +11,15 @@ import unicodedata
 from email.errors import MessageError
 from email.headerregistry import Address
 
-# The modules of what a project needs, by default and with its extras, and of what people add; a package of such a name
-# would be imported in their stead.
-IMPORTED = """
-    absl aiohappyeyeballs aiohttp aiosignal alembic antlr4 attr attrs cfgv cloudpickle colorama coloredlogs colorlog
-    commonmark contourpy cuda cycler dateutil distlib execnet filelock flatbuffers fontTools frozenlist fsspec
-    functorch google greenlet grpc humanfriendly hydra hydra_plugins identify idna iniconfig isympy jinja2 joblib
-    kiwisolver lightning lightning_fabric lightning_utilities mako markdown markdown_it markupsafe matplotlib mdurl
-    ml_dtypes mlflow mpl_toolkits mpmath multidict networkx nodeenv numpy nvidia omegaconf onnx onnx_ir onnxruntime
-    onnxscript optuna packaging pandas PIL pip pkg_resources platformdirs pluggy pre_commit pretty_errors propcache
-    py pydevd_plugins pygments pylab pyparsing pyreadline3 pyrefly pytest python_discovery pytorch_lightning rich
-    ruff scipy setuptools sqlalchemy sympy tensorboard tensorboard_data_server torch torchgen torchmetrics
-    torchvision tqdm triton typing_extensions tzdata virtualenv wandb werkzeug xdist yaml yarl
-"""
-# The files and folders at the root of a project, those that come later, and the modules of its tests.
-TAKEN = """
-    benchmarks build configs conftest data dist docs errors evaluate export help_page license outputs predict
-    processes pyproject readme resume runs scripts sweep test_configs test_data test_export test_image_classifier
-    test_image_folder test_linear_regression test_matrix test_mistakes test_processes test_readme test_resume
-    test_sweep test_tensorboard test_torchvision test_train test_trust test_tutorials test_verbs tests train trust
-    tutorials
-"""
-# Windows cannot have files of these names.
-RESERVED = ["aux", "con", "nul", "prn"] + [f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)]
 # They make a text look like another one (https://trojansource.codes), or begin a file.
 REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 
 # JSON has no ' here, for Jinja writes it as an escape.
 answers = json.loads(r"""{{ cookiecutter | tojson }}""")
+# The names that the default slug avoids too, which no hook could tell it: cookiecutter.json has them.
+by_python, by_packages, by_project, by_windows = (
+    " ".join(answers[f"_taken_by_{what}"]).split() for what in ("python", "packages", "project", "windows")
+)
 
 
 def refuse(name: str, reason: str) -> None:
@@ -70,6 +51,8 @@ slug = answers["project_slug"]
 suggestion = re.sub(r"\W+", "_", slug, flags=re.ASCII).strip("_").lower() or "my_project"
 if suggestion[0].isdigit():
     suggestion = f"project_{suggestion}"
+if keyword.iskeyword(suggestion) or suggestion in (*by_python, *by_packages, *by_project, *by_windows):
+    suggestion = f"{suggestion}_project"
 lowered = slug.lower()  # macOS and Windows do not tell upper from lower case
 
 reason = None
@@ -77,11 +60,11 @@ if not re.fullmatch(r"[a-zA-Z]([a-zA-Z0-9_]*[a-zA-Z0-9])?", slug):
     reason = "a Python package needs a name of letters a to z, digits and _, with a letter first and no _ at the ends"
 elif keyword.iskeyword(slug) or keyword.iskeyword(lowered):
     reason = "it is a keyword of Python"
-elif lowered in {name.lower() for name in sys.stdlib_module_names}:
+elif lowered in by_python or lowered in {name.lower() for name in sys.stdlib_module_names}:
     reason = "Python's standard library has a module of that name, which the package would hide"
-elif lowered in (IMPORTED + TAKEN).lower().split():
+elif lowered in (*by_packages, *by_project):
     reason = "the project already has or imports something of that name"
-elif lowered in RESERVED:
+elif lowered in by_windows:
     reason = "Windows keeps that name for a device"
 
 if reason:

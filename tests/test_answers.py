@@ -96,8 +96,6 @@ REFUSED = [
     ({"author": ""}, "must not be empty"),
     ({"author": "  "}, "must not be empty"),
     ({"project_name": "", "project_slug": "net"}, "must not be empty"),
-    ({"project_name": "!!!"}, None),
-    ({"project_name": "x " * 40}, None),
     ({"project_slug": "x" * 61}, None),
     ({"email": "nobody"}, "no address"),
     ({"email": "a b@example.org"}, "no address"),
@@ -211,7 +209,7 @@ def test_what_is_typed_makes_a_project(tmp_path, answers):
     licence = {"": "MIT", "3": "Apache-2.0"}[answers.get("license", "")]
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata["license"] == licence
-    assert metadata["requires-python"] == {"": ">=3.11,<3.14", "3": ">=3.13,<3.14"}[answers.get("minimum_python", "")]
+    assert metadata["requires-python"] == {"": ">=3.11", "3": ">=3.13"}[answers.get("minimum_python", "")]
     assert (project / "tutorials").exists() == ("tutorials" not in answers)
     check(project, answers)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import keyword
 import re
 import subprocess
 import sys
@@ -80,6 +81,7 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     docs/hparams.png
+    compat.py
     errors.py
     evaluate.py
     export.py
@@ -239,7 +241,7 @@ def test_every_file_parses_and_says_what_was_answered(bake, answers, licence):
     assert metadata["authors"][0]["name"] == author
     assert metadata["authors"][0].get("email", "") == answers.get("email", "")
     assert metadata["description"] == " ".join(answers.get("description", QUESTIONS["description"]).split())
-    assert metadata["requires-python"] == ">=3.11,<3.14"
+    assert metadata["requires-python"] == ">=3.11"
     assert metadata["license"] == ("LicenseRef-Proprietary" if licence == "Proprietary" else licence)
 
     text = (project / "LICENSE").read_text(encoding="utf-8")
@@ -354,9 +356,37 @@ def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_pa
             names.add(module)
     names = {name for name in names if name.isidentifier() and not name.startswith("_")}
     assert {"train", "conftest", "torch", "sympy", "configs"} <= names
-    hook = (TEMPLATE / "hooks/pre_gen_project.py").read_text(encoding="utf-8")
-    taken = set(" ".join(re.findall(r'(?:IMPORTED|TAKEN) = """(.*?)"""', hook, re.DOTALL)).lower().split())
+    taken = set(" ".join(QUESTIONS["_taken_by_packages"] + QUESTIONS["_taken_by_project"]).split())
     assert sorted({name.lower() for name in names} - taken) == []
+
+
+def test_the_default_slug_knows_the_modules_and_keywords_of_this_python():
+    names = {name.lower() for name in sys.stdlib_module_names if not name.startswith("_")}
+    names |= {name for name in keyword.kwlist if name.islower()}
+    assert sorted(names - set(" ".join(QUESTIONS["_taken_by_python"]).split())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("3D Vision", "project_3d_vision"),
+        ("class", "class_project"),
+        ("torch", "torch_project"),
+        ("Train", "train_project"),
+        ("JSON", "json_project"),
+        ("PIL", "pil_project"),
+        ("Con", "con_project"),
+        ("compat", "compat_project"),
+        ("Test data", "test_data_project"),
+        ("word " * 14, "word_word_word_word_word_word_word_word_word_word"),
+        ("x" * 70, "x" * 50),
+        ("日本", "ri_ben"),
+        ("…", "my_project"),
+        ("!!!", "my_project"),
+    ],
+)
+def test_the_default_slug_works_whatever_the_name(bake, name, slug):
+    assert bake(project_name=name).name == slug
 
 
 @pytest.mark.parametrize("slug", ["", ".", "..", "a/b", "../up", "a\\b"])
