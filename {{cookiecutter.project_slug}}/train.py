@@ -51,7 +51,6 @@ def train(config: DictConfig, *watchers: object) -> None:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= trainer.callback_metrics
-
     if processes.is_first():
         results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
         log.info(runs.report(config.run_dir, results))
