@@ -126,6 +126,7 @@ FILES = """
     scripts/train.slurm
     sweep.py
     tests/conftest.py
+    tests/test_compat.py
     tests/test_configs.py
     tests/test_data.py
     tests/test_export.py

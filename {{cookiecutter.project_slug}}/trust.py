@@ -4,7 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import hydra
@@ -262,10 +262,10 @@ def refuse_checkpoint_paths(checkpoint: str) -> None:
         if not isinstance(state, dict) or "dirpath" not in state:
             continue
         best = state.get("best_k_models") or {}
-        for path in filter(None, [*(state.get(name) for name in CHECKPOINT_PATHS), *best]):
+        for path in map(str, filter(None, [*(state.get(name) for name in CHECKPOINT_PATHS), *best])):
             # Windows' paths may have either slash, so that this reads what any system wrote.
-            parts = re.split(r"[\\/]", str(path))
-            if not str(path).startswith(str(state["dirpath"])) or ".." in parts or "://" in str(path):
+            pure = PureWindowsPath(path)
+            if not pure.is_relative_to(str(state["dirpath"])) or ".." in pure.parts or "://" in path:
                 raise Mistake(f"{checkpoint} refers to {path}, outside of its folder {state['dirpath']}: refused.")
 
 

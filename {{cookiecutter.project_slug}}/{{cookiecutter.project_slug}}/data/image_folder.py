@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -350,9 +351,16 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
 
 
 def read_splits(path: Path) -> list[tuple[str, str, str]]:
-    """Split, class and path of each picture, from a file of ``write_splits``."""
+    """Split, class and path of each picture, from a file of ``write_splits``.
+
+    Raises:
+        MisconfigurationException: if a name has control characters, on which a terminal would act.
+    """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         _, *rows = csv.reader(file)
+    for name in (name for row in rows for name in row):
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise MisconfigurationException(f"{path} has control characters in {name!a}. Rename that file.")
     return [(split, name, picture) for split, name, picture in rows]
 
 
