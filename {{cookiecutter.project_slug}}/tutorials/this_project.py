@@ -1,5 +1,6 @@
 """The project that the chapters lie in: its root, a folder for what they write, its commands."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OUTPUTS = ROOT / "outputs/tutorials"
 OUTPUTS.mkdir(parents=True, exist_ok=True)
+
+# As the project's own scripts do, so that Hydra 1.4 does not warn of each target.
+sys.path.append(str(ROOT))
+importlib.import_module("compat")
 
 
 def run(*command: object) -> str:
