@@ -333,7 +333,7 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
     too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
     if too_few:
         needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
-        cut_off = " and ".join(shares)
+        cut_off = " and ".join(sorted(shares, reverse=True))
         raise MisconfigurationException(
             f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
             f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
