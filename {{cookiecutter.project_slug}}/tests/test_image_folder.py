@@ -328,7 +328,7 @@ def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, scrip
     (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
     (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
     script("resume.py", parts, "trainer.max_epochs=3")
-    (often,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3", "+trainer.val_check_interval=2")
+    (often,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3", "trainer.val_check_interval=2")
     for other in (two, parts, often):
         assert all(weights(none)[name].equal(weights(other)[name]) for name in weights(none))
     assert metrics(none) == metrics(two) == metrics(parts)

@@ -202,7 +202,7 @@ EARLY = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9", 
 ENDS = {
     "early_stopping": [*EARLY, "callbacks.last_checkpoint.times=null", "trainer.max_epochs=30"],
     "early_stopping_of_rare_validations": EARLY,
-    "early_stopping_after_min_epochs": [*EARLY, "+trainer.min_epochs=80"],
+    "early_stopping_after_min_epochs": [*EARLY, "trainer.min_epochs=80"],
     "max_time": ["trainer.max_time=00:00:00:01", "trainer.max_epochs=-1"],
     "max_time_within_an_epoch": ["trainer.max_time=00:00:00:01", "data.batch_size=1", "trainer.max_epochs=5000"],
     "max_steps": ["++trainer.max_steps=25", "trainer.max_epochs=30"],

@@ -64,7 +64,7 @@ def test_the_curves_of_every_run(train, mnist):
     [("trainer.max_epochs=40", range(7, 40, 8)), ("trainer.max_epochs=3", [0, 1, 2]), ("max_steps", [0, 1, 3, 7])],
 )
 def test_pictures_of_a_regression(train, limit, steps):
-    limits = ["trainer.max_epochs=-1", "+trainer.max_steps=9"] if limit == "max_steps" else [limit]
+    limits = ["trainer.max_epochs=-1", "trainer.max_steps=9"] if limit == "max_steps" else [limit]
     (run,) = train(*limits)
     read = events(run)
     for tag in ("train/fitted_line", "train/loss_surface"):
@@ -88,7 +88,7 @@ def test_pictures_of_a_classifier(train, mnist):
 
 
 def test_pictures_are_drawn_once_in_an_epoch_however_often_it_is_validated(train, mnist):
-    (run,) = train(*mnist, "+trainer.val_check_interval=2")
+    (run,) = train(*mnist, "trainer.val_check_interval=2")
     assert len(events(run).Scalars("val/loss")) == 15
     assert len(events(run).Images("val/confusion_matrix")) == 3
 

@@ -309,7 +309,7 @@ def test_a_multirun_records_what_was_not_finite(train, capfd):
         (["callbacks.best_checkpoint.monitor=val/losss"], "callbacks.best_checkpoint.monitor"),
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/losss"], "callbacks.early_stopping"),
         (["scheduler=plateau", "scheduler.monitor=val/losss"], "scheduler.monitor"),
-        (["callbacks.best_checkpoint.monitor=val/losss", "+trainer.num_sanity_val_steps=0"], "best_checkpoint"),
+        (["callbacks.best_checkpoint.monitor=val/losss", "trainer.num_sanity_val_steps=0"], "best_checkpoint"),
         (["callbacks.best_checkpoint.monitor=train/losss"], "callbacks.best_checkpoint.monitor"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
