@@ -32,7 +32,7 @@ class KnownMonitors(Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
-        self.has_validated = False
+        self.knows_validation = self.has_validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The names of the validation.
@@ -40,9 +40,11 @@ class KnownMonitors(Callback):
         Raises:
             MisconfigurationException: if a monitor begins with ``val`` and is not among them.
         """
-        if not self.has_validated:
+        if not self.knows_validation:
             self._check(trainer, is_validation=True)
-        self.has_validated = True
+        self.knows_validation = True
+        # Lightning forgets what the sanity check has measured.
+        self.has_validated |= not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All names, except those that the model itself logs in ``on_train_epoch_end``, which comes later.
