@@ -33,7 +33,7 @@ def test_its_own_tests_pass(bake, tmp_path):
     """With answers, and in a folder, that are hard to live with; the next test takes the defaults."""
     (tmp_path / "Ordner für 山田").mkdir()
     project = bake(tmp_path / "Ordner für 山田", **AWKWARD)
-    printed = run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-rs", cwd=project)
+    printed = run("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rs", cwd=project)
     assert " passed" in printed
     assert "there is no" not in printed, "a test was skipped because a choice seems to be deleted"
 
