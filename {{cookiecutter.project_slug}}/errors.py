@@ -142,6 +142,10 @@ def explanation(error: BaseException) -> str | None:
         if type(misuse).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(misuse).strip().partition("\n")[0]
             return f"The model could not be compiled: {reason}\nmodel.compile=false goes on without."
+    if "Error(s) in loading state_dict for" in str(error):
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        return f"The checkpoint does not fit the model: {reasons[0]}{more}\nTake the model and the data that it is of."
     if "parameters that were not used in producing the loss" in str(error):
         return (
             "A part of the network was not used in a step, and the other processes waited for its gradient. "

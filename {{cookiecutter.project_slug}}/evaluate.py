@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args()
 
-    run, overrides = runs.find_with_overrides(arguments.words)
+    run, overrides = runs.find_with_overrides(arguments.words, runs.has_checkpoint)
     _, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, overrides)
     if arguments.split == "test":
         (metrics,) = trainer.test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)

@@ -37,7 +37,7 @@ def main() -> None:
 
     import torch
 
-    run, overrides = runs.find_with_overrides(arguments.words)
+    run, overrides = runs.find_with_overrides(arguments.words, runs.has_checkpoint)
     _, data, model, _, checkpoint = runs.load(run, arguments.checkpoint, overrides)
     model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     model.eval()
@@ -56,6 +56,7 @@ def main() -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+    print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt")
     print(f"{runs.shown(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
     print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")
 

@@ -36,13 +36,15 @@ def main() -> None:
         "--invert", action="store_true", help="images: dark on bright, where training had bright on dark"
     )
     # For argparse -1e-3 is an option, and what begins with a blank is none.
-    given = [f" {word}" if is_negative(word) else word for word in sys.argv[1:]]
+    given = [f" {word}" if word.startswith("-") and is_number(word) else word for word in sys.argv[1:]]
     arguments = parser.parse_intermixed_args(given)
-    words = [word[1:] if is_negative(word[1:]) else word for word in arguments.words]
+    words = [word.removeprefix(" ") for word in arguments.words]
     if arguments.output:
         refuse_output(arguments.output)
 
-    run, words = runs.find(words)
+    runs.refuse_mistyped(words[0], is_input=is_number(words[0]) or any(letter in words[0] for letter in "*?["))
+    run, words = runs.find(words, runs.has_checkpoint)
+    print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
     if not words:
         raise Mistake(f"What shall {runs.shown(run)} predict? Name numbers, picture files or folders.")
     config, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, [])
@@ -74,11 +76,12 @@ def main() -> None:
         sys.exit("\n".join(unreadable))
 
 
-def is_negative(word: str) -> bool:
-    """Whether a word of the command line is a number with a minus, as float reads it."""
-    with contextlib.suppress(ValueError):
-        return word.startswith("-") and not math.isnan(float(word))
-    return False
+def is_number(word: str) -> bool:
+    """Whether float reads a word of the command line."""
+    try:
+        return not math.isnan(float(word))
+    except ValueError:
+        return False
 
 
 # Reading

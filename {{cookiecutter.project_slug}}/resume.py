@@ -19,13 +19,12 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     arguments = parser.parse_args()
 
-    run, overrides = runs.find_with_overrides(arguments.words)
+    run, overrides = runs.find_with_overrides(arguments.words, runs.can_go_on)
     config = runs.read_config(run, overrides)
     config.ckpt_path = "last"
-    with instantiate_only_targets_of(config), runs.locked(run):
+    with instantiate_only_targets_of(config), runs.opened(config, overrides):
         runs.log_to(run)
-        with runs.keep_changes(run, config, overrides):
-            train(config)
+        train(config)
 
 
 if __name__ == "__main__":

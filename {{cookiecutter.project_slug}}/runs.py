@@ -16,6 +16,7 @@ outputs/EXPERIMENT/DATE_TIME/
 """
 
 import contextlib
+import difflib
 import functools
 import importlib.metadata
 import json
@@ -25,10 +26,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +38,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import processes
 from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
@@ -57,7 +61,8 @@ from trust import (
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-    from lightning import Trainer
+    from lightning import LightningModule, Trainer
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +93,104 @@ def run_name(choices: DictConfig, overrides: ListConfig) -> str:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
 
 
+class InUse(Mistake):
+    """A run folder holds another run, or is being trained by another process: nothing in it was changed."""
+
+
 def is_finished(config: DictConfig) -> bool:
     """Whether the run that ``config`` would go on with has ended, and was started with the same overrides."""
     results = _read_json(Path(config.run_dir, "results.json"))
     return config.ckpt_path == "last" and bool(results) and results["overrides"] == read_overrides(Path(config.run_dir))
+
+
+@contextlib.contextmanager
+def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = False) -> Iterator[None]:
+    """Keeps a run folder for this process, and writes into it what the run is.
+
+    What is refused changes nothing: Hydra writes nothing into the folder (``hydra.output_subdir`` is null, and its log
+    file waits for a first line), this does, once it is known that the folder may be used. A changed config is taken
+    back if no epoch was trained with it, and what is new in the folder is removed if training never began.
+
+    Args:
+        config: of the run.
+        changes: overrides with which resume.py goes on.
+        is_kept: whether a new run stays in any case. A job of a multirun does, which leaves its error in its folder.
+
+    Raises:
+        InUse: if the folder holds another run, or another process trains in it.
+        Mistake: if a link leads out of the folder, or the config contradicts the checkpoint that the run starts from.
+    """
+    run = Path(config.run_dir).resolve()
+    is_kept |= HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    run.mkdir(parents=True, exist_ok=True)
+    refuse_links(run)
+    found = {*run.iterdir(), run / ".lock", run / ".lock.json"}
+    try:
+        with locked(run):
+            overrides = _typed() or with_changes(run, changes)
+            refuse_another(config, overrides, run)
+            before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
+            started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")
+            if HydraConfig.initialized() or changes:
+                _write_config(run, config, overrides)
+            try:
+                yield
+            finally:
+                if _times(run, "checkpoints/last.ckpt", "results.json") == trained:
+                    for path, text in before.items():
+                        write_text(path, text)
+                if _times(run, "environment.json") == started and (before or not is_kept):
+                    _remove(set(run.iterdir()) - found)
+    finally:
+        if not {*run.iterdir()} - {run / ".lock"} and run != Path.cwd():
+            with contextlib.suppress(OSError):  # another process has just begun to train in it
+                (run / ".lock").unlink(missing_ok=True)
+                run.rmdir()
+
+
+def _times(run: Path, *names: str) -> list[int | None]:
+    """When files of a run were written; None for one that is not there."""
+    return [(run / name).stat().st_mtime_ns if (run / name).exists() else None for name in names]
+
+
+def _write_config(run: Path, config: DictConfig, overrides: Sequence[str]) -> None:
+    """What Hydra would write."""
+    (run / ".hydra").mkdir(exist_ok=True)
+    write_text(run / ".hydra/config.yaml", OmegaConf.to_yaml(config))
+    write_text(run / ".hydra/overrides.yaml", yaml.safe_dump(list(overrides)))
+    if HydraConfig.initialized():
+        write_text(run / ".hydra/hydra.yaml", OmegaConf.to_yaml(HydraConfig.instance().cfg))
+    (run / "train.log").touch()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # Windows removes no open file
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def refuse_another(config: DictConfig, overrides: Sequence[str], run: Path) -> None:
+    """Makes sure that a run does not overwrite another one, and goes on with none but itself.
+
+    Raises:
+        InUse: if the folder holds a run, and ``config`` does not go on with it or contradicts it.
+    """
+    saved = _read_saved(run)
+    is_trial = bool((saved.get("trainer") or {}).get("fast_dev_run"))
+    if not any((run / "checkpoints").glob("*.ckpt")) and (is_trial or not (run / "results.json").exists()):
+        return
+    if config.ckpt_path != "last":
+        key = "sweep" if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN else "run"
+        raise InUse(
+            f"{shown(run)} holds a run, which was not changed. Choose another hydra.{key}.dir, or go on with that run "
+            "by ckpt_path=last."
+        )
+    try:
+        refuse_without_effect(saved, config, overrides, shown(run), "Start another run for it.")
+    except Mistake as error:
+        raise InUse(str(error)) from None
 
 
 @functools.cache
@@ -107,7 +206,7 @@ def locked(run_dir: str | Path) -> Iterator[None]:
     """Keeps other processes from training in a run folder. The system takes the lock from a process that dies.
 
     Raises:
-        Mistake: if another process trains in it; it says which one.
+        InUse: if another process trains in it; it says which one.
     """
     if not processes.is_first():
         yield
@@ -127,7 +226,7 @@ def locked(run_dir: str | Path) -> Iterator[None]:
     except Timeout:
         by = _read_holder(holder)
         who = f"process {by['pid']} on {by['host']}, since {by['since']}" if by else "another process"
-        raise Mistake(f"{shown(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
+        raise InUse(f"{shown(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
     except (OSError, NotImplementedError) as error:
         is_held = False
         _warn_once(f"{folder} cannot be locked ({error}): do not train in it twice at once.")
@@ -168,42 +267,23 @@ def _warn_once(message: str) -> None:
     log.warning(message)
 
 
-class RunLock(Callback):
-    """Takes the lock of a run before Hydra writes into its folder. Hydra calls it."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.stack = contextlib.ExitStack()
-        try:
-            self.stack.enter_context(locked(config.hydra.run.dir))
-        except Mistake as error:
-            sys.exit(str(error))  # Hydra would make a warning of it
-
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.RUN:
-            self.stack.close()
-
-
 def claim(config: DictConfig) -> str | None:
-    """Makes sure that a new run does not overwrite another; returns the checkpoint to start from, if any.
+    """Returns the checkpoint that a run starts from, if any.
 
     ``ckpt_path=last`` goes on in the run's own folder: from ``last.ckpt`` if it is there and whole, otherwise from
-    ``best.ckpt``, otherwise from the beginning.
+    ``best.ckpt``, otherwise from the beginning. Any other value is a file of another run, from which a new one goes on.
 
     Raises:
-        Mistake: if the folder holds checkpoints and the run does not go on from them, or all of them are damaged, or
-            one refers to files elsewhere.
+        Mistake: if there is no such file, no checkpoint of the folder is whole, one refers to files elsewhere, or the
+            run cannot go on from it.
     """
-    folder = Path(config.run_dir, "checkpoints")
-    if config.ckpt_path not in (None, "last"):
-        return str(config.ckpt_path)
-    there = [path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.exists()]
     if config.ckpt_path is None:
-        if there:
-            raise Mistake(
-                f"{config.run_dir} holds the checkpoints of a run: choose another hydra.run.dir, "
-                "or go on with that run by ckpt_path=last."
-            )
         return None
+    if config.ckpt_path != "last":
+        refuse_start(config)
+        return str(config.ckpt_path)
+    folder = Path(config.run_dir, "checkpoints")
+    there = [path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.exists()]
     for path in there:
         if is_whole(path):
             refuse_checkpoint_paths(str(path))
@@ -214,6 +294,114 @@ def claim(config: DictConfig) -> str | None:
             f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning."
         )
     return None
+
+
+def refuse_start(config: DictConfig) -> None:
+    """Makes sure that a new run can go on from the checkpoint of another one.
+
+    Raises:
+        Mistake: if there is no such checkpoint, it leaves nothing to train, or the config contradicts it.
+    """
+    import torch
+
+    path = existing_checkpoint("ckpt_path", config.ckpt_path)
+    weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
+        limit, trained = config.trainer[key], saved[done] + count
+        if isinstance(limit, int) and 0 <= limit <= trained:
+            raise Mistake(
+                f"trainer.{key} is {limit}, but {path} comes after {trained} {key[4:]}, which leaves none to train. "
+                f"Take more, as in trainer.{key}={2 * trained}, or {weights}."
+            )
+    refuse_without_effect(
+        _read_saved(path.resolve().parent.parent), config, _typed(), path, f"Leave that out, or {weights}."
+    )
+
+
+def existing_checkpoint(key: str, value: str) -> Path:
+    """The path of a whole checkpoint.
+
+    Raises:
+        Mistake: if there is none at ``value``.
+    """
+    path = Path(value)
+    if not path.is_file():
+        raise Mistake(f"{key} is {value}: there is no such file. Name a checkpoint, such as RUN/checkpoints/best.ckpt.")
+    if not is_whole(path):
+        raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")
+    return path
+
+
+def refuse_without_effect(
+    saved: dict[str, Any], config: DictConfig, overrides: Sequence[str], source: str | Path, remedy: str
+) -> None:
+    """Refuses a config in which model, optimizer or scheduler are not those that a checkpoint brings with it.
+
+    Args:
+        saved: the config of the run that the checkpoint is from, as dicts, lists and values; empty if it is not known.
+        config: of what goes on from the checkpoint.
+        overrides: that the user typed.
+        source: what the message calls the checkpoint.
+        remedy: the end of the message.
+
+    Raises:
+        Mistake: if a difference would have no effect, or would not fit.
+    """
+    now: Any = OmegaConf.to_container(config)
+    for key, value in (saved.get("data") or {}).items():
+        if now["data"].get(key, "") is None:
+            now["data"][key] = value  # what only the data know
+    try:
+        refuse_resolvers(saved.get("model"), set())
+        before, after = (OmegaConf.to_container(OmegaConf.create(c).model, resolve=True) for c in (saved, now))
+        refuse_untrusted_targets(before)
+    except (Mistake, OmegaConfBaseException):
+        return  # an untrusted or an old run, which cannot be compared
+    typed = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
+    found = [
+        (key, old, new)
+        for key, old, new in _differences(before, after, "model")
+        if key != "model.compile" and (old is not None or key in typed or key.removeprefix("model.") in typed)
+    ]
+    for key, old, new in found:
+        if key.startswith(("model.optimizer.", "model.scheduler.")):
+            key = key.removeprefix("model.")
+            part = "an optimizer" if key.startswith("optimizer") else "a scheduler"
+            raise Mistake(
+                f"{key.removesuffix('._target_')} is {new}, but {source} holds the state of {part} with {old}, so that "
+                f"it would have no effect. {remedy}"
+            )
+    if found:
+        # Dropout, for example, may change.
+        of_before, of_after = (_initial_weights(model) for model in (before, after))
+        key, old, new = found[0]
+        what = f"{key.removesuffix('._target_')} is {new}, but {source} has the weights of a model with {old}"
+        if [(name, w.shape) for name, w in of_before.items()] != [(name, w.shape) for name, w in of_after.items()]:
+            raise Mistake(f"{what}, which do not fit. Start another run for it.")
+        if not all(value.equal(of_after[name]) for name, value in of_before.items()):
+            raise Mistake(f"{what}, so that it would have no effect. {remedy}")
+
+
+def _initial_weights(model: Any) -> "dict[str, Tensor]":
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return hydra.utils.instantiate(OmegaConf.create(model), _convert_="all").state_dict()
+
+
+def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value before and value after, of what differs; None for what is not there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before | after:
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}")
+    elif before != after:
+        yield key, before, after
+
+
+def _typed() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def complete(config: DictConfig, data: Any) -> None:
@@ -235,6 +423,29 @@ def complete(config: DictConfig, data: Any) -> None:
         write_text(path, completed)
 
 
+def with_weights(config: DictConfig, model: "LightningModule") -> "LightningModule":
+    """Returns a model with the weights of ``config.weights``, a checkpoint; without one as it is.
+
+    Raises:
+        Mistake: if there is no such checkpoint, or its weights do not fit the model.
+    """
+    if config.weights is None or (config.ckpt_path == "last" and has_checkpoint(Path(config.run_dir))):
+        return model
+    import torch
+
+    if config.ckpt_path not in (None, "last"):
+        raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
+    if config.model.get("weights"):
+        raise Mistake(
+            f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out the "
+            "former, or take model.weights=null."
+        )
+    path = existing_checkpoint("weights", config.weights)
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict(state)
+    return model
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Whether all of a file that torch.save wrote is there, by the checksums of the zip archive that it is."""
     try:
@@ -245,13 +456,26 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def record_environment(run_dir: str, trainer: "Trainer") -> None:
-    """Adds to environment.json what this start of the run depends on."""
-    if not processes.is_first():
-        return
+    """Adds to environment.json, when the training or the test begins, what this start of the run depends on."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    is_recorded = False
+
+    def record(trainer: "Trainer", model: "LightningModule") -> None:
+        nonlocal is_recorded
+        if not is_recorded and trainer.is_global_zero:
+            path = Path(run_dir, "environment.json")
+            write_json(path, [*(_read_json(path) or []), _environment(trainer)])
+        is_recorded = True
+
+    trainer.callbacks.append(LambdaCallback(on_train_start=record, on_test_start=record))
+
+
+def _environment(trainer: "Trainer") -> dict[str, Any]:
     import torch
 
     device = trainer.strategy.root_device
-    start = {
+    return {
         "command": shlex.join(["python", *sys.argv]),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git": _git(),
@@ -263,8 +487,6 @@ def record_environment(run_dir: str, trainer: "Trainer") -> None:
         "platform": platform.platform(),
         "host": platform.node(),
     }
-    path = Path(run_dir, "environment.json")
-    write_json(path, [*(_read_json(path) or []), start])
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -298,9 +520,15 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
         metrics: numbers or tensors of one element, by name.
         seconds: wall time since the run was started or resumed.
     """
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    checkpoint: Any = trainer.checkpoint_callback
+    best = getattr(checkpoint, "best_model_path", "")
+    score = getattr(checkpoint, "best_model_score", None)
     results = {
         "metrics": {name: float(value) for name, value in sorted(metrics.items())},
+        # What best.ckpt was chosen by, and is the best of.
+        "monitored": None
+        if score is None
+        else {"metric": checkpoint.monitor, "mode": checkpoint.mode, "value": float(score)},
         # Relative to the run folder, which may be moved.
         "best_checkpoint": Path(os.path.relpath(best, run_dir)).as_posix() if best else None,
         "epochs": trainer.current_epoch,
@@ -369,27 +597,58 @@ def _read_json(path: Path) -> Any:
 # Finding and reading a run
 
 
-def find(words: Sequence[str]) -> tuple[Path, list[str]]:
+def find(words: Sequence[str], is_usable: Callable[[Path], bool]) -> tuple[Path, list[str]]:
     """The run folder that ``words`` begin with, or the latest one; and the rest of the words.
 
-    The latest run is the one beneath ``outputs`` that was started or resumed last.
+    The latest run is the one beneath ``outputs`` that was started or resumed last, of those that can be used.
+
+    Args:
+        words: of the command line.
+        is_usable: whether a run can be used for what is asked: ``has_checkpoint`` or ``can_go_on``.
 
     Raises:
         Mistake: if there is no such run, or something in it leads out of it.
     """
-    if words and Path(words[0], ".hydra/config.yaml").exists():
+    if words and is_run(Path(words[0])):
         return _checked(Path(words[0])), list(words[1:])
-    logs = []
-    for folder, folders, files in os.walk("outputs"):
-        if ".hydra" in folders and "train.log" in files:
-            logs.append(Path(folder, "train.log"))
+    rest = list(words[1:] if words and words[0] == "latest" else words)
+    runs = latest_first()
+    if not runs:
+        raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
+    for run in runs:
+        if is_usable(run):
+            return _checked(run), rest
+    raise Mistake(
+        f"No run in {Path('outputs').resolve()} has a checkpoint; the latest is {runs[0]}. Make one: python train.py"
+    )
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / ".hydra/config.yaml").exists()
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The run folders beneath a folder."""
+    for path, folders, _ in os.walk(folder):
+        if ".hydra" in folders and is_run(Path(path)):
+            yield Path(path)
             # No run is in them, and of thousands of runs they are most of what there is to walk through.
             folders[:] = [name for name in folders if name not in (".hydra", "checkpoints", "figures")]
-    rest = list(words[1:] if words and words[0] == "latest" else words)
-    for log_file in sorted(logs, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if (log_file.parent / ".hydra/config.yaml").exists():
-            return _checked(log_file.parent), rest
-    raise Mistake(f"There is no run in {Path('outputs').resolve()}. Make one: python train.py")
+
+
+def latest_first() -> list[Path]:
+    """The runs beneath ``outputs``, by when they were started or resumed."""
+    logs = [run / "train.log" for run in find_runs(Path("outputs")) if (run / "train.log").exists()]
+    return [path.parent for path in sorted(logs, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+
+
+def has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob("*.ckpt"))
+
+
+def can_go_on(run: Path) -> bool:
+    """Whether there is something to resume: not in a run that ended without a checkpoint, such as a fast_dev_run."""
+    return has_checkpoint(run) or not (run / "results.json").exists()
 
 
 def _checked(folder: Path) -> Path:
@@ -398,19 +657,56 @@ def _checked(folder: Path) -> Path:
     return folder.resolve()
 
 
-def find_with_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
+def find_with_overrides(words: Sequence[str], is_usable: Callable[[Path], bool]) -> tuple[Path, list[str]]:
     """As ``find``, where nothing but overrides may follow.
 
     Raises:
         Mistake: if a word is neither a run folder in the first place nor ``key=value``.
     """
-    run, overrides = find(words)
+    for word in words:
+        if "=" not in word and not word.startswith("~") and word != "latest" and not is_run(Path(word)):
+            raise Mistake(_no_run(word))
+    run, overrides = find(words, is_usable)
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise Mistake(
-                f"{word} is no run folder: there is no {Path(word, '.hydra/config.yaml')}.\nLatest: {shown(run)}"
-            )
+            raise Mistake(f"{word} is a second run, after {shown(run)}. Name one.")
     return run, overrides
+
+
+def refuse_mistyped(word: str, is_input: bool) -> None:
+    """Refuses what stands where a run may stand, and is neither a run nor an input.
+
+    Args:
+        word: the first one of a command line that may begin with a run and goes on with inputs.
+        is_input: whether it is an input for sure, such as a number.
+
+    Raises:
+        Mistake: if it is a folder of runs, or nothing that there is; it names the nearest run.
+    """
+    path = Path(word)
+    if word == "latest" or is_run(path) or is_input or path.is_file():
+        return
+    if path.is_dir():
+        has_runs = (path / "checkpoints").is_dir() or any(is_run(f) for p in ("*", "*/*") for f in path.glob(p))
+        is_mistyped = has_runs
+    else:
+        has_runs = path.parent != Path() and any(map(is_run, path.parent.glob("*")))
+        # A run is seldom called x.jpg.
+        is_mistyped = has_runs or not re.search(r"\.[A-Za-z]\w*$", path.name)
+    if is_mistyped:
+        raise Mistake(_no_run(word))
+
+
+def _no_run(word: str) -> str:
+    """That a folder is no run, and which one may be meant."""
+    path, latest = Path(word), latest_first()
+    beside = [run for folder in (path, path.parent) for run in folder.glob("*") if is_run(run)]
+    near = difflib.get_close_matches(word, {"latest", *map(str, (*beside, *latest))}, n=1)
+    return (
+        f"{word} is no run folder: there is no {path / '.hydra/config.yaml'}."
+        + (f" Did you mean {near[0]}?" if near else "")
+        + (f"\nLatest: {latest[0]}" if latest else "")
+    )
 
 
 def choose_checkpoint(run: Path, name: str) -> str:
@@ -453,10 +749,7 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         Mistake: if the config cannot be read, or trust.py refuses something in it.
         ConfigCompositionException: if an override is none, or its key does not exist.
     """
-    try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(run / ".hydra/config.yaml"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise Mistake(f"{run / '.hydra/config.yaml'} cannot be read: {error}") from error
+    saved = _read_saved(run)
     # The only key that asks Hydra where it is, and a folder may have been moved.
     saved["run_dir"] = str(run)
     for key in ("defaults", "hydra"):
@@ -490,7 +783,21 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
     resolved = OmegaConf.to_container(composed, resolve=True)
     refuse_untrusted_targets(resolved)
     refuse_paths_outside(resolved, run, typed, ("callbacks", "logger", "trainer") if is_trained else ("trainer",))
+    if overrides:
+        refuse_without_effect(config, composed, overrides, shown(run), "Start another run for it: python train.py …")
     return composed
+
+
+def _read_saved(run: Path) -> dict[str, Any]:
+    """The config that lies in a run folder, as it is; empty if there is none."""
+    path = run / ".hydra/config.yaml"
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        if not isinstance(saved, dict):
+            raise ValueError("it is a list")
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise Mistake(f"{path} cannot be read: {error}") from error
+    return saved
 
 
 def _config_of_today(run: Path) -> Any:
@@ -557,102 +864,119 @@ def log_to(run: Path) -> None:
     configure_log(config.hydra.job_logging)
 
 
-@contextlib.contextmanager
-def keep_changes(run: Path, config: DictConfig, overrides: Sequence[str]) -> Iterator[None]:
-    """Writes a changed config into the run folder; takes it back if no epoch was trained with it."""
-    names = (".hydra/config.yaml", ".hydra/overrides.yaml")
-    before = {run / name: (run / name).read_text(encoding="utf-8") for name in names if (run / name).exists()}
-    last = run / "checkpoints/last.ckpt"
-    stamp = last.stat().st_mtime_ns if last.exists() else None
-    results = (run / "results.json").read_bytes() if (run / "results.json").exists() else None
-    if overrides:
-        changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
-        kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
-        write_text(run / names[0], OmegaConf.to_yaml(config))
-        write_text(run / names[1], yaml.safe_dump([*kept, *overrides]))
-    try:
-        yield
-    finally:
-        after = last.stat().st_mtime_ns if last.exists() else None
-        finished = (run / "results.json").read_bytes() if (run / "results.json").exists() else None
-        if overrides and after == stamp and finished == results:
-            for path, text in before.items():
-                write_text(path, text)
+def with_changes(run: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that goes on with some more."""
+    changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
+    kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
+    return [*kept, *overrides]
 
 
 # Many runs
 
 
-class MultirunTable(Callback):
-    """Ends `python train.py -m …` with its runs and their test metrics, best first. Hydra calls it.
+class Multirun(Callback):
+    """Ends `python train.py -m …` with a table of its runs, best first. Hydra calls it.
 
-    A run that fails leaves its error in its folder, in error.txt, and does not keep the others from running; the
-    exit status is then 1.
+    The order is that of the metric by which best.ckpt is chosen, at that checkpoint. A run that fails leaves its error
+    in its folder, in error.txt, and does not keep the others from running; the exit status is then 1.
     """
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._refuse_links(config.hydra.run.dir)
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._refuse_links(config.hydra.sweep.dir)
-
-    def _refuse_links(self, folder: str) -> None:
-        """Looks at a folder before Hydra writes into it. Hydra turns an exception of a callback into a warning."""
+        """Before Hydra writes: it would turn an exception of a callback into a warning."""
+        folder = Path(config.hydra.sweep.dir)
         try:
-            refuse_links(Path(folder))
+            refuse_links(folder)
+            _during_multirun.enter_context(locked(folder))
         except Mistake as mistake:
             sys.exit(printable(str(mistake)))
+        shutil.rmtree(folder / JOBS, ignore_errors=True)
+        (folder / JOBS).mkdir(parents=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if job_return.status != JobStatus.FAILED:
-            return
-        error = job_return._return_value
-        message = explanation(error)
+        error = job_return._return_value if job_return.status == JobStatus.FAILED else None
+        message = explanation(error) if error else None
         if config.hydra.mode != RunMode.MULTIRUN:
             if message and not IS_FULL:
-                sys.exit(message)  # Hydra would print a line of its own before it.
+                sys.exit(printable(message))  # Hydra would print a line of its own before it
             return
-        short = message or f"{type(error).__name__}: {error}"
-        log.error(short, exc_info=None if message else error)
-        write_text(Path(config.hydra.runtime.output_dir, "error.txt"), short + "\n")
-        # Hydra would raise it after the last run, instead of calling on_multirun_end.
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        run, folder = Path(config.hydra.runtime.output_dir), Path(config.hydra.sweep.dir).resolve()
+        short = None
+        if error:
+            short = message or f"{type(error).__name__}: {error}"
+            if isinstance(error, InUse):  # the folder and its log are another run's
+                print(printable(short), file=sys.stderr)
+            else:
+                log.error(short, exc_info=None if message else error)
+                write_text(run / "error.txt", short + "\n")
+            # Hydra would raise it after the last run, instead of calling on_multirun_end.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        # In a file, for a launcher may run jobs in other processes.
+        job = {"run": os.path.relpath(run, folder), "overrides": list(config.hydra.overrides.task), "error": short}
+        write_json(folder / JOBS / f"{config.hydra.job.num}.json", job)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        import rich
-        import rich.box
-        import rich.markup
-        import rich.table
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [_read_json(path) for path in (folder / JOBS).glob("*.json")]
+        jobs.sort(key=lambda job: _natural(job["run"]))
+        shutil.rmtree(folder / JOBS)
+        _during_multirun.close()
+        for job in jobs:
+            job["results"] = (None if job["error"] else _read_json(folder / job["run"] / "results.json")) or {}
+        _print_table(jobs)
+        print(f"run folders  {folder}")
+        if failed := sum(bool(job["error"]) for job in jobs):
+            sys.exit(f"{failed} of {len(jobs)} runs failed.")
 
-        folders = sorted(path.parent for path in Path(config.hydra.sweep.dir).glob("*/train.log"))
-        overrides = {run: set(read_overrides(run)) for run in folders}
-        shared = set.intersection(*overrides.values())
-        metrics: dict[Path, dict[str, float]] = {}
-        errors: dict[Path, str] = {}
-        for run in folders:
-            if results := _read_json(run / "results.json"):
-                metrics[run] = {
-                    name: math.nan if value is None else value  # JSON has no NaN
-                    for name, value in results["metrics"].items()
-                    if name.startswith("test/")
-                }
-            elif (run / "error.txt").exists():
-                errors[run] = (run / "error.txt").read_text(encoding="utf-8", errors="replace").strip()
-        names = sorted({name for values in metrics.values() for name in values})
 
-        def rank(run: Path) -> tuple[bool, float]:
-            """Accuracy comes before loss in the alphabet, and more of it is better; what is no number comes last."""
-            value = metrics.get(run, {}).get(names[0], math.nan) if names else math.nan
-            return math.isnan(value), value if names and "loss" in names[0] else -value
+# Where the jobs of a multirun leave how they ended, until it ends.
+JOBS = ".jobs"
+# Not in the callback, which Hydra sends to the processes of a launcher.
+_during_multirun = contextlib.ExitStack()
 
-        header = ["run", "overrides", *map(printable, names), *(["failed"] if errors else [])]
-        table = rich.table.Table(*header, box=rich.box.SIMPLE)
-        for run in sorted(folders, key=rank):
-            values = [f"{metrics[run][name]:.4f}" if name in metrics.get(run, {}) else "" for name in names]
-            cells = [run.name, " ".join(sorted(overrides[run] - shared)), *values, errors.get(run, "")]
-            # Rich would take the brackets of `logger=[csv]` for a style.
-            table.add_row(*(rich.markup.escape(printable(cell)) for cell in cells[: len(table.columns)]))
-        rich.print(table)
-        print(f"run folders  {config.hydra.sweep.dir}")
-        if errors:
-            sys.exit(f"{len(errors)} of {len(folders)} runs failed.")
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """By which job 2 comes before job 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _print_table(jobs: list[dict[str, Any]]) -> None:
+    """Prints runs with the metric that they were chosen by and the test metrics, best first.
+
+    Args:
+        jobs: each with ``run``, ``overrides``, ``error`` (None if it has none) and ``results``, those of results.json.
+    """
+    import rich
+    import rich.box
+    import rich.markup
+    import rich.table
+
+    def metrics(job: dict[str, Any]) -> dict[str, float]:
+        best = job["results"].get("monitored")
+        values = {name: value for name, value in job["results"].get("metrics", {}).items() if name.startswith("test/")}
+        values |= {best["metric"]: best["value"]} if best else {}
+        return {name: math.nan if value is None else value for name, value in values.items()}  # JSON has no NaN
+
+    best = [job["results"].get("monitored") or {} for job in jobs]
+    monitors = list(dict.fromkeys(found["metric"] for found in best if found))
+    names = [*monitors, *sorted({name for job in jobs for name in metrics(job)} - {*monitors})]
+
+    def rank(job: dict[str, Any]) -> tuple[Any, ...]:
+        found = job["results"].get("monitored")
+        if found is None:
+            return bool(job["error"]), True, any(map(math.isnan, metrics(job).values()))
+        value = math.nan if found["value"] is None else found["value"]
+        sign = 1 if found["mode"] == "min" else -1
+        return bool(job["error"]), False, monitors.index(found["metric"]), math.isnan(value), sign * value
+
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+    has_errors = any(job["error"] for job in jobs)
+    table = rich.table.Table("run", "overrides", *map(printable, names), box=rich.box.SIMPLE)
+    if has_errors:
+        table.add_column("failed")
+    for job in sorted(jobs, key=rank):
+        differing = [override for override in job["overrides"] if override not in shared]
+        values = [f"{value:.4f}" if (value := metrics(job).get(name)) is not None else "" for name in names]
+        cells = [job["run"], " ".join(differing), *values, *([job["error"] or ""] if has_errors else [])]
+        # Rich would take the brackets of `logger=[csv]` for a style.
+        table.add_row(*(rich.markup.escape(printable(cell)) for cell in cells))
+    rich.print(table)

@@ -443,7 +443,8 @@ def run(study: "Study", trial: "Trial", folder: Path, overrides: list[str], metr
         if goes_on and any((folder / "checkpoints").glob("*.ckpt")):
             config.ckpt_path = "last"
         try:
-            train.train(config, watch(study, trial, metric))
+            with runs.opened(config, is_kept=True):
+                train.train(config, watch(study, trial, metric))
             if not study.trials[trial.number].intermediate_values:
                 raise Mistake(f"{metric} was never measured: there was no validation.")
         except TrialPruned as pruned:

@@ -1,0 +1,105 @@
+"""What was typed is obeyed, or refused if a checkpoint has it otherwise."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import weights
+
+QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export", "resume"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.mean=[0.9]", r"model\.mean is \[0\.9\].* \[0\.1307\], so that it would have no effect"),
+        ("model.std=[0.9]", r"model\.std is \[0\.9\].* \[0\.3081\], so that it would have no effect"),
+        ("model.network.channels=[8,8,8]", r"channels is \[8, 8, 8\].* \[16, 32, 64\], which do not fit"),
+        ("model.network._target_=torch.nn.Identity", "network is torch.nn.Identity|Error in call to target"),
+        ("optimizer.lr=0.5", "no effect"),
+    ],
+)
+def test_change_of_what_the_checkpoint_holds_is_refused(classifier, script, verb, change, message):
+    before = {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()}
+    with pytest.raises(SystemExit, match=message):
+        script(f"{verb}.py", classifier, change)
+    assert {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()} == before
+
+
+def test_change_of_what_it_does_not_hold_is_obeyed(train, script, digits, tmp_path, capfd):
+    small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1", "model=mlp"]
+    (run,) = train("experiment=mnist", f"data.root={digits}", *small)
+    script("resume.py", run, "model.network.dropout=0.9", "trainer.max_epochs=3")
+    loss = {"dropped": json.loads((run / "results.json").read_text())["metrics"]["train/loss"]}
+    train("experiment=mnist", f"data.root={digits}", *small, "trainer.max_epochs=3", "hydra.run.dir=r2")
+    loss["not dropped"] = json.loads((tmp_path / "r2/results.json").read_text())["metrics"]["train/loss"]
+    assert loss["dropped"] > loss["not dropped"]
+    capfd.readouterr()
+    script("evaluate.py", run, "data.batch_size=7")
+    assert "test/acc" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["optimizer.lr=0.5"], r"optimizer\.lr is 0\.5, .* with 0\.02, so that it would have no effect"),
+        (["optimizer=sgd"], r"optimizer is torch\.optim\.SGD, .* with torch\.optim\.Adam,"),
+        (["scheduler=step"], r"scheduler is torch\.optim\.lr_scheduler\.StepLR"),
+        (["model.in_features=2"], "in_features is 2, .* do not fit"),
+        (["trainer.max_epochs=20"], r"comes after 20 epochs, .* trainer\.max_epochs=40"),
+        (["trainer.max_steps=20"], r"comes after 20 steps"),
+    ],
+    ids=str,
+)
+def test_new_run_contradicts_the_checkpoint_it_starts_from(train, tmp_path, change, message):
+    train(*QUICK, "hydra.run.dir=r1")
+    with pytest.raises(SystemExit, match=message):
+        train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2", *change)
+    assert not (tmp_path / "r2").exists()
+
+
+@pytest.mark.parametrize("word", ["best", "hpc", "nowhere/last.ckpt", "r1"])
+def test_checkpoint_that_is_no_file(train, tmp_path, word):
+    train(*QUICK, "hydra.run.dir=r1")
+    with pytest.raises(SystemExit, match=f"ckpt_path is {word}: there is no such file"):
+        train(*QUICK, f"ckpt_path={word}")
+
+
+def test_checkpoint_of_another_network_without_its_config(train, digits, tmp_path):
+    small = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.num_workers=0"]
+    train(*small, "trainer.max_epochs=1", "hydra.run.dir=r1")
+    (tmp_path / "r1/checkpoints/last.ckpt").rename(tmp_path / "alone.ckpt")
+    with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
+        train(*small, "model=mlp", "ckpt_path=alone.ckpt")
+    with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
+        train(*small, "model=mlp", "weights=alone.ckpt")
+
+
+def test_new_run_from_a_checkpoint_goes_on(train, tmp_path):
+    train("trainer.max_epochs=30", "callbacks.regression_figures=null", "hydra.run.dir=whole")
+    train(*QUICK, "hydra.run.dir=r1")
+    train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2")
+    assert weights(tmp_path / "r2").keys() == weights(tmp_path / "whole").keys()
+    assert all(map(torch.equal, weights(tmp_path / "r2").values(), weights(tmp_path / "whole").values()))
+
+
+def test_new_run_with_the_weights_of_another_and_nothing_else(train, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1")
+    still = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "hydra.run.dir=r2"]
+    train("weights=r1/checkpoints/last.ckpt", *still)
+    assert all(map(torch.equal, weights(tmp_path / "r1").values(), weights(tmp_path / "r2").values()))
+    results = json.loads((tmp_path / "r2/results.json").read_text())
+    assert (results["epochs"], results["steps"]) == (1, 1)
+    with pytest.raises(SystemExit, match="ckpt_path and weights are both set"):
+        train("weights=r1/checkpoints/last.ckpt", "ckpt_path=r1/checkpoints/last.ckpt")
+
+
+def test_patience_of_a_resumed_run_is_the_one_that_was_typed(train, script, tmp_path):
+    each = ["trainer.max_epochs=60", "trainer.check_val_every_n_epoch=1", "callbacks.last_checkpoint.times=null"]
+    never = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9"]
+    (run,) = train(*each, *never, "callbacks.early_stopping.patience=3")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 4
+    script("resume.py", run, "callbacks.early_stopping.patience=100")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 60
