@@ -352,8 +352,10 @@ def refuse_without_effect(
     for key, value in (saved.get("data") or {}).items():
         if now["data"].get(key, "") is None:
             now["data"][key] = value  # what only the data know
+    # What a model may refer to; the folder may be untrusted.
+    saved = {key: value for key, value in saved.items() if key not in ("run_dir", "callbacks", "logger", "trainer")}
     try:
-        refuse_resolvers(saved.get("model"), set())
+        refuse_resolvers(saved, set())
         before, after = (OmegaConf.to_container(OmegaConf.create(c).model, resolve=True) for c in (saved, now))
         refuse_untrusted_targets(before)
     except (Mistake, OmegaConfBaseException):
@@ -773,6 +775,8 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
     if not is_trained:
         config["logger"] = {}  # so that a run with any logger can be asked
     typed = {override.key_or_group for override in parsed}
+    if has_checkpoint(run):
+        typed.add("weights")  # the run goes on from its own
     refuse_resolvers(config, typed)
     ConfigStore.instance().store("run", config, **REPLACE)
     with hydra.initialize(config_path=None, **VERSION_BASE):

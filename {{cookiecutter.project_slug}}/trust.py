@@ -92,7 +92,7 @@ CLASSES_OF = (
 )
 ALLOWED = (*CLASSES_OF, *FUNCTIONS_OF)
 # Keys that are paths. In callbacks, loggers and trainer they must be in the run folder.
-PATHS = re.compile(r"(.*_)?(dir|dirpath|directory|folder|root|path|split_file)")
+PATHS = re.compile(r"(.*_)?(dir|dirpath|directory|folder|root|path|split_file|weights)")
 # What a format may stand for in a file name: a name, and how many digits. `{epoch:c}` would be a dot in epoch 46.
 FORMAT = re.compile(r"\{[^{}:!]*(:[\d.]*[defg]?)?\}")
 # In a checkpoint, what a ModelCheckpoint reads from and deletes.
@@ -214,7 +214,7 @@ def refuse_paths_outside(
         is_in_group = is_strict or (not key and name in groups)
         argument = str(name) if isinstance(config, dict) else key.rpartition(".")[2]
         reason = ""
-        if isinstance(value, str) and (is_in_group or name == "split_file"):
+        if isinstance(value, str) and (is_in_group or name == "split_file" or path == "weights"):
             reason = _reason_outside(argument, value, run)
         if is_in_group and value is not None and name == "model_registry":
             reason = "it names a model on a server"

@@ -330,6 +330,24 @@ def test_what_is_asked_of_a_run_stays_inside_too(run, script, tmp_path, monkeypa
     assert_refused(script, re.escape(key), run)
 
 
+def test_weights_from_elsewhere_are_not_read(run, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change(run, weights=str(tmp_path / "elsewhere.ckpt"))
+    script("resume.py", run)  # from its own checkpoint
+    shutil.rmtree(run / "checkpoints")
+    (run / "results.json").unlink()
+    assert_refused(script, "weights of the run's config", run, verbs=["resume.py"])
+
+
+def test_checkpoint_beside_an_untrusted_config_is_compared_without_running_it(run, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change(run, model={"_target_": "os.mkdir", "path": "canary"})
+    with pytest.raises(SystemExit) as exit_:
+        script("train.py", "ckpt_path=run/checkpoints/last.ckpt", "model.in_features=2", "trainer.max_epochs=9")
+    assert "does not fit the model" in exit_.value.code
+    assert not list(tmp_path.rglob("canary"))
+
+
 def test_what_is_typed_is_trusted(run, script, tmp_path):
     change(run, callbacks__best_checkpoint__dirpath=str(tmp_path / "elsewhere"))
     with pytest.raises(SystemExit, match=r"type it: callbacks\.best_checkpoint\.dirpath="):
