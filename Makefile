@@ -10,7 +10,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint deletions bench bench-pictures faults screenshots tutorials clean
+.PHONY: demo test lint slow bench bench-pictures faults screenshots tutorials clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -32,8 +32,9 @@ lint: .venv/ready
 	$(RUN) ruff format --check hooks tests benchmarks docs
 	$(RUN) pyrefly check
 
-# What the generated README says may be deleted, with all tests of what is left: the better part of an hour.
-deletions: .venv/ready
+# What takes minutes: what the generated README says may be deleted, with all tests of what is left, and a project's own
+# slow tests.
+slow: .venv/ready
 	$(RUN) pytest -m slow
 
 bench: .venv/ready build/my_project

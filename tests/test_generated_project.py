@@ -38,6 +38,11 @@ def test_its_own_tests_pass(bake, tmp_path):
     assert "there is no" not in printed, "a test was skipped because a choice seems to be deleted"
 
 
+@pytest.mark.slow
+def test_its_slow_tests_pass(project):
+    run("-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", cwd=project)
+
+
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
 def test_a_fast_dev_run_of_every_optimizer(project, experiment):
     data = []

@@ -397,6 +397,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(pictures, tmp_path):
     assert "Traceback" not in "".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     """As uint8 tensors the pictures beyond the first 1,000 would take 111 MB."""

@@ -132,6 +132,7 @@ def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
     assert "seed=43" in printed.rpartition("overrides")[2]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path):
     # Ends when nobody writes to its output any more: neither of the two.
     train_py(*command, *TWO, "+callbacks.dies._target_=test_processes.Death", cwd=tmp_path, status=-signal.SIGKILL)
@@ -247,6 +248,7 @@ wait -n && wait -n
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
 def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path, free_port):
     """The script itself, with a stand-in for srun: its job has the same number when it is started again."""
@@ -318,6 +320,7 @@ def nodes():
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, tmp_path):
     settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": str(ROOT / "tests")}
 

@@ -365,6 +365,7 @@ def start(tmp_path, sweep, space):
 
 
 @needs_fork
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_path):
     start("--trials", 2, "--study", "whole").join()
     folder, whole = tmp_path / "outputs/sweeps", trials_of(tmp_path / "outputs/sweeps/whole")
