@@ -277,8 +277,8 @@ def claim(config: DictConfig) -> str | None:
         Mistake: if there is no such file, no checkpoint of the folder is whole, one refers to files elsewhere, or the
             run cannot go on from it.
     """
-    if config.ckpt_path is None:
-        return None
+    if config.ckpt_path is None or not processes.is_first():
+        return config.ckpt_path
     if config.ckpt_path != "last":
         refuse_start(config)
         return str(config.ckpt_path)
@@ -304,6 +304,8 @@ def refuse_start(config: DictConfig) -> None:
     """
     import torch
 
+    if config.weights is not None:
+        raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
     path = existing_checkpoint("ckpt_path", config.ckpt_path)
     weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -425,26 +427,25 @@ def complete(config: DictConfig, data: Any) -> None:
         write_text(path, completed)
 
 
-def with_weights(config: DictConfig, model: "LightningModule") -> "LightningModule":
-    """Returns a model with the weights of ``config.weights``, a checkpoint; without one as it is.
+def with_weights(model: "LightningModule", config: DictConfig, checkpoint: str | None) -> "LightningModule":
+    """Returns a model with the weights of ``config.weights``, a checkpoint.
+
+    As it is without one, or if the run goes on from ``checkpoint``, which has its own.
 
     Raises:
-        Mistake: if there is no such checkpoint, or its weights do not fit the model.
+        Mistake: if there is no such checkpoint, or the network starts from other weights, too.
     """
-    if config.weights is None or (config.ckpt_path == "last" and has_checkpoint(Path(config.run_dir))):
+    if config.weights is None or checkpoint:
         return model
     import torch
 
-    if config.ckpt_path not in (None, "last"):
-        raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
     if config.model.get("weights"):
         raise Mistake(
             f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out the "
-            "former, or take model.weights=null."
+            "former, or add model.weights=null."
         )
     path = existing_checkpoint("weights", config.weights)
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict(state)
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     return model
 
 

@@ -39,7 +39,7 @@ def train(config: DictConfig, *watchers: object) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.data, _convert_="all")
     runs.complete(config, data)
-    model = runs.with_weights(config, instantiate(config.model, _convert_="all"))
+    model = runs.with_weights(instantiate(config.model, _convert_="all"), config, checkpoint)
     callbacks = [*watchers, *(instantiate(callback) for callback in config.callbacks.values() if callback)]
     loggers = [instantiate(logger) for logger in config.logger.values() if logger]
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
