@@ -95,6 +95,7 @@ FILES = """
     my_project/callbacks/finite_loss.py
     my_project/callbacks/fine_tuning.py
     my_project/callbacks/global_batch.py
+    my_project/callbacks/known_batches.py
     my_project/callbacks/known_monitors.py
     my_project/callbacks/last_checkpoint.py
     my_project/callbacks/progress.py

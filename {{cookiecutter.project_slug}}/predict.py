@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+# Where the data module has none.
+BATCH_SIZE = 32
+
 
 @explained
 def main() -> None:
@@ -45,7 +48,7 @@ def main() -> None:
     run, words = runs.find(words)
     if not words:
         raise Mistake(f"What shall {runs.shown(run)} predict? Name numbers, picture files or folders.")
-    config, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, [])
+    _, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, [])
     if not hasattr(data, "read_input"):
         raise Mistake(f"{type(data).__name__} has no find_inputs and read_input: see data/linear.py for both.")
     if arguments.invert:
@@ -68,7 +71,8 @@ def main() -> None:
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
         # Between rows on the same terminal a bar would only flicker.
         has_bar = bool(arguments.output) or not sys.stdout.isatty()
-        with contextlib.closing(read(names, data, config.data.batch_size, readable, unreadable, has_bar)) as batches:
+        batch_size = getattr(data, "batch_size", None) or BATCH_SIZE
+        with contextlib.closing(read(names, data, batch_size, readable, unreadable, has_bar)) as batches:
             trainer.predict(model, batches, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
     if unreadable:
         sys.exit("\n".join(unreadable))

@@ -147,7 +147,7 @@ def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
         raise Mistake(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
-    batch_size = config.data.get("batch_size")
+    batch_size = OmegaConf.select(config, "data.batch_size")  # a data module of your own may have none
     if isinstance(batch_size, int) and batch_size % count:
         below = batch_size // count * count
         nearest = f"{below}, {below + count}" if below else str(count)

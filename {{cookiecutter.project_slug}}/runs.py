@@ -542,6 +542,8 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
         data = hydra.utils.instantiate(config.data, _convert_="all")
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        if known_batches := config.callbacks.get("known_batches"):
+            trainer.callbacks.append(hydra.utils.instantiate(known_batches))
     return config, data, model, trainer, path
 
 
