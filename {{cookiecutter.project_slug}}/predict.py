@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, __file__.removesuffix("predict.py"))  # which PYTHONSAFEPATH and python -P leave out
 import runs
 from errors import Mistake, explained
 
@@ -33,7 +34,7 @@ def main() -> None:
         description="Numbers for a regression; image files, globs, folders for a classifier.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     parser.add_argument("--output", type=Path, help="a .csv or .json file to write to, instead of the terminal")
     parser.add_argument(
         "--invert", action="store_true", help="images: dark on bright, where training had bright on dark"

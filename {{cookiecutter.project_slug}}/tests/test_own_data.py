@@ -7,7 +7,7 @@ import pytest
 
 from conftest import PACKAGE, skip_if_deleted
 
-MODULE = '''
+MODULE = """
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,11 +20,13 @@ y = torch.arange(N) % 3
 
 
 class Own(LightningDataModule):
-    image_shape, num_classes, mean, std = [1, 8, 8], 3, [0.5], [0.5]
-    samples = None
+    image_shape = {shape}
+
+    def __init__(self, **values):
+        super().__init__()
 
     def train_dataloader(self):
-        samples = self.samples or [{sample} for x, y in zip(x, y)]
+        samples = [{sample} for x, y in zip(x, y)]
         return DataLoader(samples, 4, shuffle={shuffle})
 
     def val_dataloader(self):
@@ -37,7 +39,7 @@ class Own(LightningDataModule):
 
     def read_input(self, word):
         return {read}
-'''
+"""
 REGRESSION = ["~data", "trainer.max_epochs=1", "scheduler=constant"]
 CLASSIFICATION = [
     *REGRESSION,
@@ -47,8 +49,8 @@ CLASSIFICATION = [
     "+data.mean=[0.5]",
     "+data.std=[0.5]",
 ]
-GOOD = {"size": "N, 1", "change": "y = y[:, None].float()", "sample": "(x, y)", "shuffle": "True"}
-IMAGES = {**GOOD, "size": "N, 1, 8, 8", "change": "x = (255 * x).to(torch.uint8)"}
+GOOD = {"size": "N, 1", "change": "y = y[:, None].float()", "sample": "(x, y)", "shuffle": "True", "shape": "None"}
+IMAGES = {**GOOD, "size": "N, 1, 8, 8", "change": "x = (255 * x).to(torch.uint8)", "shape": "[1, 8, 8]"}
 READ = "torch.tensor([float(word)])"
 
 
@@ -59,10 +61,6 @@ def train_on(own_project):
     def train_on(arguments=REGRESSION, read=READ, **parts):
         skip_if_deleted(["model=cnn" if "model=cnn" in arguments else "model=linear_regression"])
         Path(PACKAGE, "data/own.py").write_text(MODULE.format(**GOOD | parts, read=read), encoding="utf-8")
-        if "+data.image_shape=[1,8,8]" in arguments:
-            text = Path(PACKAGE, "data/own.py").read_text(encoding="utf-8")
-            init = "\n    def __init__(self, **values):\n        super().__init__()\n\n    def train_dataloader"
-            Path(PACKAGE, "data/own.py").write_text(text.replace("\n    def train_dataloader", init, 1), encoding="utf-8")
         own_project("train.py", *arguments, f"+data._target_={PACKAGE}.data.own.Own", "hydra.run.dir=run")
 
     return train_on
@@ -130,7 +128,8 @@ def test_data_without_a_batch_size_are_trained_on_evaluated_and_predicted(train_
 
 
 @pytest.mark.parametrize(
-    ("read", "found"), [("torch.tensor(float(word))", "x float32 (1,)"), ("torch.tensor([int(word)])", "x int64 (1, 1)")]
+    ("read", "found"),
+    [("torch.tensor(float(word))", "x float32 (1,)"), ("torch.tensor([int(word)])", "x int64 (1, 1)")],
 )
 def test_an_input_that_the_model_does_not_take_is_described_as_batches_are(train_on, own_project, read, found):
     train_on(read=read)

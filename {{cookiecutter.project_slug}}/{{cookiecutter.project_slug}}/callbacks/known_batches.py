@@ -92,9 +92,7 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
         if not _fits(tensor, text, model.dtype):
             conversion = _conversion(name, tensor, text, model.dtype)
             remedy = f"In the data module write {conversion}, {end}" if conversion else f"Change {name}, {end}"
-            raise MisconfigurationException(
-                f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n{remedy}"
-            )
+            raise MisconfigurationException(f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n{remedy}")
         _, _, least, greatest = _parts(text)
         if greatest and len(tensor) and not int(least) <= tensor.min() <= tensor.max() <= int(greatest):
             raise MisconfigurationException(
