@@ -137,10 +137,13 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_matrix.py
     tests/test_mistakes.py
+    tests/test_own_data.py
     tests/test_processes.py
     tests/test_readme.py
+    tests/test_remedies.py
     tests/test_resume.py
     tests/test_sweep.py
+    tests/test_surroundings.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
     tests/test_train.py
