@@ -95,6 +95,7 @@ FILES = """
     my_project/callbacks/finite_loss.py
     my_project/callbacks/fine_tuning.py
     my_project/callbacks/global_batch.py
+    my_project/callbacks/known_batches.py
     my_project/callbacks/known_monitors.py
     my_project/callbacks/last_checkpoint.py
     my_project/callbacks/progress.py
@@ -136,10 +137,13 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_matrix.py
     tests/test_mistakes.py
+    tests/test_own_data.py
     tests/test_processes.py
     tests/test_readme.py
+    tests/test_remedies.py
     tests/test_resume.py
     tests/test_sweep.py
+    tests/test_surroundings.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
     tests/test_train.py

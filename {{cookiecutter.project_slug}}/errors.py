@@ -55,6 +55,8 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
         os.environ[FULL_ERROR] = "1"  # With it Hydra raises what it would otherwise print in its own way.
         if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a console or a file on Windows has no letters for
             sys.stdout.reconfigure(errors="backslashreplace")
+        # Figures go to files. What Jupyter and Colab start gets a backend of theirs, which may not be installed.
+        os.environ["MPLBACKEND"] = "agg"
         sys.excepthook = _print_traceback
         former = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -104,6 +106,8 @@ def explanation(error: BaseException) -> str | None:
     cause = error.__cause__
     if isinstance(error, Mistake):
         return str(error)
+    if surroundings := _surroundings(error):
+        return surroundings
     if type(error).__name__ == "UnpicklingError":
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f": it refers to {found[1]}" if found else ""
@@ -123,7 +127,7 @@ def explanation(error: BaseException) -> str | None:
         return str(error) or str(cause)
 
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return "A group takes the name of a choice. To leave a group out, write ~GROUP, for example ~logger."
+        return _no_choice()
     if isinstance(error, ValueError) and "is not in bounds" in str(error):
         return f"seed: {error}"
     # Arguments that Hydra does not understand are not what went wrong here.
@@ -156,6 +160,38 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):
         return f"{error}\n{FULL_ERROR}=1 shows the traceback."
     return None
+
+
+def _surroundings(error: BaseException | None) -> str | None:
+    """What an environment variable has to do with an error, or with one that it was made of."""
+    if error is None:
+        return None
+    text = str(error)
+    if isinstance(error, ValueError) and "Invalid log settings" in text:
+        return f"TORCH_LOGS is {os.environ.get('TORCH_LOGS')}, which torch does not know. To unset it: unset TORCH_LOGS"
+    if isinstance(error, RuntimeError) and "in your SLURM bash script" in text:
+        return (
+            f"SLURM_NTASKS is {os.environ.get('SLURM_NTASKS')} and SLURM_NTASKS_PER_NODE is not set. Give sbatch or "
+            "srun --ntasks-per-node; or, for a single process, write SLURM_JOB_NAME=bash before the command."
+        )
+    return _surroundings(error.__cause__ or error.__context__)
+
+
+def _no_choice() -> str:
+    """What to write instead of GROUP=null."""
+    groups = sorted(path for path in (Path(__file__).parent / "configs").iterdir() if path.is_dir())
+    for group in groups:
+        if any(argument.startswith(f"{group.name}=") for argument in sys.argv[1:]):
+            choices = ", ".join(sorted(choice.stem for choice in group.glob("*.yaml")))
+            if group.name == "experiment":
+                return "experiment is null unless you choose one: leave it out."
+            if group.name == "logger":
+                return "logger takes the name of a choice. No logger at all is ~logger; one fewer is logger.NAME=null"
+            if group.name == "callbacks":
+                return "callbacks takes the name of a choice. One fewer is callbacks.NAME=null; none is ~callbacks"
+            null = " none is scheduler=constant." if group.name == "scheduler" else ""
+            return f"A run needs a {group.name}.{null} Choices: {choices}"
+    return "A group takes the name of a choice."
 
 
 # Arguments of a target that the config sets elsewhere.

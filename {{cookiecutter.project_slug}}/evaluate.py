@@ -1,7 +1,9 @@
 """The metrics of a run: `python evaluate.py [RUN] [--split test] [--checkpoint best] [--json] [key=value …]`."""
 
 import argparse
+import sys
 
+sys.path.insert(0, __file__.removesuffix("evaluate.py"))  # which PYTHONSAFEPATH and python -P leave out
 import runs
 from errors import explained
 
@@ -14,7 +16,7 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default: test")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args()
 

@@ -7,12 +7,14 @@ import argparse
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, __file__.removesuffix("export.py"))  # which PYTHONSAFEPATH and python -P leave out
 import runs
 from errors import FULL_ERROR, Mistake, explained
 
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="ONNX or torch.export; default: onnx")
     parser.add_argument("--output", type=Path, help="default: model.onnx or model.pt2 in the run folder")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     arguments = parser.parse_intermixed_args()
 
     import torch

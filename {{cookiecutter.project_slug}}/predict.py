@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, __file__.removesuffix("predict.py"))  # which PYTHONSAFEPATH and python -P leave out
 import runs
 from errors import Mistake, explained
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
+
+# Where the data module has none.
+BATCH_SIZE = 32
 
 
 @explained
@@ -30,7 +34,7 @@ def main() -> None:
         description="Numbers for a regression; image files, globs, folders for a classifier.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default: best")
+    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     parser.add_argument("--output", type=Path, help="a .csv or .json file to write to, instead of the terminal")
     parser.add_argument(
         "--invert", action="store_true", help="images: dark on bright, where training had bright on dark"
@@ -47,7 +51,7 @@ def main() -> None:
     print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
     if not words:
         raise Mistake(f"What shall {runs.shown(run)} predict? Name numbers, picture files or folders.")
-    config, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, [])
+    _, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, [])
     if not hasattr(data, "read_input"):
         raise Mistake(f"{type(data).__name__} has no find_inputs and read_input: see data/linear.py for both.")
     if arguments.invert:
@@ -70,7 +74,8 @@ def main() -> None:
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
         # Between rows on the same terminal a bar would only flicker.
         has_bar = bool(arguments.output) or not sys.stdout.isatty()
-        with contextlib.closing(read(names, data, config.data.batch_size, readable, unreadable, has_bar)) as batches:
+        batch_size = getattr(data, "batch_size", None) or BATCH_SIZE
+        with contextlib.closing(read(names, data, batch_size, readable, unreadable, has_bar)) as batches:
             trainer.predict(model, batches, ckpt_path=checkpoint, weights_only=True, return_predictions=False)
     if unreadable:
         sys.exit("\n".join(unreadable))

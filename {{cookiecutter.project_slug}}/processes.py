@@ -28,6 +28,9 @@ PATIENCE = timedelta(minutes=30)
 # How long the first one, if there is nothing to do, waits for the others to hear of it, who may still import Lightning.
 FAREWELL = timedelta(minutes=1)
 
+# What tells a process that it is one of several.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+
 # Of the run, or of the last one: what all its processes can write to and read from; empty as long as none was begun.
 _stores: list[Any] = []
 
@@ -43,10 +46,31 @@ def _started() -> int | None:
     """How many processes torchrun or SLURM have started; None if Lightning shall start them."""
     if "RANK" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    # srun; in a job that is called bash or interactive somebody types commands.
-    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return int(os.environ.get("SLURM_NTASKS", 1))
+    if _is_srun():
+        return int(os.environ["SLURM_NTASKS"])
     return None
+
+
+def _is_srun() -> bool:
+    """Whether srun has started this process, and not somebody who types in a shell of the job, or in its Jupyter."""
+    if "SLURM_PROCID" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return False
+    # A shell has the number of tasks of the job. Lightning wants them per node where srun starts several.
+    count = os.environ.setdefault("SLURM_NTASKS", "1")
+    return count == "1" or bool({"SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"} & set(os.environ))
+
+
+def hide_srun() -> None:
+    """Keeps Lightning from taking a shell of a SLURM job for one of its tasks, by the name that it knows for that."""
+    if "SLURM_NTASKS" in os.environ:
+        os.environ["SLURM_JOB_NAME"] = "interactive"
+
+
+def leave_others() -> None:
+    """Makes this process a single one, whatever a shell has kept from a run of several."""
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID"):
+        os.environ.pop(name, None)
+    hide_srun()
 
 
 def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +78,8 @@ def led_by_the_first(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def led_main(*args: Any) -> Any:
+        if not _is_srun():
+            hide_srun()
         if not is_first():
             _follow()
             return None
@@ -143,11 +169,17 @@ def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> 
 def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
     shape = f"trainer.devices={trainer.num_devices} trainer.num_nodes={trainer.num_nodes}"
     if _started() not in (None, count):
-        raise Mistake(f"{_started()} processes were started, but {shape} means {count}. Make them agree.")
+        variables = ("WORLD_SIZE", "RANK") if "RANK" in os.environ else ("SLURM_NTASKS", "SLURM_PROCID")
+        values = " ".join(f"{name}={os.environ.get(name)}" for name in variables)
+        alone = "unset RANK WORLD_SIZE" if "RANK" in os.environ else "export SLURM_JOB_NAME=bash"
+        raise Mistake(
+            f"{_started()} processes were started ({values}), but {shape} means {count}. Make them agree; or, if these "
+            f"are left over, and for a shell within a job: {alone}"
+        )
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
         raise Mistake(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
-    batch_size = config.data.get("batch_size")
+    batch_size = OmegaConf.select(config, "data.batch_size")  # a data module of your own may have none
     if isinstance(batch_size, int) and batch_size % count:
         below = batch_size // count * count
         nearest = f"{below}, {below + count}" if below else str(count)
@@ -184,8 +216,9 @@ def _store() -> Any:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         except KeyError as error:
             raise Mistake(
-                f"{error.args[0]} is not set. Each node needs MASTER_ADDR and MASTER_PORT, those of the first node, "
-                "and its NODE_RANK; or start it by torchrun."
+                f"{error.args[0]} is not set, but {_rank_variables()}. Each node needs MASTER_ADDR and MASTER_PORT, "
+                "those of the first node, and its NODE_RANK; or start it by torchrun. To train with one process, unset "
+                f"them: unset {' '.join(name for name in RANKS if name in os.environ)}"
             ) from None
     # As torch.distributed will ask for it at the same port (multi_tenant): on Windows it is built without libuv.
     libuv = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"
@@ -208,6 +241,10 @@ def _name() -> str:
     names = ("RANK", "SLURM_PROCID")
     node = f"{os.environ.get('NODE_RANK', 0)}.{os.environ.get('LOCAL_RANK', 0)}"
     return next((os.environ[name] for name in names if name in os.environ), node)
+
+
+def _rank_variables() -> str:
+    return " ".join(f"{name}={os.environ[name]}" for name in RANKS if name in os.environ)
 
 
 def _fails_first() -> bool:

@@ -1,7 +1,9 @@
 """Go on with a run in its own folder: `python resume.py [RUN] [key=value …]`."""
 
 import argparse
+import sys
 
+sys.path.insert(0, __file__.removesuffix("resume.py"))  # which PYTHONSAFEPATH and python -P leave out
 import processes
 import runs
 from compat import instantiate_only_targets_of

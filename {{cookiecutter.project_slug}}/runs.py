@@ -408,6 +408,26 @@ def _typed() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def entries(config: DictConfig, group: str) -> list[Any]:
+    """Instantiates what a group of callbacks or loggers holds, one per name; null leaves one out.
+
+    Raises:
+        Mistake: if the file of the group has no names in it.
+    """
+    if "_target_" in config[group]:
+        raise Mistake(
+            f"{group}._target_ is {config[group]._target_}: each entry of {group} has a name. Put a line such as "
+            "`mine:` above it in its file, and indent the rest."
+        )
+    nameless = [name for name, entry in config[group].items() if entry and "_target_" not in entry]
+    for name in nameless:
+        log.warning(
+            f"{group}.{name} has no _target_ and is left out. If your file in configs/{group} is to add to the default "
+            "one, begin it with:\ndefaults: [default]"
+        )
+    return [hydra.utils.instantiate(entry) for name, entry in config[group].items() if entry and name not in nameless]
+
+
 def complete(config: DictConfig, data: Any) -> None:
     """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
 
@@ -713,18 +733,23 @@ def _no_run(word: str) -> str:
 
 
 def choose_checkpoint(run: Path, name: str) -> str:
-    """Path of ``checkpoints/NAME.ckpt``.
+    """Path of ``checkpoints/NAME.ckpt``; ``best`` is the one that results.json names if it has another file name.
 
     Raises:
         Mistake: if it is not there or damaged; it says which are whole.
     """
-    path = run / "checkpoints" / f"{name}.ckpt"
+    if Path(name).name != name:
+        raise Mistake(f"--checkpoint {name}: write the name of a file in {shown(run) / 'checkpoints'}, without .ckpt.")
+    path = run / "checkpoints" / f"{name.removesuffix('.ckpt')}.ckpt"
+    if name == "best" and not path.exists():
+        best = (_read_json(run / "results.json") or {}).get("best_checkpoint") or path.name
+        path = path.with_name(Path(best).name)
     if path.exists() and is_whole(path):
         return str(path)
     others = sorted(other.stem for other in path.parent.glob("*.ckpt") if is_whole(other))
-    remedy = (
-        f"Whole ones: {', '.join(others)}; choose by --checkpoint." if others else "There is no other: train first."
-    )
+    remedy = "There is no other: train first."
+    if others:
+        remedy = f"Whole ones: {', '.join(others)}; choose by --checkpoint, as in --checkpoint={others[-1]}"
     raise Mistake(
         f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}"
     )
@@ -843,6 +868,7 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
     Raises:
         Mistake: see ``read_config`` and ``choose_checkpoint``.
     """
+    processes.leave_others()
     config = read_config(run, [*ALONE, *overrides], is_trained=False)
     path = choose_checkpoint(run, checkpoint)
     if "compile" in config.model:
@@ -854,6 +880,8 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
         data = hydra.utils.instantiate(config.data, _convert_="all")
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        if known_batches := config.callbacks.get("known_batches"):
+            trainer.callbacks.append(hydra.utils.instantiate(known_batches))
     return config, data, model, trainer, path
 
 

@@ -35,6 +35,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+sys.path.insert(0, __file__.removesuffix("sweep.py"))  # which PYTHONSAFEPATH and python -P leave out
 import processes
 import runs
 import train

@@ -1,11 +1,13 @@
 """Fit a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
 
 import logging
+import sys
 import time
 
 import hydra
 from omegaconf import DictConfig
 
+sys.path.insert(0, __file__.removesuffix("train.py"))  # which PYTHONSAFEPATH and python -P leave out
 import processes
 import runs
 from compat import VERSION_BASE
@@ -40,19 +42,17 @@ def train(config: DictConfig, *watchers: object) -> None:
     data = instantiate(config.data, _convert_="all")
     runs.complete(config, data)
     model = runs.with_weights(instantiate(config.model, _convert_="all"), config, checkpoint)
-    callbacks = [*watchers, *(instantiate(callback) for callback in config.callbacks.values() if callback)]
-    loggers = [instantiate(logger) for logger in config.logger.values() if logger]
+    callbacks, loggers = [*watchers, *runs.entries(config, "callbacks")], runs.entries(config, "logger")
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
     runs.record_environment(config.run_dir, trainer)
     with processes.together(config, trainer, checkpoint):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
-        metrics = dict(trainer.callback_metrics)
+        found = dict(trainer.callback_metrics)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None  # None: test the last weights
         trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
-        metrics |= trainer.callback_metrics
     if processes.is_first():
-        results = runs.save_results(config.run_dir, trainer, metrics, seconds=time.monotonic() - start)
+        results = runs.save_results(config.run_dir, trainer, found | trainer.callback_metrics, time.monotonic() - start)
         log.info(runs.report(config.run_dir, results))
 
 

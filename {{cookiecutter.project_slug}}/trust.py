@@ -1,8 +1,10 @@
 """What an untrusted run folder may make a command do: see docs/untrusted_run_folders.md."""
 
+import importlib.util
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -178,11 +180,25 @@ def refuse_untrusted_targets(config: Any, key: str = "") -> None:
     for name, value in _items(config):
         path = f"{key}.{name}" if key else str(name)
         if name == "_target_" and not _is_trusted(value):
+            package = str(value).partition(".")[0]
+            # Finding a package that is not within another runs nothing of it.
+            is_missing = package not in sys.modules and importlib.util.find_spec(package) is None
+            if isinstance(value, str) and package.isidentifier() and is_missing:
+                ours = ", ".join(PACKAGES)
+                raise Mistake(
+                    f"{path} of the run's config is {value}, but there is no package {package} here; this project's is "
+                    f"{ours}.\nIf it was renamed, write {ours}. for {package}. in each _target_ of the run's "
+                    ".hydra/config.yaml. Otherwise install it."
+                )
+            # Of what the lists name in parts, no more than the part; of any other package all.
+            known = any(module.partition(".")[0] == package for module in ALLOWED)
+            module = str(value).rpartition(".")[0] if known else package
             parts = key.split(".")
             skip = f", or leave it out: {key}=null" if parts[0] in ("callbacks", "logger") and len(parts) == 2 else ""
             raise Mistake(
                 f"{path} of the run's config is {value}, which a run may not use: refused, and nothing was run.\n"
-                f"If your own project needs it, add its module to CLASSES_OF in trust.py{skip}."
+                f'If your own project needs it, add "{module}" in trust.py: to CLASSES_OF for a class, to '
+                f"FUNCTIONS_OF for a function{skip}."
             )
         refuse_untrusted_targets(value, path)
 

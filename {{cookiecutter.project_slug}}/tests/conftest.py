@@ -69,6 +69,27 @@ def train(tmp_path, script):
 
 
 @pytest.fixture
+def own_project(tmp_path, monkeypatch):
+    """A copy of the project, the current folder, to add files to; returns `python SCRIPT ARGUMENTS` in it.
+
+    Its scripts run in this process, as if that were new: nothing of a project is imported yet.
+    """
+    copy_project(tmp_path)
+    for module in list(sys.modules):
+        if module.partition(".")[0] in (PACKAGE, *(script.stem for script in ROOT.glob("*.py"))):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(name, run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
 def line(train):
     """A run of linear regression."""
     return train("trainer.max_epochs=60", "optimizer.lr=0.1")[0]

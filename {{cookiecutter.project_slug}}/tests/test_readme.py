@@ -16,7 +16,7 @@ from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam")
+CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam", "callbacks=summary", "logger=table")
 RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
 
 

@@ -33,6 +33,14 @@ class KnownMonitors(Callback):
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
         self.knows_validation = self.has_validated = False
+        for checkpoint in trainer.checkpoint_callbacks:
+            top, name = getattr(checkpoint, "save_top_k", 1), getattr(checkpoint, "filename", None)
+            if top not in (0, 1) and name and "{" not in name and not checkpoint._enable_version_counter:
+                # Lightning would write each to the same file, and call the last one the best.
+                raise MisconfigurationException(
+                    f"save_top_k is {top}, but each checkpoint would be {name}.ckpt. Give them names of their own: "
+                    f"callbacks.best_checkpoint.filename=\"'{name}-{{epoch}}'\""
+                )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The names of the validation.

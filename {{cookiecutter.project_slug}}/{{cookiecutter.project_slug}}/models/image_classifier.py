@@ -54,6 +54,9 @@ class ImageClassifier(LightningModule):
             raise MisconfigurationException(f"data.std is {list(std)}; each standard deviation must be greater than 0.")
         super().__init__()
         self.num_classes = num_classes
+        # Compared with the data before training, see callbacks/known_batches.py.
+        labels = f"int64 (N,) from 0 to {num_classes - 1}"
+        self.batch_format = {"images": f"uint8 (N, {len(mean)}, H, W)", "labels": labels}
         # Convolutions are faster on most devices when the channels of a pixel lie side by side.
         # torch 2.8 has no type hint for that.
         # pyrefly: ignore[no-matching-overload]

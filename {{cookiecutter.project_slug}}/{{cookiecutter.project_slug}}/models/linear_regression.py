@@ -4,7 +4,6 @@ import logging
 from functools import partial
 
 from lightning import LightningModule
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
@@ -30,22 +29,15 @@ class LinearRegression(LightningModule):
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, 1)
+        # Compared with the data before training, see callbacks/known_batches.py.
+        self.batch_format = {"x": f"float32 (N, {in_features})", "y": "float32 (N, 1)"}
         if compile:
             self.linear.compile()  # in place: a wrapper would change the keys of the checkpoint
         self.optimizer = optimizer
         self.scheduler = scheduler
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float x (N, in_features) to y (N, 1).
-
-        Raises:
-            MisconfigurationException: if x is of another shape or type, as a data set of images is.
-        """
-        if x.ndim != 2 or x.shape[1] != self.linear.in_features or not x.is_floating_point():
-            raise MisconfigurationException(
-                f"LinearRegression takes float numbers of shape (N, {self.linear.in_features}), but the data serves "
-                f"{x.dtype} of shape {tuple(x.shape)}. Choose data=linear, or another model."
-            )
+        """Float x (N, in_features) to y (N, 1)."""
         return self.linear(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,86 @@
+"""What a message advises is typed, and works."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PACKAGE, skip_if_deleted
+
+
+def refusal(run, *arguments):
+    """The message with which a command ends."""
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    return str(exit_.value.code)
+
+
+@pytest.mark.parametrize("group", ["logger", "callbacks", "scheduler", "experiment"])
+def test_what_is_advised_instead_of_null_works(script, group, tmp_path):
+    skip_if_deleted([])
+    message = refusal(script, "train.py", f"{group}=null")
+    advice = re.findall(r"~\w+|scheduler=constant", message)
+    script("train.py", *advice, "trainer.max_epochs=2")
+    assert len(list(tmp_path.glob("outputs/**/results.json"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["class", "function"])
+def test_the_module_that_is_named_makes_a_network_of_another_package_usable(own_project, kind, monkeypatch):
+    skip_if_deleted([])
+    Path("other_package").mkdir()
+    Path("other_package/__init__.py").write_text("from .networks import Network, network\n", encoding="utf-8")
+    network = f"from {PACKAGE}.models.linear_regression import LinearRegression\n\n\nclass Network(LinearRegression):\n"
+    network += "    pass\n\n\ndef network(**arguments):\n    return Network(**arguments)\n"
+    Path("other_package/networks.py").write_text(network, encoding="utf-8")
+    target = "other_package.Network" if kind == "class" else "other_package.network"
+    own_project("train.py", f"model._target_={target}", "trainer.max_epochs=2", "hydra.run.dir=run")
+
+    message = refusal(own_project, "evaluate.py", "run")
+    module = re.search(r'add "(\w+)" in trust.py', message)[1]
+    name = re.search(rf"to (\w+) for a {kind}", message)[1]
+    trust = Path("trust.py").read_text(encoding="utf-8")
+    Path("trust.py").write_text(trust.replace(f"{name} = (", f'{name} = (\n    "{module}",'), encoding="utf-8")
+    for imported in ("trust", "runs", "errors", "processes"):
+        monkeypatch.delitem(sys.modules, imported, raising=False)
+    own_project("evaluate.py", "run")
+
+
+@pytest.mark.parametrize("script_name", ["evaluate.py", "resume.py"])
+def test_a_run_of_a_package_that_was_renamed_says_what_to_change(line, script, script_name):
+    config = line / ".hydra/config.yaml"
+    renamed = config.read_text(encoding="utf-8").replace(f"{PACKAGE}.", "old_project.")
+    config.write_text(renamed, encoding="utf-8")
+    message = refusal(script, script_name, line)
+    assert "old_project" in message
+    old, new = re.search(r"write (\w+\.) for (\w+\.)", message).group(2, 1)
+    config.write_text(renamed.replace(old, new), encoding="utf-8")
+    script(script_name, line)
+
+
+def test_the_names_of_other_checkpoints_can_be_chosen(train, script, capfd):
+    (run,) = train("trainer.max_epochs=20", "callbacks.best_checkpoint.filename=top")
+    script("evaluate.py", run)  # results.json says which one is the best
+    best = capfd.readouterr().out.splitlines()[-1]
+    (run / "results.json").unlink()
+    message = refusal(script, "evaluate.py", run)
+    script("evaluate.py", run, re.search(r"--checkpoint=\w+", message)[0])
+    assert capfd.readouterr().out.splitlines()[-1] == best
+
+
+def test_several_best_checkpoints_need_names_of_their_own(train, script):
+    arguments = ["+callbacks.best_checkpoint.save_top_k=3", "trainer.max_epochs=20"]
+    message = refusal(train, *arguments)
+    override = shlex.split(re.search(r"callbacks\S*", message)[0])  # as a shell reads it
+    shutil.rmtree("outputs")
+    (run,) = train(*arguments, *override)
+    assert len(list((run / "checkpoints").glob("best-*.ckpt"))) == 3
+    script("evaluate.py", run)
+
+
+def test_a_callback_without_a_name_is_told_to_have_one(script):
+    skip_if_deleted([])
+    message = refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
+    assert "each entry of callbacks has a name" in message

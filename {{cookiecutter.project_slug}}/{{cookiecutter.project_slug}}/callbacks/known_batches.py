@@ -1,0 +1,155 @@
+"""Finds batches that the model does not take, before anything is trained on them."""
+
+import re
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+# A dtype, a shape and perhaps the least and the greatest value.
+FORMAT = re.compile(r"(\w+) (\([^)]*\))(?: from (\d+) to (\d+))?")
+
+
+class KnownBatches(Callback):
+    """Compares the first batch of each split, and of the inputs of predict.py, with ``batch_format`` of the model.
+
+    That is a dict of the tensors in a batch, in order: ``{"x": "float32 (N, 3)", "labels": "int64 (N,) from 0 to 9"}``.
+    A letter stands for any number, and float32 for the type of the model's weights. A model without it is not checked.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks whether there is something to train and to validate on.
+
+        Raises:
+            MisconfigurationException: if there is no batch. Lightning would train nothing, and say that it is done.
+        """
+        fit, val = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
+        try:
+            fit.setup_data()
+        except ValueError as error:
+            if "num_samples" not in str(error):
+                raise
+            raise _empty("train_dataloader") from error  # what torch says of an empty data set that is shuffled
+        if trainer.limit_train_batches and trainer.num_training_batches == 0:
+            raise _empty("train_dataloader", trainer, "train")
+        val.setup_data()
+        if trainer.enable_validation and not any(val.max_batches):
+            raise _empty("val_dataloader", trainer, "val")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            check(pl_module, batch, "train_dataloader")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            check(pl_module, batch, "val_dataloader")
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            check(pl_module, batch, "test_dataloader")
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            check(pl_module, batch, "read_input")
+
+
+def check(model: LightningModule, batch: Any, source: str) -> None:
+    """Compares a batch with what ``model`` takes.
+
+    Args:
+        model: has ``batch_format``, or takes anything.
+        batch: what the data module serves; of ``read_input`` the first tensor alone.
+        source: the method of the data module that it comes from.
+
+    Raises:
+        MisconfigurationException: if they differ; it has the names, dtypes and shapes of both, and how to convert.
+    """
+    formats: dict[str, str] | None = getattr(model, "batch_format", None)
+    if formats is None:
+        return
+    if source == "read_input":
+        formats = dict(list(formats.items())[:1])
+        batch = [batch]
+    takes = ", ".join(f"{name} {text}" for name, text in formats.items())
+    end = "or choose another data= or model=."
+    is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
+    if not is_batch or len(batch) != len(formats):
+        found = ", ".join(map(_kind, batch)) if isinstance(batch, list | tuple) else _kind(batch)
+        raise MisconfigurationException(
+            f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n"
+            f"Let the data module give a tuple ({', '.join(formats)}), {end}"
+        )
+    found = ", ".join(f"{name} {_kind(tensor)}" for name, tensor in zip(formats, batch, strict=True))
+    for (name, text), tensor in zip(formats.items(), batch, strict=True):
+        if not _fits(tensor, text, model.dtype):
+            conversion = _conversion(name, tensor, text, model.dtype)
+            remedy = f"In the data module write {conversion}, {end}" if conversion else f"Change {name}, {end}"
+            raise MisconfigurationException(f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n{remedy}")
+        _, _, least, greatest = _parts(text)
+        if greatest and len(tensor) and not int(least) <= tensor.min() <= tensor.max() <= int(greatest):
+            raise MisconfigurationException(
+                f"{source} gives {name} from {tensor.min()} to {tensor.max()}\n{type(model).__name__} takes: {takes}\n"
+                f"Number the classes from 0 in the data module, and set data.num_classes to how many there are."
+            )
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    match = FORMAT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"batch_format has {text!r}; write it as in 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'")
+    return match.groups()
+
+
+def _dtype(text: str, of_model: torch.dtype | str) -> torch.dtype | str:
+    """Lightning has converted floats to the type of the weights where trainer.precision says so."""
+    name = _parts(text)[0]
+    return of_model if name == "float32" else getattr(torch, name)
+
+
+def _fits(tensor: Tensor, text: str, of_model: torch.dtype | str) -> bool:
+    shape = re.escape(_parts(text)[1])
+    pattern = re.sub(r"[A-Z]\b", r"\\d+", shape)
+    return tensor.dtype == _dtype(text, of_model) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
+
+
+def _kind(value: Any) -> str:
+    """Dtype and shape of a tensor; the keys of a dict; otherwise a type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(f'{key}: {_kind(entry)}' for key, entry in value.items())}"
+    return f"a {type(value).__name__}"
+
+
+def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | str) -> str:
+    """An expression that makes ``tensor`` fit; empty if none of these does."""
+    dtype = _dtype(text, of_model)
+    changes = {"": tensor}
+    if tensor.ndim == 1:
+        changes["[:, None]"] = tensor[:, None]
+    if tensor.ndim == 2:
+        changes[".squeeze(1)"] = tensor.squeeze(1)
+        if dtype == torch.int64 and tensor.shape[1] > 1:
+            changes[".argmax(dim=1)"] = tensor.argmax(dim=1)  # one-hot
+    for change, changed in changes.items():
+        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, of_model):
+            continue
+        if dtype == torch.uint8 and tensor.is_floating_point():
+            return f"(255 * {name}{change}).round().to({dtype}) for numbers from 0 to 1"
+        return f"{name}{change}" + (f".to({dtype})" if changed.dtype != dtype else "")
+    return ""
+
+
+def _empty(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
+    key = f"limit_{split}_batches"
+    limit = getattr(trainer, key, 1.0)
+    remedy = f" trainer.{key} is {limit}." if isinstance(limit, float) and limit < 1 else ""
+    return MisconfigurationException(f"{source} of the data module has no batch: give it at least one sample.{remedy}")
