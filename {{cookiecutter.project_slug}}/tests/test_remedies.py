@@ -30,11 +30,13 @@ def test_what_is_advised_instead_of_null_works(script, group, tmp_path):
 @pytest.mark.parametrize("kind", ["class", "function"])
 def test_the_module_that_is_named_makes_a_network_of_another_package_usable(own_project, kind, monkeypatch):
     skip_if_deleted([])
-    Path("other_package").mkdir()
-    Path("other_package/__init__.py").write_text("from .networks import Network, network\n", encoding="utf-8")
+    # Not in the project, whose own packages are trusted.
+    Path("installed/other_package").mkdir(parents=True)
+    monkeypatch.syspath_prepend("installed")
+    Path("installed/other_package/__init__.py").write_text("from .networks import Network, network\n", encoding="utf-8")
     network = f"from {PACKAGE}.models.linear_regression import LinearRegression\n\n\nclass Network(LinearRegression):\n"
     network += "    pass\n\n\ndef network(**arguments):\n    return Network(**arguments)\n"
-    Path("other_package/networks.py").write_text(network, encoding="utf-8")
+    Path("installed/other_package/networks.py").write_text(network, encoding="utf-8")
     target = "other_package.Network" if kind == "class" else "other_package.network"
     own_project("train.py", f"model._target_={target}", "trainer.max_epochs=2", "hydra.run.dir=run")
 
