@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: model.onnx or model.pt2 in the run folder")
     parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     arguments = parser.parse_intermixed_args()
+    if arguments.output:
+        runs.make_folder_of(arguments.output)
 
     import torch
 

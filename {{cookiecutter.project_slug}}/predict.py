@@ -186,10 +186,7 @@ def refuse_output(path: Path) -> None:
         raise Mistake(f"--output {path}: the name must end in .csv or .json.")
     if path.is_dir():
         raise Mistake(f"--output {path} is a folder. Name a file in it: {path / 'predictions.csv'}")
-    if not path.parent.is_dir():
-        raise Mistake(f"--output {path}: there is no folder {path.parent}. Make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise Mistake(f"--output {path}: the folder {path.parent} cannot be written to. Choose another.")
+    runs.make_folder_of(path)
 
 
 @contextlib.contextmanager

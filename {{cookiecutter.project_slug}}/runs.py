@@ -29,6 +29,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -587,6 +588,20 @@ def shown(folder: str | Path) -> Path:
     """A folder as somebody would type it: relative where it is beneath the current one."""
     folder = Path(folder).resolve()
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def make_folder_of(path: Path) -> None:
+    """Makes sure, before the work, that the file of an ``--output`` can be written.
+
+    Raises:
+        Mistake: if it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent, suffix=path.name):
+            pass
+    except OSError as error:
+        raise Mistake(f"--output {path} cannot be written: {error.strerror}. Choose another.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

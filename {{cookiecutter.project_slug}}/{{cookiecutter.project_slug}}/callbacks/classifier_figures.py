@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
 from ..models.image_classifier import ImageClassifier
-from .figures import is_due, leave, of_all_processes, show
+from .figures import fonts_for, is_due, leave, of_all_processes, show
 
 ROWS, COLUMNS = 3, 5
 
@@ -86,10 +86,13 @@ class ClassifierFigures(Callback):
         if not trainer.is_global_zero:
             return
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
-        show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
-        show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
-        figure = confidently_wrong(images.cpu(), labels.cpu(), predictions.cpu(), probabilities.cpu(), names)
-        show(trainer, f"{stage}/confidently_wrong", figure)
+        # The name of a folder need not be text.
+        names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
+        with fonts_for(names):
+            show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
+            show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
+            figure = confidently_wrong(images.cpu(), labels.cpu(), predictions.cpu(), probabilities.cpu(), names)
+            show(trainer, f"{stage}/confidently_wrong", figure)
 
 
 def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:

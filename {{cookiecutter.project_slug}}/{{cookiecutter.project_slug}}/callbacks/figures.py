@@ -1,13 +1,20 @@
 """When the pictures of a run are drawn, and where they go."""
 
+import contextlib
+import functools
 import io
+import logging
 import os
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,6 +23,8 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ..data.batches import rank_and_count
+
+log = logging.getLogger(__name__)
 
 
 def is_due(trainer: Trainer, times: int, drawn: int) -> bool:
@@ -75,3 +84,37 @@ def show(trainer: Trainer, tag: str, figure: Figure) -> None:
             # What add_image calls, too: it opens the file again that Lightning closed after fit.
             writer = logger.experiment._get_file_writer()
             writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
+@contextlib.contextmanager
+def fonts_for(texts: Iterable[str]) -> Iterator[None]:
+    """Within, figures are drawn in fonts that have all letters of ``texts``, as far as this machine has such fonts."""
+    letters = "".join(sorted({letter for text in texts for letter in text if letter.isprintable()}))
+    with matplotlib.rc_context({"font.family": _families(letters)}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # which would be said for each letter
+        yield
+
+
+@functools.cache
+def _families(letters: str) -> list[str]:
+    """The usual fonts and, for letters that these lack, others; what none has is said once."""
+    families = list(matplotlib.rcParams["font.family"])
+    missing = set(letters) - _letters_of(font_manager.findfont(font_manager.FontProperties(family=families)))
+    fonts = {font.fname: font.name for font in font_manager.fontManager.ttflist} if missing else {}
+    for path, name in sorted(fonts.items()):
+        if missing and (found := missing & _letters_of(path)):
+            families.append(name)
+            missing -= found
+    if missing:
+        log.warning(
+            f"No font of this machine has {' '.join(sorted(missing)[:10])}: figures show boxes. Install one that has, "
+            f"such as Noto, and delete matplotlib's list of fonts: {Path(matplotlib.get_cachedir(), 'fontlist*.json')}"
+        )
+    return families
+
+
+def _letters_of(font: str) -> set[str]:
+    try:
+        return set(map(chr, font_manager.get_font(font).get_charmap()))
+    except (OSError, RuntimeError):  # a file that is gone, or of a kind that matplotlib cannot read
+        return set()

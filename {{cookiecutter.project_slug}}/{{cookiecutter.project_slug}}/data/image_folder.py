@@ -14,19 +14,23 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from .augmentation import Augmentation, augmentation
 from .batches import BatchLoader, shuffle_seed, workers_for
-from .pictures import find_pictures, fit, read_picture
+from .pictures import find_pictures, fit, is_image, read_picture
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+# What people call them, in any case.
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
 class ImageFolderDataModule(LightningDataModule):
     """A folder of pictures of any size, one subfolder per class, perhaps within ``train``, ``val`` and ``test``.
+
+    The splits may have other usual names, see ``NAMES``. What is left out, such as files that are no pictures, is
+    counted and named when the splits are made.
 
     Of ``val`` and ``test``, what is not there is cut from the training pictures: with the seed, the same share of each
     class. Which picture is in which split is written into the run folder, and read there when the run is resumed or
@@ -231,6 +235,11 @@ class PictureFiles:
             try:
                 image = read_picture(path, self.image_shape[0])
             except (OSError, ValueError) as error:
+                if not os.path.exists(path):
+                    raise MisconfigurationException(
+                        f"{path}: there is no such file, but it is in the split.csv of the run. If the pictures were "
+                        f"moved, say where they are: data.root=FOLDER (it is {self.root})."
+                    ) from None
                 if not self.skip_broken:
                     raise MisconfigurationException(
                         f"{path}: {error}. Mend or remove it, or leave out such files by data.skip_broken=true."
@@ -257,12 +266,14 @@ def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
     """The pictures beneath a folder: by split their class and path, sorted. Without splits all are in ``train``.
 
     Raises:
-        MisconfigurationException: if the folder is not there, a class is empty, or one is in the test set alone.
+        MisconfigurationException: if the folder is not there, a class is empty, one is in the test set alone, or two
+            folders are the same split.
     """
-    # A folder `train` with pictures in it is a class of pictures of trains.
-    has_splits = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())
-    folders = {split: root / split for split in SPLITS if (root / split).is_dir()} if has_splits else {"train": root}
-    found = {split: _find_classes(root, folder) for split, folder in folders.items()}
+    folders = _find_folders(root)
+    left_out: list[str] = []
+    found = {split: _find_classes(root, folder, left_out) for split, folder in folders.items()}
+    if folders["train"] != root:
+        left_out += [path.name for path in _shown(root) if path not in folders.values()]
     if not found["train"]:
         raise MisconfigurationException(
             f"data.root is {root}, where there is no folder of pictures. It should have a folder per class, "
@@ -271,8 +282,8 @@ def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
     empty = [name for name, pictures in found["train"].items() if not pictures]
     if empty:
         raise MisconfigurationException(
-            f"{folders['train']} has classes without a picture: {', '.join(empty)}. Each needs some; they end in "
-            f"{', '.join(IMG_EXTENSIONS)}. Remove what is no class."
+            f"{folders['train']} has classes without a picture: {', '.join(empty)}. Each needs some, in a format that "
+            "Pillow reads, such as .jpg or .png. Remove what is no class."
         )
     if len(found["train"]) < 2:
         raise MisconfigurationException(f"{folders['train']} has one class only; to tell apart there must be two.")
@@ -283,25 +294,59 @@ def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
             )
         if not any(classes.values()):
             raise MisconfigurationException(f"{folders[split]} has no pictures. Fill it or remove it.")
+    if left_out:
+        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        log.warning(
+            f"{len(left_out)} things in {root} are left out, which are no pictures, or are in no class of a split: "
+            f"{', '.join(sorted(left_out)[:10])}{more}"
+        )
     return {
         split: [(name, picture) for name in sorted(classes) for picture in classes[name]]
         for split, classes in found.items()
     }
 
 
-def _find_classes(root: Path, folder: Path) -> dict[str, list[str]]:
-    """The pictures, as paths beneath ``root``, of each class folder; without hidden files and folders."""
-    if not folder.is_dir():
-        return {}
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    classes: dict[str, list[str]] = {name: [] for name in names}
+def _find_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that there is; of ``train`` alone, which is ``root``, if there are none."""
+    folders: dict[str, Path] = {}
+    for path in _shown(root):
+        split = next((split for split, names in NAMES.items() if path.name.lower() in names), None)
+        if split and path.is_dir():
+            if split in folders:
+                raise MisconfigurationException(
+                    f"{folders[split]} and {path} are both a folder for {split}. Put them together, or rename one."
+                )
+            folders[split] = path
+    # A folder `train` with pictures in it is a class of pictures of trains.
+    if "train" not in folders or not any(path.is_dir() for path in folders["train"].iterdir()):
+        return {"train": root}
+    return {split: folders[split] for split in SPLITS if split in folders}
 
-    def is_picture(path: str) -> bool:
-        return path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")
 
-    labels = {name: label for label, name in enumerate(names)}
-    for path, label in make_dataset(folder, labels, is_valid_file=is_picture, allow_empty=True) if names else []:
-        classes[names[label]].append(Path(path).relative_to(root).as_posix())
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, list[str]]:
+    """The pictures, as paths beneath ``root``, of each class folder, however deep; without what is hidden.
+
+    Args:
+        root: where the paths begin.
+        folder: with a folder per class.
+        left_out: gets the paths of what is no picture, or in no class.
+    """
+    classes: dict[str, list[str]] = {}
+    for path in _shown(folder):
+        if not path.is_dir():
+            left_out.append(path.relative_to(root).as_posix())
+            continue
+        pictures = classes[path.name] = []
+        for directory, folders, files in os.walk(path, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                where = Path(directory, name)
+                (pictures if is_image(where) else left_out).append(where.relative_to(root).as_posix())
     return classes
 
 

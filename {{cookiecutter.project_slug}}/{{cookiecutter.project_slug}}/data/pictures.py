@@ -1,11 +1,12 @@
 """Picture files as people have them."""
 
+import functools
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -27,10 +28,35 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
             yield from shown or [str(path)]
 
 
+def is_image(path: str | Path) -> bool:
+    """Whether Pillow reads a file: by the end of its name or, if that says nothing, by its first bytes."""
+    if Path(path).suffix.lower() in _suffixes():
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # of files of other kinds Pillow's readers raise whatever their lines happen to
+        return False
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    """Ends of names, such as ``.jpg``, of the formats that Pillow can decode."""
+    endings = Image.registered_extensions()  # which loads the formats
+    # Not those that it only recognizes or writes.
+    decoded = {name for name, (kind, _) in Image.OPEN.items() if not _is_stub(kind)} - {"MPEG"}
+    return frozenset(ending for ending, name in endings.items() if name in decoded)
+
+
+def _is_stub(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
+
+
 def read_picture(path: str, channels: int) -> Tensor:
     """A picture of any kind, in its own size, as uint8 (channels, H, W), 0 to 255.
 
-    Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured, 16 bits made 8.
+    Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured. Wide pixels are scaled by
+    what they are: 16 bits from 0 to 65535, floats from 0 to 1, any of them to the largest value that a TIFF names.
 
     Args:
         path: of a file in a format that Pillow reads: PNG, JPEG, WebP, GIF, BMP, TIFF and others.
@@ -38,10 +64,12 @@ def read_picture(path: str, channels: int) -> Tensor:
 
     Raises:
         OSError: if there is no such file, or it is no picture, or only a part of one.
-        ValueError: if it has more pixels than can be meant (a decompression bomb).
+        ValueError: if it has more pixels than can be meant (a decompression bomb), or pixels of an unknown range.
     """
     try:
         with Image.open(path) as file:
+            layout = str(file.tile[0][3]) if file.tile else ""  # such as RGB;16B, which Pillow makes RGB
+            largest = _largest_value(file)
             picture = ImageOps.exif_transpose(file)
             picture.load()
     except UnidentifiedImageError:
@@ -54,12 +82,56 @@ def read_picture(path: str, channels: int) -> Tensor:
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
     except Exception as error:  # of a damaged file Pillow's readers raise whatever their lines happen to
         raise OSError(f"it cannot be read: {error}") from None
-    if picture.mode.startswith("I"):
-        # 16 bits per pixel. Pillow would cut what is over 255 instead of scaling it.
-        picture = Image.fromarray((numpy.asarray(picture) >> 8).astype(numpy.uint8))
+    if picture.mode.startswith(("I", "F")):
+        picture = Image.fromarray(_eight_bits(numpy.asarray(picture), largest))
+    elif ";16" in layout:
+        _refuse_twelve_bits(int(numpy.asarray(picture.convert("RGB")).max()) << 8)
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     return pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
+
+
+def _largest_value(file: Image.Image) -> float | None:
+    """What stands for white, if that is not what the mode says: None for 32 bits that could be anything."""
+    tags = getattr(file, "tag_v2", {})
+    named = tags.get(341, tags.get(281))  # SMaxSampleValue, MaxSampleValue: https://www.loc.gov/preservation/digital
+    if named is not None:
+        return float(max(named) if isinstance(named, tuple) else named)
+    if file.mode == "F":
+        return 1.0
+    return None if file.mode == "I" and file.format == "TIFF" else 65535.0
+
+
+def _eight_bits(pixels: numpy.ndarray, largest: float | None) -> numpy.ndarray:
+    """Wide pixels (H, W) as uint8.
+
+    Raises:
+        ValueError: if it is not known which value is white, or there are values beyond it.
+    """
+    low, high = pixels.min(), pixels.max()
+    kind = "floats" if pixels.dtype.kind == "f" else "32-bit numbers" if largest is None else "numbers"
+    if largest is None or not 0 <= low <= high <= largest:
+        known = "" if largest is None else f", and {largest:g} is white"
+        raise ValueError(
+            f"its pixels are {kind} from {low:g} to {high:g}{known}: scale them to 0 to 255 and save it with 8 bits"
+        )
+    if largest == 65535:
+        _refuse_twelve_bits(int(high))
+        return (pixels.astype(numpy.int64) >> 8).astype(numpy.uint8)
+    return (pixels.astype(numpy.float64) * (255 / largest)).round().astype(numpy.uint8)
+
+
+def _refuse_twelve_bits(high: int) -> None:
+    """Refuses what would be all but black.
+
+    Raises:
+        ValueError: if the largest of values with 16 bits needs no more than 12.
+    """
+    if 0 < high < 4096:
+        raise ValueError(
+            "its pixels have 16 bits and use 12 at most, so that it would be read as black: scale them to 0 to 255 and "
+            "save it with 8 bits, or name the largest value in the tag MaxSampleValue of a TIFF"
+        )
 
 
 def fit(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:
