@@ -90,6 +90,17 @@ def run_name(choices: DictConfig, overrides: ListConfig) -> str:
     return re.sub(r"[^\w.+-]+", "-", name.replace(",", "+")).strip("-")
 
 
+def epochs_between(validations: int, max_epochs: int | None, max_steps: int) -> int:
+    """Returns every how many epochs a run is validated, for some ``validations`` in all, one of them in its last epoch.
+
+    Each epoch of a run with fewer epochs, of unknown length, or that ends by ``max_steps``.
+    """
+    if not isinstance(max_epochs, int) or max_epochs < 1 or max_steps > 0:
+        return 1
+    return max(n for n in range(1, max(1, max_epochs // validations) + 1) if max_epochs % n == 0)
+
+
+OmegaConf.register_new_resolver("epochs_between", epochs_between, replace=True)
 # The cache gives the jobs of a multirun the name of the multirun.
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
 
@@ -122,6 +133,9 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
         Mistake: if a link leads out of the folder, or the config contradicts the checkpoint that the run starts from.
     """
     run = Path(config.run_dir).resolve()
+    # As a number: in a run folder, which others may be given, a resolver is refused.
+    if "check_val_every_n_epoch" in config.trainer:
+        config.trainer.check_val_every_n_epoch = config.trainer.check_val_every_n_epoch
     is_kept |= HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     run.mkdir(parents=True, exist_ok=True)
     refuse_links(run)
@@ -286,15 +300,27 @@ def claim(config: DictConfig) -> str | None:
     folder = Path(config.run_dir, "checkpoints")
     there = [path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.exists()]
     for path in there:
-        if is_whole(path):
-            refuse_checkpoint_paths(str(path))
+        if not is_whole(path):
+            log.warning(f"{path} is damaged.")
+            continue
+        refuse_checkpoint_paths(str(path))
+        if is_after_epoch(path):
             return str(path)
-        log.warning(f"{path} is damaged.")
+        log.warning(f"{path} is from the middle of an epoch, from where a run cannot go on as it was.")
     if there:
         raise Mistake(
-            f"No checkpoint in {folder} is whole. Delete them to start this run once more from the beginning."
+            f"No checkpoint in {folder} is whole and from the end of an epoch. Delete them to start this run once more "
+            "from the beginning."
         )
     return None
+
+
+def is_after_epoch(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written after the last batch of an epoch, and not between two others."""
+    import torch
+
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"])
 
 
 def refuse_start(config: DictConfig) -> None:
@@ -309,6 +335,11 @@ def refuse_start(config: DictConfig) -> None:
         raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
     path = existing_checkpoint("ckpt_path", config.ckpt_path)
     weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
+    if not is_after_epoch(path):
+        raise Mistake(
+            f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
+            f"last.ckpt, or {weights}."
+        )
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
         limit, trained = config.trainer[key], saved[done] + count
@@ -555,7 +586,8 @@ def save_results(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seco
         else {"metric": checkpoint.monitor, "mode": checkpoint.mode, "value": float(score)},
         # Relative to the run folder, which may be moved.
         "best_checkpoint": Path(os.path.relpath(best, run_dir)).as_posix() if best else None,
-        "epochs": trainer.current_epoch,
+        # Without one that was cut short.
+        "epochs": trainer.current_epoch - (trainer.current_epoch > 0 and not trainer.is_last_batch),
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "overrides": read_overrides(Path(run_dir)),

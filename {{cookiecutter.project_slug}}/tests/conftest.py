@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+import runs  # noqa: F401  (the resolvers that the configs use)
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 

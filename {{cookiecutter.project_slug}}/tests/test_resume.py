@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runs
@@ -197,6 +198,7 @@ def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupte
     assert_same(state(run), uninterrupted[0])
 
 
+EACH = ["trainer.check_val_every_n_epoch=1", "callbacks.last_checkpoint.times=null"]
 # It never improves.
 EARLY = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9", "callbacks.early_stopping.patience=3"]
 ENDS = {
@@ -204,7 +206,7 @@ ENDS = {
     "early_stopping_of_rare_validations": EARLY,
     "early_stopping_after_min_epochs": [*EARLY, "trainer.min_epochs=80"],
     "max_time": ["trainer.max_time=00:00:00:01", "trainer.max_epochs=-1"],
-    "max_time_within_an_epoch": ["trainer.max_time=00:00:00:01", "data.batch_size=1", "trainer.max_epochs=5000"],
+    "max_time_within_an_epoch": ["trainer.max_time=00:00:00:01", "data.batch_size=1", "trainer.max_epochs=5000", *EACH],
     "max_steps": ["++trainer.max_steps=25", "trainer.max_epochs=30"],
     "max_steps_within_an_epoch": ["++trainer.max_steps=25", "data.batch_size=10", "trainer.max_epochs=-1"],
 }
@@ -217,7 +219,14 @@ def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_
     (run / "results.json").unlink()
     capfd.readouterr()
     script("resume.py", run)
-    assert "goes on after" not in capfd.readouterr().out
+    # What max_steps cuts short is done again, and ends in the same step.
+    assert ("goes on after" in capfd.readouterr().out) == (end == "max_steps_within_an_epoch")
+    if end == "max_time_within_an_epoch":
+        found, expected = (json.loads((run / "results.json").read_text()) for run in (run, tmp_path / "whole"))
+        for results in (found, expected):
+            del results["metrics"]["train/loss"], results["steps"], results["seconds"]  # of the epoch that was cut short
+        assert found == expected
+        return
     assert_same(state_of_line(run), state_of_line(tmp_path / "whole"))
     steps = [[e.step for e in EventAccumulator(str(path)).Reload().Scalars("test/loss")] for path in (run, "whole")]
     assert set(steps[0]) == set(steps[1])
@@ -252,8 +261,98 @@ def test_a_run_that_has_ended_may_train_on_with_other_rules(train, script, chang
 
 
 def test_early_stopping_counts_validations(train, tmp_path):
-    train(*EARLY, "trainer.max_epochs=100", "callbacks.last_checkpoint.times=10", "hydra.run.dir=run")
-    assert json.loads((tmp_path / "run/results.json").read_text())["epochs"] == 30
+    train(*EARLY, "trainer.max_epochs=100", "trainer.check_val_every_n_epoch=10", "hydra.run.dir=run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["epochs"] == 40
+
+
+def test_early_stopping_does_not_stop_an_untrained_line(train):
+    """The default run, of which every tenth epoch is validated: five validations are fifty epochs."""
+    (run,) = train("callbacks=early_stopping", "callbacks.early_stopping.patience=5", "optimizer.lr=0.002")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 500
+    steps = [event.step for event in EventAccumulator(str(run)).Reload().Scalars("val/loss")]
+    assert steps == list(range(9, 500, 10))
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 20, 60, 101, 150])
+def test_last_epoch_is_validated_however_many_there_are(train, epochs):
+    (run,) = train(f"trainer.max_epochs={epochs}", "callbacks.regression_figures=null", "logger=csv")
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] < epochs
+    assert "val/loss" in json.loads((run / "results.json").read_text())["metrics"]
+    rows = (run / "csv/version_0/metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val/loss")
+    validated = [int(row.split(",")[rows[0].split(",").index("step")]) for row in rows[1:] if row.split(",")[column]]
+    assert validated[-1] == epochs - 1
+    assert len(validated) <= 101
+
+
+# The end of an epoch
+
+CUT = ["data.batch_size=10", "trainer.max_epochs=6", "callbacks.regression_figures=null"]
+
+
+@pytest.mark.parametrize(
+    "limit", [["trainer.max_steps=25"], ["+callbacks.cut._target_=test_resume.Cut", "scheduler=cosine"]]
+)
+def test_run_that_was_cut_within_an_epoch_goes_on_from_the_epoch_before(train, script, tmp_path, limit):
+    train(*CUT, *limit[1:], "hydra.run.dir=whole")
+    train(*CUT, *limit, "hydra.run.dir=cut")
+    last = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)
+    assert (last["epoch"], last["global_step"]) == (1, 20), "the third epoch is not whole"
+    results = json.loads((tmp_path / "cut/results.json").read_text())
+    assert (results["epochs"], results["steps"]) == (2, 25)
+    change = "trainer.max_steps=-1" if "max_steps" in limit[0] else "callbacks.cut=null"
+    script("resume.py", "cut", change)
+    assert_same(state_of_line(tmp_path / "cut"), state_of_line(tmp_path / "whole"))
+
+
+class Cut(Callback):
+    """Stops in the middle of the third epoch, as max_time does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop |= trainer.global_step == 25
+
+
+def test_checkpoint_from_the_middle_of_an_epoch_is_not_gone_on_from(train, script, tmp_path, capfd):
+    train(*CUT, "trainer.val_check_interval=0.5", "optimizer.lr=1e-9", "callbacks.best_checkpoint.mode=max")
+    (run,) = tmp_path.glob("outputs/*/*")  # the first validation, in the middle of the first epoch, remains the best
+    with pytest.raises(SystemExit, match=r"best\.ckpt, from the middle of an epoch, .* weights="):
+        train(*CUT, f"ckpt_path={run}/checkpoints/best.ckpt", "optimizer.lr=1e-9")
+    (run / "checkpoints/last.ckpt").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"No checkpoint in .* from the end of an epoch"):
+        script("resume.py", run, "trainer.max_epochs=9")
+    assert "best.ckpt is from the middle of an epoch" in capfd.readouterr().out
+
+
+# Callbacks that touch the weights
+
+
+@pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging", "ModelPruning"])
+def test_every_verb_finds_what_training_found(train, script, tmp_path, capfd, name):
+    arguments = {
+        "EMAWeightAveraging": {"decay": 0.8},
+        "StochasticWeightAveraging": {"swa_lrs": 0.05},
+        "ModelPruning": {"pruning_fn": "l1_unstructured", "amount": 0.5},
+    }[name]
+    options = [f"+callbacks.touch._target_=lightning.pytorch.callbacks.{name}"]
+    options += [f"+callbacks.touch.{key}={value}" for key, value in arguments.items()]
+    (run,) = train("trainer.max_epochs=30", "optimizer.lr=0.1", "callbacks.regression_figures=null", *options)
+    expected = json.loads((run / "results.json").read_text())["metrics"]["test/loss"]
+    capfd.readouterr()
+    script("evaluate.py", run, "--json")
+    assert json.loads("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["test/loss"] == expected
+    weights = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    script("predict.py", run, "7.5", "--output", "y.json")
+    y = 7.5 * weights["linear.weight"].item() + weights["linear.bias"].item()
+    assert json.loads((tmp_path / "y.json").read_text())[0]["y"] == pytest.approx(y, rel=1e-5)
+
+
+def test_averaged_weights_are_resumed_to_the_bit(train, script, tmp_path):
+    options = ["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "+callbacks.ema.decay=0.8"]
+    train("trainer.max_epochs=30", *options, "hydra.run.dir=whole")
+    train("trainer.max_epochs=20", *options, "hydra.run.dir=parts")
+    script("resume.py", "parts", "trainer.max_epochs=30")
+    assert_same(state_of_line(tmp_path / "parts"), state_of_line(tmp_path / "whole"))
 
 
 def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
@@ -296,15 +395,12 @@ def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder
     read = EventAccumulator(str(folder / "rare"))
     read.Reload()
     steps = [point.step for point in read.Scalars("val/loss")]
-    assert steps[0] == 0
-    assert steps[-1] == 119
-    assert len(steps) == 51
+    assert steps == list(range(1, 120, 2))
     assert start(*options, "hydra.run.dir=rare-killed", at=calls // 2)[0] == -signal.SIGKILL
     status, printed, _ = start("resume.py", "rare-killed")
     assert status == 0
     epoch = int(re.search(r"goes on after epoch (\d+)", printed)[1])
     assert 0 < epoch < 119
-    assert epoch - 1 in steps
     assert_same(state_of_line(folder / "rare-killed"), state_of_line(folder / "rare"))
 
 

@@ -10,8 +10,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-from .figures import leave
-
 
 class KnownMonitors(Callback):
     """Refuses a ``monitor`` of checkpoints, early stopping or a plateau scheduler that no metric has the name of.
@@ -32,7 +30,7 @@ class KnownMonitors(Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
-        self.knows_validation = self.has_validated = False
+        self.knows_validation = self.has_validated = self.knows_all = False
         for checkpoint in trainer.checkpoint_callbacks:
             top, name = getattr(checkpoint, "save_top_k", 1), getattr(checkpoint, "filename", None)
             if top not in (0, 1) and name and "{" not in name and not checkpoint._enable_version_counter:
@@ -60,11 +58,11 @@ class KnownMonitors(Callback):
         Raises:
             MisconfigurationException: if a monitor is not among them.
         """
-        if not self.has_validated:
+        if not self.has_validated or self.knows_all:
             return
         if type(pl_module).on_train_epoch_end is LightningModule.on_train_epoch_end:
             self._check(trainer, is_validation=False)
-        leave(trainer, self)
+        self.knows_all = True
 
     def _check(self, trainer: Trainer, is_validation: bool) -> None:
         names = [name for name in trainer.callback_metrics if name.startswith("val") or not is_validation]

@@ -15,6 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -89,6 +90,10 @@ class Resumable(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The run folder may have been moved since: the best checkpoint is the one that lies beside this one."""
+        if trainer.state.fn != TrainerFn.FITTING and "current_model_state" in checkpoint:
+            # The weights of a checkpoint are tested as they are. WeightAveraging would replace the mean, which is what
+            # they are, by what it goes on training from.
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
         self.scheduler_states = checkpoint["lr_schedulers"]
         self.restored_step = checkpoint["global_step"]
         # A run whose rules have changed since may train on.
@@ -137,6 +142,13 @@ class Resumable(Callback):
                 rates = config.scheduler._get_closed_form_lr()
                 for group, rate in zip(config.scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that is ended within an epoch has the checkpoint of the epoch before, which is to say so."""
+        path = Path(trainer.default_root_dir, "checkpoints/last.ckpt")
+        if trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero and path.exists():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint | {"ended_by": _rules(trainer)}, path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_metrics(trainer)  # if the run was killed after its last epoch
