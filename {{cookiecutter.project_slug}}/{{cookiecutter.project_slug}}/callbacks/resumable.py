@@ -148,7 +148,8 @@ class Resumable(Callback):
         path = Path(trainer.default_root_dir, "checkpoints/last.ckpt")
         if trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero and path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint | {"ended_by": _rules(trainer)}, path)
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_metrics(trainer)  # if the run was killed after its last epoch
