@@ -52,6 +52,7 @@ import processes
 from compat import REPLACE, VERSION_BASE, instantiate_only_targets_of
 from errors import IS_FULL, Mistake, explanation, printable
 from trust import (
+    PACKAGES,
     refuse_checkpoint_paths,
     refuse_control_characters,
     refuse_links,
@@ -927,7 +928,9 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
         data = hydra.utils.instantiate(config.data, _convert_="all")
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
-        if known_batches := config.callbacks.get("known_batches"):
+        # Of all callbacks, whose paths were not looked at, the one that writes nothing.
+        known_batches = config.callbacks.get("known_batches") or {}
+        if known_batches in [{"_target_": f"{name}.callbacks.known_batches.KnownBatches"} for name in PACKAGES]:
             trainer.callbacks.append(hydra.utils.instantiate(known_batches))
     return config, data, model, trainer, path
 

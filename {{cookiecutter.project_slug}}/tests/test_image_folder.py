@@ -431,3 +431,151 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
         assert done.returncode == 0, done.stderr
         peaks[count] = int(done.stdout.splitlines()[-1])  # in KiB
     assert peaks[10_000] - peaks[1_000] < 55_000, peaks
+
+
+# Which files are images, and which folders splits
+
+IF = [*SMALL, "data.num_workers=0", "trainer.max_epochs=1", "callbacks.classifier_figures=null"]
+
+
+@pytest.mark.parametrize(("train_name", "val_name"), [("train", "valid"), ("Training", "Validation"), ("TRAIN", "dev")])
+def test_usual_names_of_splits_are_understood(tmp_path, train_name, val_name):
+    for number, name in enumerate((train_name, val_name, "Test")):
+        write_pictures(tmp_path / "P" / name, 10 + number, seed=number)
+    data = make(tmp_path / "P", tmp_path)
+    assert [len(dataset) for dataset in (data.train_set, data.val_set, data.test_set)] == [30, 33, 36]
+
+
+def test_two_folders_of_one_split_are_refused(train, tmp_path):
+    for name in ("train", "val", "valid"):
+        write_pictures(tmp_path / "P" / name, 5, seed=0)
+    with pytest.raises(SystemExit, match="are both a folder for val"):
+        train(*IF, f"data.root={tmp_path / 'P'}")
+
+
+def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, capfd):
+    """Whatever its name ends in."""
+    for color, value in (("blue", 40), ("red", 200)):
+        folder = tmp_path / "P" / color
+        folder.mkdir(parents=True)
+        for number, ending in enumerate(("jpg", "JPG", "jfif", "gif", "webp", "tif", "dat", "png", "bmp", "avif")):
+            kind = {"jpg": "jpeg", "jfif": "jpeg", "dat": "jpeg", "tif": "tiff"}.get(ending.lower(), ending)
+            try:
+                Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.{ending}", format=kind)
+            except (KeyError, OSError):  # of formats that this Pillow was built without
+                Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.png")
+        (folder / "notes.txt").write_text("no image")
+    (train_run,) = train(*IF, f"data.root={tmp_path / 'P'}")
+    assert sum(map(len, splits(train_run / "split.csv").values())) == 20
+    with pytest.raises(SystemExit) as exit_:
+        script("predict.py", train_run, tmp_path / "P", "--output", "x.json")
+    assert exit_.value.code.count("skipped") == exit_.value.code.count("notes.txt") == 2
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 20
+
+
+def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, capfd):
+    for name in ("train", "test"):
+        write_pictures(tmp_path / "P" / name, 5, seed=0)
+    (tmp_path / "P/README.md").write_text("about")
+    (tmp_path / "P/extra").mkdir()
+    shutil.copy(tmp_path / "P/train/red/0_00.jpg", tmp_path / "P/train/stray.jpg")
+    (tmp_path / "P/train/red/labels.json").write_text("{}")
+    (tmp_path / "P/train/red/.DS_Store").write_text("hidden")
+    (run,) = train(*IF, f"data.root={tmp_path / 'P'}")
+    printed = capfd.readouterr().out
+    assert printed.count("are left out") == 1
+    assert "4 things" in printed
+    for name in ("README.md", "extra", "train/stray.jpg", "train/red/labels.json"):
+        assert name in printed
+    script("resume.py", run, "trainer.max_epochs=2")
+    script("evaluate.py", run)
+    printed = capfd.readouterr()
+    assert "left out" not in printed.out + printed.err
+
+
+def test_pictures_that_were_moved(train, script, pictures, capfd):
+    (run,) = train(*IF, f"data.root={pictures}")
+    moved = pictures.rename(pictures.with_name("elsewhere"))
+    with pytest.raises(SystemExit, match=r"moved, say where they are: data\.root=FOLDER"):
+        script("evaluate.py", run)
+    script("evaluate.py", run, f"data.root={moved}")
+
+
+# Pixels of more than 8 bits
+
+read_picture = get_object(f"{PACKAGE}.data.pictures.read_picture")
+
+
+def saved(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "options"),
+    [
+        ("16.png", numpy.array([[0, 128 << 8, 65535]], numpy.uint16), {}),
+        ("16.tif", numpy.array([[0, 128 << 8, 65535]], numpy.uint16), {}),
+        ("float.tif", numpy.array([[0, 128 / 255, 1]], numpy.float32), {}),
+        ("12.tif", numpy.array([[0, 2056, 4095]], numpy.uint16), {"tiffinfo": {281: 4095}}),
+        ("32.tif", numpy.array([[0, 128 * 257, 65535]], numpy.int32), {"tiffinfo": {281: 65535}}),
+    ],
+)
+def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options):
+    found = read_picture(saved(tmp_path / name, pixels, **options), 1)
+    assert found.flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "reason"),
+    [
+        ("float.tif", numpy.array([[0, 300]], numpy.float32), "floats from 0 to 300"),
+        ("negative.tif", numpy.array([[-1, 1]], numpy.float32), "floats from -1 to 1"),
+        ("nan.tif", numpy.array([[0, numpy.nan]], numpy.float32), "floats from nan"),
+        ("32.tif", numpy.array([[0, 70000]], numpy.int32), "32-bit numbers from 0 to 70000"),
+        ("12.png", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
+        ("12.tif", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
+    ],
+)
+def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_picture(saved(tmp_path / name, pixels), 1)
+
+
+# Names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
+def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
+    write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
+    os.rename(os.fsencode(tmp_path / "P/red"), os.fsencode(tmp_path / "P") + b"/caf\xe9")
+    for color in (tmp_path / "P").iterdir():
+        os.rename(color / "0_00.jpg", os.fsencode(color) + b"/caf\xe9.jpg")
+    (run,) = train(*SMALL, "data.num_workers=0", "trainer.max_epochs=2", f"data.root={tmp_path / 'P'}")
+    assert (run / "figures/test_confusion_matrix.png").exists()
+    script("evaluate.py", run, "--json")
+    for name in ("results/p.csv", "more/results/p.json"):
+        script("predict.py", run, tmp_path / "P", "--output", name)
+    assert b"caf\xe9.jpg" in (tmp_path / "results/p.csv").read_bytes()
+    rows = json.loads((tmp_path / "more/results/p.json").read_text())
+    assert sum(os.fsencode(row["input"]).endswith(b"caf\xe9.jpg") for row in rows) == 2
+    script("predict.py", run, tmp_path / "P")
+    script("resume.py", run, "trainer.max_epochs=3")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("output", ["file/p.csv", "n" * 300 + "/p.csv"])
+def test_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output):
+    (tmp_path / "file").touch()
+    for verb, words in (("predict.py", ["4"]), ("export.py", ["--format", "pt2"])):
+        with pytest.raises(SystemExit, match=r"^--output .* cannot be written: "):
+            script(verb, line, *words, "--output", output)
+
+
+def test_letters_that_no_usual_font_has(train, tmp_path, capfd, recwarn):
+    """Drawn in another font, or named once where there is none."""
+    write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
+    (tmp_path / "P/red").rename(tmp_path / "P/\U0001f63a猫")
+    train(*SMALL, "data.num_workers=0", "trainer.max_epochs=2", f"data.root={tmp_path / 'P'}")
+    assert capfd.readouterr().out.count("No font of this machine has") <= 1
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -330,6 +330,14 @@ def test_what_is_asked_of_a_run_stays_inside_too(run, script, tmp_path, monkeypa
     assert_refused(script, re.escape(key), run)
 
 
+def test_callback_in_the_place_of_one_that_is_used_is_not(run, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profiler = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": str(tmp_path / "elsewhere")}
+    change(run, callbacks__known_batches=profiler)
+    script("evaluate.py", run)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_weights_from_elsewhere_are_not_read(run, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change(run, weights=str(tmp_path / "elsewhere.ckpt"))

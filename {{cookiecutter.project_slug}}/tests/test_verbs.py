@@ -319,11 +319,10 @@ def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_
         script("predict.py", line, "4", "--output", tmp_path / "out.xlsx")
 
 
-@pytest.mark.parametrize("output", ["nowhere/out.csv", "folder.csv"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output, capfd):
+def test_an_output_that_is_a_folder_is_refused_before_the_work(line, script, tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(SystemExit, match=r"there is no folder|is a folder"):
-        script("predict.py", line, "4", "--output", output)
+    with pytest.raises(SystemExit, match="is a folder"):
+        script("predict.py", line, "4", "--output", "folder.csv")
 
 
 # environment.json

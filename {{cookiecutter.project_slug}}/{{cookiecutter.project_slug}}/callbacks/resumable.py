@@ -80,8 +80,7 @@ class Resumable(Callback):
             torch.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        checkpoint["callbacks"][self.state_key] = metrics
+        checkpoint["callbacks"][self.state_key] = _metrics(trainer)
         if trainer.should_stop:
             checkpoint["ended_by"] = _rules(trainer)
 
@@ -98,6 +97,8 @@ class Resumable(Callback):
         self.restored_step = checkpoint["global_step"]
         # A run whose rules have changed since may train on.
         self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _rules(trainer)
+        if self.has_ended and "ended_with" in checkpoint:
+            checkpoint["callbacks"][self.state_key] = checkpoint["ended_with"]
         for callback in trainer.early_stopping_callbacks:
             if state := checkpoint["callbacks"].get(callback.state_key):
                 state["patience"] = callback.patience  # that of the config, which may have changed
@@ -148,8 +149,8 @@ class Resumable(Callback):
         path = Path(trainer.default_root_dir, "checkpoints/last.ckpt")
         if trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero and path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            self.on_save_checkpoint(trainer, pl_module, checkpoint)
-            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+            end = {"ended_by": _rules(trainer), "ended_with": _metrics(trainer)}
+            trainer.strategy.checkpoint_io.save_checkpoint(checkpoint | end, path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_metrics(trainer)  # if the run was killed after its last epoch
@@ -166,6 +167,10 @@ class Resumable(Callback):
         is_mistake = isinstance(exception, MisconfigurationException)
         if (self.has_started and not is_mistake) or isinstance(exception, KeyboardInterrupt | SystemExit):
             log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown_folder(trainer)))}")
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def _rules(trainer: Trainer) -> dict[str, Any] | None:
