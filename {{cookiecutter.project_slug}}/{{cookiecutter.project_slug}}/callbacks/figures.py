@@ -100,7 +100,9 @@ def _families(letters: str) -> list[str]:
     """The usual fonts and, for letters that these lack, others; what none has is said once."""
     families = list(matplotlib.rcParams["font.family"])
     missing = set(letters) - _letters_of(font_manager.findfont(font_manager.FontProperties(family=families)))
-    fonts = {font.fname: font.name for font in font_manager.fontManager.ttflist} if missing else {}
+    # matplotlib's Last Resort has a box for each letter there is.
+    others = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]
+    fonts = {font.fname: font.name for font in others} if missing else {}
     for path, name in sorted(fonts.items()):
         if missing and (found := missing & _letters_of(path)):
             families.append(name)
