@@ -108,6 +108,8 @@ def explanation(error: BaseException) -> str | None:
         return str(error)
     if surroundings := _surroundings(error):
         return surroundings
+    if failure := _worker_failure(error):
+        return failure
     if type(error).__name__ == "UnpicklingError":
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f": it refers to {found[1]}" if found else ""
@@ -175,6 +177,26 @@ def _surroundings(error: BaseException | None) -> str | None:
             "srun --ntasks-per-node; or, for a single process, write SLURM_JOB_NAME=bash before the command."
         )
     return _surroundings(error.__cause__ or error.__context__)
+
+
+def _worker_failure(error: BaseException) -> str | None:
+    """What to do about worker processes that a DataLoader has lost, or that lack memory."""
+    text = str(error)
+    none = "--num-workers=0" if Path(sys.argv[0]).name == "predict.py" else "data.num_workers=0"
+    lost = re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", text)
+    if "unable to allocate shared memory" in text or (lost and "Bus error" in lost[1]):
+        return (
+            "Shared memory (/dev/shm), by which worker processes hand on batches, is full. A container gets more when "
+            f"it is started, as in docker run --shm-size=8g; or work without such processes: {none}"
+        )
+    if "Too many open files. Communication with the workers" in text:
+        return f"Too many open files, for worker processes. Work without: {none}; or allow more: ulimit -n 65536"
+    if "DataLoader worker process" in text and re.search("MemoryError|(annot|can't) allocate memory", text):
+        return f"A worker process has run out of memory. Take fewer of them, or none: {none}"
+    if isinstance(error, RuntimeError) and lost:
+        what = lost[1].replace("is killed", "was killed")
+        return f"A worker process {what}, perhaps for want of memory. Take fewer of them, or none: {none}"
+    return None
 
 
 def _no_choice() -> str:

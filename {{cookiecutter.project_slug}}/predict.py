@@ -30,7 +30,7 @@ BATCH_SIZE = 32
 @explained
 def main() -> None:
     parser = argparse.ArgumentParser(
-        usage="python predict.py [RUN] INPUT… [--output FILE] [--checkpoint CHECKPOINT] [--invert]",
+        usage="python predict.py [RUN] INPUT… [--output FILE] [--checkpoint CHECKPOINT] [--invert] [--num-workers N]",
         description="Numbers for a regression; image files, globs, folders for a classifier.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--invert", action="store_true", help="images: dark on bright, where training had bright on dark"
     )
+    parser.add_argument("--num-workers", type=int, help="processes that read inputs; default: as the run has it")
     # For argparse -1e-3 is an option, and what begins with a blank is none.
     given = [f" {word}" if word.startswith("-") and is_number(word) else word for word in sys.argv[1:]]
     arguments = parser.parse_intermixed_args(given)
@@ -56,6 +57,8 @@ def main() -> None:
         raise Mistake(f"{type(data).__name__} has no find_inputs and read_input: see data/linear.py for both.")
     if arguments.invert:
         data.invert = True
+    if arguments.num_workers is not None:
+        data.num_workers = max(0, arguments.num_workers)
 
     from lightning.pytorch.callbacks import LambdaCallback
 
@@ -111,11 +114,12 @@ class Inputs:
 
 def collate(samples: "list[Tensor | str]") -> "tuple[Tensor | None, list[str | None]]":
     """The samples that can be read, stacked; and for each sample what keeps it from that, or None."""
-    import torch
+    from torch.utils.data import default_collate
 
     tensors = [sample for sample in samples if not isinstance(sample, str)]
     errors = [sample if isinstance(sample, str) else None for sample in samples]
-    return torch.stack(tensors) if tensors else None, errors
+    # In a worker it stacks into shared memory; what torch.stack made would get there where no error is raised.
+    return default_collate(tensors) if tensors else None, errors
 
 
 def ignore_ctrl_c(worker: int) -> None:

@@ -398,6 +398,73 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(pictures, tmp_path):
     assert "Traceback" not in "".join(lines)
 
 
+class Strike(Callback):
+    """Does something to the worker processes, once, when training has begun."""
+
+    def on_train_batch_start(self, trainer, module, batch, number):
+        if number == 1:
+            self.strike(trainer.datamodule.workers.loader._iterator._workers)
+
+
+class Kill(Strike):
+    def strike(self, workers):
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+
+class LimitMemory(Strike):
+    def strike(self, workers):
+        import resource
+
+        for worker in workers:
+            resource.prlimit(worker.pid, resource.RLIMIT_AS, (1, 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a system does to a process is different elsewhere")
+@pytest.mark.parametrize("strike", ["Kill", "LimitMemory"])
+def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(train, pictures, strike):
+    small = [*SMALL, f"data.root={pictures}", "data.batch_size=2", "trainer.max_epochs=2"]
+    earlier = set(multiprocessing.active_children())
+    with pytest.raises(SystemExit) as exit_:
+        train(*small, "data.num_workers=2", f"+callbacks.strike._target_=test_image_folder.{strike}")
+    assert exit_.value.code.startswith("A worker process ")
+    assert "memory" in exit_.value.code
+    assert "data.num_workers=0" in exit_.value.code
+    assert set(multiprocessing.active_children()) <= earlier
+    assert train(*small, "data.num_workers=0")
+
+
+@pytest.fixture
+def small_shared_memory():
+    """A command in a container with 1 MB of shared memory; the rest of the machine keeps its own."""
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare")
+    prefix = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    prefix += ['mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no other /dev/shm can be mounted: {tried.stderr}")
+    return prefix
+
+
+@pytest.mark.parametrize("name", ["train.py", "predict.py"])
+def test_full_shared_memory_ends_the_command_with_its_remedies(small_shared_memory, train, pictures, tmp_path, name):
+    arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={pictures}"]
+    arguments += ["data.num_workers=2", "trainer.max_epochs=1"]
+    remedy = "data.num_workers=0"
+    if name == "predict.py":
+        arguments = [*train(*arguments), pictures, "--output", tmp_path / "out.json"]
+        remedy = "--num-workers=0"
+    command = [*small_shared_memory, sys.executable, str(ROOT / name), *map(str, arguments)]
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    (message,) = (line for line in done.stderr.splitlines() if "/dev/shm" in line)
+    assert "--shm-size" in message
+    assert remedy in message
+    assert "Traceback" not in done.stderr
+    subprocess.run([*command, remedy], cwd=tmp_path, env=one_thread, check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):

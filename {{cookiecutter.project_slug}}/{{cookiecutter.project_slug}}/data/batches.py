@@ -184,7 +184,7 @@ class Workers:
             self.datasets,
             batch_sampler=requests,
             num_workers=self.count,
-            collate_fn=as_is,
+            collate_fn=shared,
             worker_init_fn=_ignore_ctrl_c,
             persistent_workers=persistent,
             pin_memory=torch.cuda.is_available(),
@@ -205,8 +205,17 @@ class _Several(Dataset[Any]):
         return self.datasets[number].batch(epoch, indices)
 
 
-def as_is(batch: Any) -> Any:
-    """A batch that needs no collating. (A named function, because worker processes must find it.)"""
+def shared(batch: Any) -> tuple[Tensor, ...]:
+    """A batch of tensors in shared memory, as it travels to another process.
+
+    Left to torch's queue, its tensors are moved there by a thread, which prints that the memory is full and goes on:
+    the training process would wait for ever. What is raised here reaches it.
+
+    Raises:
+        RuntimeError: if shared memory is full.
+    """
+    for tensor in batch:
+        tensor.share_memory_()
     return batch
 
 
