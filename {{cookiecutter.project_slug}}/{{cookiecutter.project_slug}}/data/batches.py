@@ -152,6 +152,7 @@ class Workers:
         self.requests: list[Any] = []
         self.loader = self._loader(self.requests, persistent=True)
         self.owner: object = None  # of the batches that are under way
+        self.passing: Any = None  # what iterates over other batches in the meantime, by processes of its own
 
     def batches(self, dataset: Batched, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
         """The batches of ``dataset`` at these indices, in order; some are made ahead of their time."""
@@ -159,7 +160,9 @@ class Workers:
         requests = [(number, epoch, indices.numpy()) for indices in batches]
         if self.owner:
             # Validation in the middle of an epoch: what is made ahead for the epoch must not be lost.
-            yield from self._loader(requests, persistent=False)
+            self.passing = iter(self._loader(requests, persistent=False))
+            yield from self.passing
+            self.passing = None
             return
         me = self.owner = object()
         self.requests[:] = requests
@@ -177,6 +180,9 @@ class Workers:
         if self.loader._iterator is not None:
             self.loader._iterator._shutdown_workers()
             self.loader._iterator = None
+        if self.passing is not None:
+            self.passing._shutdown_workers()
+            self.passing = None
         self.owner = None
 
     def _loader(self, requests: list[Any], persistent: bool) -> DataLoader[Any]:
