@@ -446,6 +446,7 @@ def small_shared_memory():
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])
 def test_full_shared_memory_ends_the_command_with_its_remedies(small_shared_memory, train, pictures, tmp_path, name):
     arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={pictures}"]
