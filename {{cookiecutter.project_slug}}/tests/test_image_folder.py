@@ -568,6 +568,11 @@ def test_pictures_that_were_moved(train, script, pictures, capfd):
     with pytest.raises(SystemExit, match=r"moved, say where they are: data\.root=FOLDER"):
         script("evaluate.py", run)
     script("evaluate.py", run, f"data.root={moved}")
+    test = next(iter(splits(run / "split.csv")["test"]))
+    (moved / test).unlink()
+    with pytest.raises(SystemExit, match=r"by data\.skip_broken=true"):
+        script("evaluate.py", run, f"data.root={moved}")
+    script("evaluate.py", run, f"data.root={moved}", "data.skip_broken=true")
 
 
 # Pixels of more than 8 bits
