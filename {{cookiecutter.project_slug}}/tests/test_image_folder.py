@@ -570,7 +570,7 @@ def test_pictures_that_were_moved(train, script, pictures, capfd):
     script("evaluate.py", run, f"data.root={moved}")
     test = next(iter(splits(run / "split.csv")["test"]))
     (moved / test).unlink()
-    with pytest.raises(SystemExit, match=r"by data\.skip_broken=true"):
+    with pytest.raises(SystemExit, match=r"out by data\.skip_broken=true"):
         script("evaluate.py", run, f"data.root={moved}")
     script("evaluate.py", run, f"data.root={moved}", "data.skip_broken=true")
 

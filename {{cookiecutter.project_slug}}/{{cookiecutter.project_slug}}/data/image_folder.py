@@ -238,8 +238,8 @@ class PictureFiles:
                 if not self.skip_broken and not os.path.exists(path):
                     raise MisconfigurationException(
                         f"{path}: there is no such file, but it is in the split.csv of the run. If the pictures were "
-                        f"moved, say where they are: data.root=FOLDER (it is {self.root}). What was removed is left out "
-                        "by data.skip_broken=true."
+                        f"moved, say where they are: data.root=FOLDER (it is {self.root}). What was removed is left "
+                        "out by data.skip_broken=true."
                     ) from None
                 if not self.skip_broken:
                     raise MisconfigurationException(
@@ -406,7 +406,9 @@ def read_splits(path: Path) -> list[tuple[str, str, str]]:
         _, *rows = csv.reader(file)
     for name in (name for row in rows for name in row):
         if any(unicodedata.category(character) == "Cc" for character in name):
-            raise MisconfigurationException(f"{path} has control characters in {name!a}. Rename it, there and on the disk.")
+            raise MisconfigurationException(
+                f"{path} has control characters in {name!a}. Rename it, there and on the disk."
+            )
     return [(split, name, picture) for split, name, picture in rows]
 
 
