@@ -136,6 +136,8 @@ def explanation(error: BaseException) -> str | None:
     with suppress(HydraException):
         if mistyped := _mistyped_value():
             return mistyped
+    if misfit := _misfit(error):
+        return misfit
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
         return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
@@ -257,8 +259,26 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
 
 
-def _mistyped_value() -> str | None:
-    """The first override on the command line that is no number where the config has one."""
+def _misfit(error: BaseException) -> str | None:
+    """Which override an error in Lightning or torch speaks of: in its text, or in the lines that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    kinds = (ArithmeticError, AssertionError, TypeError, ValueError)
+    if not isinstance(error, kinds) or not frames or not re.search(r"[/\\](lightning|torch)[/\\]", frames[-1].filename):
+        return None
+    where = "\n".join([str(error), *(frame.line or "" for frame in frames[-3:])])
+    where = where.replace("val_check_batch", "val_check_interval")  # Lightning's name for it within
+    with suppress(HydraException):
+        for override, default in _typed_values():
+            key = override.key_or_group
+            group, _, name = key.partition(".")
+            if group in ("trainer", "optimizer", "scheduler") and name and re.search(rf"\b{re.escape(name)}\b", where):
+                reason = str(error).strip().partition("\n")[0] or f"{type(error).__name__} in {frames[-1].line}"
+                return f"{override.input_line} does not work: {reason}\nThe default is {key}={default}."
+    return None
+
+
+def _typed_values() -> list[tuple[Any, Any]]:
+    """The overrides on the command line, and what each of them replaces, unresolved; None if that is nothing."""
     configs = Path(__file__).parent / "configs"
     arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(arguments)
@@ -268,10 +288,18 @@ def _mistyped_value() -> str | None:
     initialized = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialized else hydra.initialize_config_dir(str(configs), **VERSION_BASE):
         defaults = OmegaConf.to_container(hydra.compose("train", choices))
+    found = []
     for override in overrides:
         default: Any = defaults
         for key in override.key_or_group.split("."):
             default = default.get(key) if isinstance(default, dict) else None
+        found.append((override, default))
+    return found
+
+
+def _mistyped_value() -> str | None:
+    """The first override on the command line that is no number where the config has one."""
+    for override, default in _typed_values():
         value = override.value()
         if isinstance(default, int | float) and isinstance(value, str):
             kind = "true or false" if isinstance(default, bool) else "a number"

@@ -66,6 +66,62 @@ def test_the_message_says_what_and_how(script, request, arguments, messages, tmp
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+OUT_OF_RANGE = [
+    ["trainer.log_every_n_steps=0"],
+    ["trainer.check_val_every_n_epoch=0"],
+    ["trainer.max_epochs=1.5"],
+    ["trainer.max_epochs=0"],
+    ["trainer.max_steps=0"],
+    ["trainer.val_check_interval=3"],
+    ["trainer.val_check_interval=0"],
+    ["trainer.accumulate_grad_batches=0"],
+    ["trainer.limit_train_batches=-1"],
+    ["trainer.limit_val_batches=1.5"],
+    ["trainer.limit_val_batches=0"],
+    ["trainer.limit_train_batches=0"],
+    ["trainer.overfit_batches=2.5"],
+    ["trainer.gradient_clip_algorithm=foo"],
+    ["trainer.gradient_clip_val=-1"],
+    ["trainer.precision=foo"],
+    ["trainer.devices=0"],
+    ["trainer.num_sanity_val_steps=-2"],
+    ["trainer.min_epochs=9"],
+    ["trainer.max_time=soon"],
+    ["trainer.profiler=foo"],
+    ["optimizer.betas=[1,2]"],
+    ["optimizer.betas=0.9"],
+    ["optimizer.weight_decay=-1"],
+    ["scheduler=step", "scheduler.step_size=0"],
+    ["scheduler=plateau", "scheduler.patience=-1"],
+    ["scheduler=plateau", "scheduler.factor=2"],
+    ["scheduler=plateau", "trainer.check_val_every_n_epoch=2"],
+    ["scheduler=plateau", "trainer.val_check_interval=1"],
+    ["scheduler=one_cycle", "trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"],
+    ["scheduler=cosine", "trainer.max_epochs=-1", "trainer.max_time=00:00:00:01"],
+    ["scheduler=one_cycle", "scheduler.pct_start=2"],
+    ["data.noise=-1"],
+    ["callbacks.progress.lines=0"],
+    ["callbacks.last_checkpoint.times=0"],
+    ["callbacks.regression_figures.times=0"],
+    ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
+    ["callbacks=early_stopping", "callbacks.early_stopping.mode=most"],
+    ["callbacks.best_checkpoint.mode=most"],
+]
+
+
+@pytest.mark.parametrize("arguments", OUT_OF_RANGE, ids=" ".join)
+def test_value_out_of_range_works_or_ends_with_one_message(script, arguments):
+    skip_if_deleted([])
+    message = ""
+    try:
+        script("train.py", "trainer.max_epochs=3", "~logger", *arguments)
+    except SystemExit as exit_:
+        message = exit_.code
+    assert isinstance(message, str)
+    assert len(message.splitlines()) <= 5
+    assert "Traceback" not in message
+
+
 @pytest.mark.parametrize("accelerator", ["gpu", "mps"])
 def test_an_absent_accelerator_names_those_that_are_there(train, accelerator):
     if torch.cuda.is_available() or torch.backends.mps.is_available():

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 import random
 import shlex
@@ -67,6 +68,12 @@ class Resumable(Callback):
             signal.signal(signal.SIGTERM, self.at_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        for config in trainer.lr_scheduler_configs:
+            # What waits for a better metric takes a step after each validation, see ``optimizer_and_scheduler``. In
+            # other epochs there is no metric, or the former one once more.
+            if config.reduce_on_plateau and config.interval == "step" and math.isfinite(trainer.num_training_batches):
+                config.frequency = int(trainer.num_training_batches) + (0 if is_validated else 1)
         # Dropout and augmentation of an epoch depend on seed, epoch and process, not on what was drawn before.
         sequence = numpy.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
         seed = int(sequence.generate_state(1)[0])

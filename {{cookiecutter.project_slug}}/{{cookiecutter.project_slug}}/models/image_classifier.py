@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from .optimization import optimizer_and_scheduler
+from .optimization import is_logged, optimizer_and_scheduler
 
 
 class ImageClassifier(LightningModule):
@@ -142,7 +142,7 @@ class ImageClassifier(LightningModule):
         getattr(self, f"{stage}_acc").update(logits, labels)
         # `log` takes as long as a step of a small network: in training only when the logger writes.
         is_last = stage == "train" and self.trainer.is_last_batch
-        if stage != "train" or is_last or (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if stage != "train" or is_last or is_logged(self.trainer, self.global_step + 1):
             # A float: Lightning's mean over processes rounds whole numbers down.
             # pyrefly: ignore[bad-argument-type]
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(labels)), sync_dist=True)

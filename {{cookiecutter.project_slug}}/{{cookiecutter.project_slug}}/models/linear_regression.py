@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .optimization import optimizer_and_scheduler
+from .optimization import is_logged, optimizer_and_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class LinearRegression(LightningModule):
         # `log` takes longer than all else here: in training only when the logger writes, or beside a validation.
         trainer = self.trainer
         is_validated = trainer.is_last_batch and (self.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        if stage != "train" or is_validated or (self.global_step + 1) % trainer.log_every_n_steps == 0:
+        if stage != "train" or is_validated or is_logged(trainer, self.global_step + 1):
             # A float: Lightning's mean over processes rounds whole numbers down.
             # pyrefly: ignore[bad-argument-type]
             self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=float(len(x)), sync_dist=True)

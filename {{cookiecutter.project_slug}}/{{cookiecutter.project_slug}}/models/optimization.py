@@ -4,7 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,7 +30,13 @@ def optimizer_and_scheduler(
     when = {key: arguments.pop(key) for key in ("interval", "monitor") if key in arguments}
     for key in ("T_max", "total_steps"):
         if key in arguments and arguments[key] is None:
-            arguments[key] = int(module.trainer.estimated_stepping_batches)
+            steps = module.trainer.estimated_stepping_batches
+            if not math.isfinite(steps):
+                raise MisconfigurationException(
+                    f"scheduler.{key} is null, and the run has no length that it could take. Set trainer.max_epochs=…, "
+                    f"trainer.max_steps=…, or scheduler.{key}=…"
+                )
+            arguments[key] = int(steps)
     if "monitor" in when and when.get("interval") == "epoch":
         # Still once an epoch, but before the checkpoint is written instead of after it.
         module.trainer.fit_loop.setup_data()
@@ -46,3 +52,9 @@ def optimizer_and_scheduler(
     except (TypeError, ValueError) as error:
         raise MisconfigurationException(f"An argument of optimizer or scheduler does not fit: {error}") from error
     return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
+
+
+def is_logged(trainer: Trainer, step: int) -> bool:
+    """Whether the logger writes in a step: every ``trainer.log_every_n_steps``, or never if that is 0."""
+    every: int = trainer.log_every_n_steps
+    return bool(every) and step % every == 0
