@@ -337,6 +337,7 @@ def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, scrip
     assert metrics(plain) != metrics(none)
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, pictures, tmp_path):
     """Spawned: each begins with nothing and imports what it needs."""
     quick = [*SMALL, f"data.root={pictures}", "data.num_workers=1", "trainer.max_epochs=1"]

@@ -121,6 +121,7 @@ def test_torchrun_starts_the_same_run(command, two, tmp_path):
     assert results(folder)["metrics"] == results(two[0])["metrics"]
 
 
+@pytest.mark.slow
 def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
     # With the store of Windows, where torch is built without libuv.
     printed = train_py("-m", *command, *TWO, "seed=42,43", cwd=tmp_path, USE_LIBUV="0")

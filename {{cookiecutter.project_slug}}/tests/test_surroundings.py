@@ -14,8 +14,10 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}
     "variables",
     [
         {"MPLBACKEND": "a_backend_that_is_not_installed", "PYTHONSAFEPATH": "1", "HYDRA_FULL_ERROR": "0"},
-        SLURM | {"SLURM_PROCID": "0", "SLURM_JOB_NAME": "jupyter", "WANDB_MODE": "offline"},
-        SLURM | {"SLURM_JOB_NAME": "salloc", "PL_TRAINER_MAX_EPOCHS": "7"},
+        pytest.param(
+            SLURM | {"SLURM_PROCID": "0", "SLURM_JOB_NAME": "jupyter", "WANDB_MODE": "offline"}, marks=pytest.mark.slow
+        ),
+        pytest.param(SLURM | {"SLURM_JOB_NAME": "salloc", "PL_TRAINER_MAX_EPOCHS": "7"}, marks=pytest.mark.slow),
     ],
     ids=["Colab", "a shell of srun", "a shell of salloc"],
 )
