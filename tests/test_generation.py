@@ -137,11 +137,14 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_matrix.py
     tests/test_mistakes.py
+    tests/test_multirun.py
     tests/test_own_data.py
     tests/test_processes.py
     tests/test_readme.py
     tests/test_remedies.py
+    tests/test_restored.py
     tests/test_resume.py
+    tests/test_run_folder.py
     tests/test_sweep.py
     tests/test_surroundings.py
     tests/test_tensorboard.py
