@@ -205,19 +205,21 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
     def write(rows: list[Row]) -> None:
         nonlocal count
         if path.suffix == ".json":
-            for number, row in enumerate(rows, start=count):
+            for row in rows:
                 values = {
                     name: None if isinstance(value, float) and not math.isfinite(value) else value
                     for name, value in row.items()
                 }
-                file.write((",\n" if number else "[\n") + textwrap.indent(json.dumps(values, indent=2), "  "))
+                file.write((",\n" if count else "[\n") + textwrap.indent(json.dumps(values, indent=2), "  "))
+                count += 1  # at once: an interruption says how many there are
         else:
             writer = csv.DictWriter(file, rows[0] if rows else ["input"], lineterminator="\n")
             if not count:
                 writer.writeheader()
-            writer.writerows(rows)
+            for row in rows:
+                writer.writerow(row)
+                count += 1
         file.flush()
-        count += len(rows)
 
     # As file names are: not each of them is text.
     with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
