@@ -240,6 +240,7 @@ def children(pid):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("suffix", ["csv", "json"])
 def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(classifier, tmp_path, suffix):
