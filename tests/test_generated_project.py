@@ -22,11 +22,11 @@ def run(*command, cwd):
 def write_digits(project):
     """The files that the project's own tests write into its data folder: MNIST's format, torchvision's loader."""
     code = (
-        "from pathlib import Path; from conftest import write_idx_pair;"
-        "folder = Path('../data/MNIST/raw'); folder.mkdir(parents=True);"
+        "import sys; sys.path.append('tests'); from pathlib import Path; from conftest import write_idx_pair;"
+        "folder = Path('data/MNIST/raw'); folder.mkdir(parents=True);"
         "write_idx_pair(folder, 'train', 600, seed=0); write_idx_pair(folder, 't10k', 200, seed=1)"
     )
-    run("-c", code, cwd=project / "tests")
+    run("-c", code, cwd=project)
 
 
 def test_its_own_tests_pass(bake, tmp_path):

@@ -28,7 +28,7 @@ PATIENCE = timedelta(minutes=30)
 # How long the first one, if there is nothing to do, waits for the others to hear of it, who may still import Lightning.
 FAREWELL = timedelta(minutes=1)
 
-# What tells a process that it is one of several.
+# Environment variables that tell a process its rank.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 # Of the run, or of the last one: what all its processes can write to and read from; empty as long as none was begun.
@@ -67,8 +67,8 @@ def hide_srun() -> None:
 
 
 def leave_others() -> None:
-    """Makes this process a single one, whatever a shell has kept from a run of several."""
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID"):
+    """Runs this command as a single process, ignoring ranks and world sizes that the shell still has."""
+    for name in (*RANKS, "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     hide_srun()
 

@@ -137,7 +137,7 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
     # As a number: in a run folder, which others may be given, a resolver is refused.
     if "check_val_every_n_epoch" in config.trainer:
         config.trainer.check_val_every_n_epoch = config.trainer.check_val_every_n_epoch
-    is_kept |= HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    is_kept |= _is_job_of_multirun()
     run.mkdir(parents=True, exist_ok=True)
     refuse_links(run)
     found = {*run.iterdir(), run / ".lock", run / ".lock.json"}
@@ -195,10 +195,10 @@ def refuse_another(config: DictConfig, overrides: Sequence[str], run: Path) -> N
     """
     saved = _read_saved(run)
     is_trial = bool((saved.get("trainer") or {}).get("fast_dev_run"))
-    if not any((run / "checkpoints").glob("*.ckpt")) and (is_trial or not (run / "results.json").exists()):
+    if not has_checkpoint(run) and (is_trial or not (run / "results.json").exists()):
         return
     if config.ckpt_path != "last":
-        key = "sweep" if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN else "run"
+        key = "sweep" if _is_job_of_multirun() else "run"
         raise InUse(
             f"{shown(run)} holds a run, which was not changed. Choose another hydra.{key}.dir, or go on with that run "
             "by ckpt_path=last."
@@ -304,8 +304,9 @@ def claim(config: DictConfig) -> str | None:
         if not is_whole(path):
             log.warning(f"{path} is damaged.")
             continue
-        refuse_checkpoint_paths(str(path))
-        if is_after_epoch(path):
+        saved = read_checkpoint(path)
+        refuse_checkpoint_paths(saved, path)
+        if is_after_epoch(saved):
             return str(path)
         log.warning(f"{path} is from the middle of an epoch, from where a run cannot go on as it was.")
     if there:
@@ -316,11 +317,19 @@ def claim(config: DictConfig) -> str | None:
     return None
 
 
-def is_after_epoch(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written after the last batch of an epoch, and not between two others."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint; tensors stay on the disk until they are used.
+
+    Raises:
+        UnpicklingError: if it holds something else than numbers and text.
+    """
     import torch
 
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def is_after_epoch(saved: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written after the last batch of an epoch, and not between two others."""
     return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"])
 
 
@@ -330,18 +339,16 @@ def refuse_start(config: DictConfig) -> None:
     Raises:
         Mistake: if there is no such checkpoint, it leaves nothing to train, or the config contradicts it.
     """
-    import torch
-
     if config.weights is not None:
         raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
     path = existing_checkpoint("ckpt_path", config.ckpt_path)
     weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
-    if not is_after_epoch(path):
+    saved = read_checkpoint(path)
+    if not is_after_epoch(saved):
         raise Mistake(
             f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
             f"last.ckpt, or {weights}."
         )
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
         limit, trained = config.trainer[key], saved[done] + count
         if isinstance(limit, int) and 0 <= limit <= trained:
@@ -437,7 +444,12 @@ def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, 
         yield key, before, after
 
 
+def _is_job_of_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _typed() -> list[str]:
+    """The overrides of the job that Hydra runs; none where resume.py does without Hydra's job."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
@@ -490,15 +502,12 @@ def with_weights(model: "LightningModule", config: DictConfig, checkpoint: str |
     """
     if config.weights is None or checkpoint:
         return model
-    import torch
-
     if config.model.get("weights"):
         raise Mistake(
             f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out the "
             "former, or add model.weights=null."
         )
-    path = existing_checkpoint("weights", config.weights)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    model.load_state_dict(read_checkpoint(existing_checkpoint("weights", config.weights))["state_dict"])
     return model
 
 
@@ -758,12 +767,10 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
     if word == "latest" or is_run(path) or is_input or path.is_file():
         return
     if path.is_dir():
-        has_runs = (path / "checkpoints").is_dir() or any(is_run(f) for p in ("*", "*/*") for f in path.glob(p))
-        is_mistyped = has_runs
-    else:
-        has_runs = path.parent != Path() and any(map(is_run, path.parent.glob("*")))
-        # A run is seldom called x.jpg.
-        is_mistyped = has_runs or not re.search(r"\.[A-Za-z]\w*$", path.name)
+        is_mistyped = (path / "checkpoints").is_dir() or any(is_run(f) for p in ("*", "*/*") for f in path.glob(p))
+    else:  # beside runs, or without an ending: a run is seldom called x.jpg
+        is_beside_runs = path.parent != Path() and any(map(is_run, path.parent.glob("*")))
+        is_mistyped = is_beside_runs or not re.search(r"\.[A-Za-z]\w*$", path.name)
     if is_mistyped:
         raise Mistake(_no_run(word))
 

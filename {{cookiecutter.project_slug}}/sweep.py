@@ -441,7 +441,7 @@ def run(study: "Study", trial: "Trial", folder: Path, overrides: list[str], metr
         # To train.log alone: the console has the table.
         logging.root.handlers = [entry for entry in logging.root.handlers if isinstance(entry, logging.FileHandler)]
         logging.captureWarnings(True)
-        if goes_on and any((folder / "checkpoints").glob("*.ckpt")):
+        if goes_on and runs.has_checkpoint(folder):
             config.ckpt_path = "last"
         try:
             with runs.opened(config, is_kept=True):

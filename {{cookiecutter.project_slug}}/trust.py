@@ -264,17 +264,17 @@ def _reason_outside(name: str, value: str, run: Path) -> str:
     return ""
 
 
-def refuse_checkpoint_paths(checkpoint: str) -> None:
+def refuse_checkpoint_paths(saved: dict[str, Any], checkpoint: Path) -> None:
     """Refuses a checkpoint that would make a ModelCheckpoint read or delete a file that is not beside it.
+
+    Args:
+        saved: what is in the checkpoint.
+        checkpoint: where it is, for the message.
 
     Raises:
         Mistake: if one of its paths is not in the folder that it calls its own.
-        UnpicklingError: if it holds something else than numbers and text.
     """
-    import torch
-
-    states = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("callbacks") or {}
-    for state in states.values():
+    for state in (saved.get("callbacks") or {}).values():
         if not isinstance(state, dict) or "dirpath" not in state:
             continue
         best = state.get("best_k_models") or {}

@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from ..models.optimization import is_logged
+
 
 class FiniteLoss(Callback):
     """Ends a run when its loss, or a weight that is about to be saved, is infinite or NaN.
@@ -18,8 +20,7 @@ class FiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every: int = trainer.log_every_n_steps  # 0: never
-        if every and trainer.global_step % every == 0:
+        if is_logged(trainer, trainer.global_step):
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
             if isinstance(loss, Tensor):
                 _check(trainer, "train/loss", loss)

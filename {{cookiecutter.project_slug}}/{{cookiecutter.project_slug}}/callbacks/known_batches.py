@@ -38,27 +38,15 @@ class KnownBatches(Callback):
         if trainer.enable_validation and not any(val.max_batches):
             raise _empty("val_dataloader", trainer, "val")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            check(pl_module, batch, "train_dataloader")
-
-    def on_validation_batch_start(
+    def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0:
-            check(pl_module, batch, "val_dataloader")
+            stage = trainer.state.stage
+            assert stage is not None
+            check(pl_module, batch, "read_input" if trainer.predicting else f"{stage.dataloader_prefix}_dataloader")
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if batch_idx == 0:
-            check(pl_module, batch, "test_dataloader")
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        if batch_idx == 0:
-            check(pl_module, batch, "read_input")
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
 
 def check(model: LightningModule, batch: Any, source: str) -> None:
