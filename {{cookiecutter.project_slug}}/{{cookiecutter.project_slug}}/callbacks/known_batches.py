@@ -60,7 +60,7 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
     Raises:
         MisconfigurationException: if they differ; it has the names, dtypes and shapes of both, and how to convert.
     """
-    formats: dict[str, str] | None = getattr(model, "batch_format", None)
+    formats: Any = getattr(model, "batch_format", None)
     if formats is None:
         return
     if source == "read_input":

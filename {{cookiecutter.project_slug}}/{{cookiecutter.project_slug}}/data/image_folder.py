@@ -252,7 +252,9 @@ class PictureFiles:
             images.append(fit(image, self.image_shape, self.center_crop_share))
             labels.append(self.labels[index])
         if not images:
-            raise MisconfigurationException(f"None of the {len(indices)} files of a batch can be read, such as {path}.")
+            raise MisconfigurationException(
+                f"None of the {len(indices)} files of a batch can be read, such as {self._path(indices[0].item())}."
+            )
         return torch.stack(images), torch.stack(labels)
 
     def broken_files(self) -> list[str]:
