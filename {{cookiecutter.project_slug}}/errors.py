@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -134,10 +134,8 @@ def explanation(error: BaseException) -> str | None:
         return f"seed: {error}"
     # Arguments that Hydra does not understand are not what went wrong here.
     with suppress(HydraException):
-        if mistyped := _mistyped_value():
+        if mistyped := _mistyped_value(error):
             return mistyped
-    if misfit := _misfit(error):
-        return misfit
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
         return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
@@ -154,11 +152,15 @@ def explanation(error: BaseException) -> str | None:
         reasons = [line.strip() for line in str(error).splitlines()[1:]]
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         return f"The checkpoint does not fit the model: {reasons[0]}{more}\nTake the model and the data that it is of."
+    if "Early stopping conditioned on metric" in str(error):
+        return f"{error}\nSay which: callbacks.early_stopping.monitor=…"
     if "parameters that were not used in producing the loss" in str(error):
         return (
             "A part of the network was not used in a step, and the other processes waited for its gradient. "
             "trainer.strategy.find_unused_parameters=true looks for such parts in each step."
         )
+    if misfit := _misfit(error):
+        return misfit
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no default. Say it: {error.full_key}=…"
     if isinstance(error, InstantiationException | OmegaConfBaseException | OSError):
@@ -255,53 +257,82 @@ def _accelerators(message: str) -> str:
 def nearest(word: str, words: Iterable[str]) -> str:
     """Which of ``words`` is meant by ``word``, perhaps, and all of them: for the end of a message."""
     choices = sorted(words)
+    if not choices:
+        return ""
     matches = difflib.get_close_matches(word, choices, n=1)
     return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
 
 
 def _misfit(error: BaseException) -> str | None:
     """Which override an error in Lightning or torch speaks of: in its text, or in the lines that raised it."""
+    error = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     frames = traceback.extract_tb(error.__traceback__)
-    kinds = (ArithmeticError, AssertionError, TypeError, ValueError)
+    kinds = (ArithmeticError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
     if not isinstance(error, kinds) or not frames or not re.search(r"[/\\](lightning|torch)[/\\]", frames[-1].filename):
         return None
     where = "\n".join([str(error), *(frame.line or "" for frame in frames[-3:])])
-    where = where.replace("val_check_batch", "val_check_interval")  # Lightning's name for it within
+    # What Lightning and torch call them there.
+    where = where.replace("val_check_batch", "val_check_interval").replace("total steps", "total_steps")
     with suppress(HydraException):
         for override, default in _typed_values():
             key = override.key_or_group
             group, _, name = key.partition(".")
-            if group in ("trainer", "optimizer", "scheduler") and name and re.search(rf"\b{re.escape(name)}\b", where):
+            is_theirs = group in ("trainer", "optimizer", "scheduler") and name != ""
+            if is_theirs and re.search(rf"(\b|_){re.escape(name)}\b", where):
                 reason = str(error).strip().partition("\n")[0] or f"{type(error).__name__} in {frames[-1].line}"
-                return f"{override.input_line} does not work: {reason}\nThe default is {key}={default}."
+                return (
+                    f"{override.input_line} does not work: {reason}\nThe default is {key}={default}. "
+                    f"{FULL_ERROR}=1 shows the traceback."
+                )
     return None
 
 
 def _typed_values() -> list[tuple[Any, Any]]:
-    """The overrides on the command line, and what each of them replaces, unresolved; None if that is nothing."""
+    """The overrides on the command line, and what each of them replaces; None if that is nothing."""
     configs = Path(__file__).parent / "configs"
     arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(arguments)
-    overrides = [override for override in overrides if not override.is_sweep_override()]
-    choices = [override.input_line or "" for override in overrides if (configs / override.key_or_group).is_dir()]
+    # Of a key that was typed twice, the last.
+    last = {override.key_or_group: override for override in overrides if not override.is_sweep_override()}
+    choices = [override.input_line or "" for key, override in last.items() if (configs / key).is_dir()]
     # Within a job of a multirun, Hydra is there already.
     initialized = GlobalHydra.instance().is_initialized()
     with nullcontext() if initialized else hydra.initialize_config_dir(str(configs), **VERSION_BASE):
-        defaults = OmegaConf.to_container(hydra.compose("train", choices))
+        defaults = hydra.compose("train", choices)
+    as_text = OmegaConf.to_container(defaults)
     found = []
-    for override in overrides:
-        default: Any = defaults
-        for key in override.key_or_group.split("."):
-            default = default.get(key) if isinstance(default, dict) else None
+    for key, override in last.items():
+        default: Any = as_text
+        for part in key.split("."):
+            default = default.get(part) if isinstance(default, dict) else None
+        with suppress(OmegaConfBaseException):  # text such as ${run_dir}/checkpoints stays as it is
+            value = OmegaConf.select(defaults, key)
+            default = default if isinstance(value, str) else value
         found.append((override, default))
     return found
 
 
-def _mistyped_value() -> str | None:
-    """The first override on the command line that is no number where the config has one."""
+# Words that Lightning takes where a default is a number: of trainer.devices, deterministic and val_check_interval.
+WORDS = re.compile(r"auto|warn|\d+(:\d+){3}")
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", ListConfig: "a list", list: "a list"}
+
+
+def _mistyped_value(error: BaseException) -> str | None:
+    """The first override on the command line that is no number where the config has one.
+
+    Or that is of another kind than its default, where the error speaks of its type, as in "'NoneType' object is not …".
+    """
+    types = r"'(\w+)'|(?:not|got) (\w+)$"
+    named = {word for pair in re.findall(types, f"{error}\n{error.__cause__}", re.MULTILINE) for word in pair}
     for override, default in _typed_values():
         value = override.value()
-        if isinstance(default, int | float) and isinstance(value, str):
-            kind = "true or false" if isinstance(default, bool) else "a number"
-            return f"{override.input_line}: {value} is not {kind}. The default is {override.key_or_group}={default}."
+        kind = next((text for type_, text in KINDS.items() if isinstance(default, type_)), None)
+        if isinstance(default, int | float) and WORDS.fullmatch(str(value)):
+            continue
+        is_text = isinstance(default, int | float) and isinstance(value, str)
+        is_named = type(value).__name__ in named and kind != KINDS.get(type(value))
+        if kind and (is_text or is_named):
+            typed = str(override.input_line).partition("=")[2]
+            message = f"{override.input_line}: {typed} is not {kind}. The default is {override.key_or_group}={default}."
+            return message if is_text else f"{message} {FULL_ERROR}=1 shows the traceback."
     return None

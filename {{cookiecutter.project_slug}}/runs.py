@@ -91,12 +91,12 @@ def run_name(choices: DictConfig, overrides: ListConfig) -> str:
     return re.sub(r"[^\w.+-]+", "-", name.replace(",", "+")).strip("-")
 
 
-def epochs_between(validations: int, max_epochs: int | None, max_steps: int) -> int:
+def epochs_between(validations: int, max_epochs: int | None, max_steps: int | None) -> int:
     """Returns every how many epochs a run is validated, for some ``validations`` in all, one of them in its last epoch.
 
     Each epoch of a run with fewer epochs, of unknown length, or that ends by ``max_steps``.
     """
-    if not isinstance(max_epochs, int) or max_epochs < 1 or max_steps > 0:
+    if not isinstance(max_epochs, int) or max_epochs < 1 or (max_steps or 0) > 0:
         return 1
     return max(n for n in range(1, max(1, max_epochs // validations) + 1) if max_epochs % n == 0)
 
@@ -361,13 +361,13 @@ def refuse_start(config: DictConfig) -> None:
     )
 
 
-def existing_checkpoint(key: str, value: str) -> Path:
+def existing_checkpoint(key: str, value: object) -> Path:
     """The path of a whole checkpoint.
 
     Raises:
         Mistake: if there is none at ``value``.
     """
-    path = Path(value)
+    path = Path(str(value))
     if not path.is_file():
         raise Mistake(f"{key} is {value}: there is no such file. Name a checkpoint, such as RUN/checkpoints/best.ckpt.")
     if not is_whole(path):
@@ -457,13 +457,19 @@ def entries(config: DictConfig, group: str) -> list[Any]:
     """Instantiates what a group of callbacks or loggers holds, one per name; null leaves one out.
 
     Raises:
-        Mistake: if the file of the group has no names in it.
+        Mistake: if the file of the group has no names in it, or an entry is neither null nor has arguments.
     """
     if "_target_" in config[group]:
         raise Mistake(
             f"{group}._target_ is {config[group]._target_}: each entry of {group} has a name. Put a line such as "
             "`mine:` above it in its file, and indent the rest."
         )
+    for name, entry in config[group].items():
+        if entry is not None and not isinstance(entry, DictConfig):
+            raise Mistake(
+                f"{group}.{name} is {entry}. It has a _target_ and its arguments, in a file in configs/{group}, or is "
+                "left out: null"
+            )
     nameless = [name for name, entry in config[group].items() if entry and "_target_" not in entry]
     for name in nameless:
         log.warning(

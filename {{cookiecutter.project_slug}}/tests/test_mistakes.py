@@ -1,5 +1,6 @@
 """What the user can mend ends with one short message that says how."""
 
+import re
 import subprocess
 import sys
 
@@ -106,6 +107,13 @@ OUT_OF_RANGE = [
     ["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"],
     ["callbacks=early_stopping", "callbacks.early_stopping.mode=most"],
     ["callbacks.best_checkpoint.mode=most"],
+    ["callbacks=early_stopping", "callbacks.early_stopping.monitor=loss"],
+    ["callbacks.early_stopping=true"],
+    ["trainer.max_steps=null"],
+    ["optimizer.betas=[0.9]"],
+    ["scheduler=one_cycle", "scheduler.total_steps=1"],
+    ["ckpt_path=1"],
+    ["weights=1"],
 ]
 
 
@@ -120,6 +128,26 @@ def test_value_out_of_range_works_or_ends_with_one_message(script, arguments):
     assert isinstance(message, str)
     assert len(message.splitlines()) <= 5
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["callbacks.progress.lines=null", "callbacks.best_checkpoint.dirpath=0", "trainer.detect_anomaly=7", "seed=null"],
+)
+def test_a_value_of_another_type_is_named(train, typed):
+    key, value = typed.split("=")
+    with pytest.raises(SystemExit, match=rf"^{re.escape(typed)}: {value} is not .*\. The default is {re.escape(key)}="):
+        train("trainer.max_epochs=3", typed)
+
+
+def test_of_a_key_that_is_typed_twice_the_last_is_named(train):
+    with pytest.raises(SystemExit, match=r"^trainer\.max_epochs=0\.5 does not work"):
+        train("trainer.max_epochs=3", "trainer.max_epochs=0.5")
+
+
+def test_a_word_that_lightning_takes_for_a_number_is_not_blamed(train):
+    with pytest.raises(SystemExit, match=r"^optimizer\.lr=much: much is not a number"):
+        train("trainer.devices=auto", "trainer.deterministic=warn", "optimizer.lr=much")
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "mps"])

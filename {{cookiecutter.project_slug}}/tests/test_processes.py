@@ -199,7 +199,7 @@ def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
         (["trainer.devices=1000"], {}, r"trainer.devices is 1000; this machine has \d+ CPU cores"),
         (["trainer.devices=2", "data.batch_size=51"], {}, "data.batch_size is 51, .* Nearest: 50, 52"),
         (["trainer.devices=2", "data.batch_size=1"], {}, "data.batch_size is 1, .* Nearest: 2"),
-        ([], {"RANK": "0", "WORLD_SIZE": "2"}, "2 processes were started, but trainer.devices=1 .* means 1"),
+        ([], {"RANK": "0", "WORLD_SIZE": "2"}, r"2 processes were started .*, but trainer\.devices=1 .* means 1"),
         (["-m", "seed=1,2"], {"RANK": "0", "WORLD_SIZE": "2"}, "2 processes were started for one run"),
         ([], {"NODE_RANK": "1"}, "MASTER_ADDR is not set"),
     ],

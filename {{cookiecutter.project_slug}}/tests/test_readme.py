@@ -39,12 +39,31 @@ def test_every_command_composes(arguments):
         compose("train", overrides)
 
 
-def test_every_key_of_the_tables_exists():
-    keys = re.findall(r"^\| `([\w.]+)=(\S+)` \|", README, re.MULTILINE)
-    assert len(keys) > 5
-    skip_if_deleted(["experiment=mnist"])
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        compose("train", ["experiment=mnist", *(f"{key}={value}" for key, value in keys)])
+def overrides(text: str) -> list[str]:
+    """What a text, not its blocks, says to add to `train.py`, as in `trainer.max_epochs=10`."""
+    prose = re.sub(r"```.*?```", "", text.partition("## What you may delete")[0], flags=re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", prose)
+    return sorted({span for span in spans if all(re.fullmatch(r"'?[+~\w].*=.+|'~\w+'", word) for word in span.split())})
+
+
+# Followed in test_processes.py, test_torchvision.py, test_image_folder.py or a recipe; the last one is not of train.py.
+ELSEWHERE = ("trainer=", "trainer.num_nodes", "trainer.sync_batchnorm", "model", "data.dataset", "data.split_of")
+ELSEWHERE += ("data.skip_broken", 'data.root="', "experiment=transfer", "weights_only")
+
+
+@pytest.mark.parametrize("span", [span for span in overrides(README) if not span.startswith(ELSEWHERE)])
+def test_every_override_of_the_text_trains(span, train, request, tmp_path):
+    is_of_images = span.startswith(("data.", "trainer.limit_train_batches"))
+    if "RUN" in span:
+        (run,) = train("trainer.max_epochs=2")
+        span = span.replace("RUN", str(run))
+    arguments = shlex.split(span.replace("NAME", "regression_figures" if "callbacks" in span else "tensorboard"))
+    if is_of_images:
+        folder = request.getfixturevalue("digits")
+        arguments = ["experiment=mnist", f"data.root={folder}", "data.num_val=100", "data.batch_size=50", *arguments]
+        arguments = [argument.replace("FOLDER", str(folder)) for argument in arguments]
+    train(*(["trainer.max_epochs=3"] if "max_epochs" not in span else []), *arguments)
+    assert list(tmp_path.glob("**/results.json"))
 
 
 def test_the_table_of_groups_is_complete():

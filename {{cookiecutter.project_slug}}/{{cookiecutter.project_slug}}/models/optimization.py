@@ -49,7 +49,7 @@ def optimizer_and_scheduler(
         # with bfloat16 too, which is not scaled. So it shall be done before the step, as for any other optimizer.
         built_optimizer._step_supports_amp_scaling = False
         built_scheduler = scheduler.func(built_optimizer, **arguments)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise MisconfigurationException(f"An argument of optimizer or scheduler does not fit: {error}") from error
     return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
 
