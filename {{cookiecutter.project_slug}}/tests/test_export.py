@@ -48,3 +48,9 @@ def test_a_model_that_does_not_agree_is_not_written(line, script, monkeypatch):
     with pytest.raises(SystemExit, match="1 away from the model: nothing was written"):
         script("export.py", line, "--format", "pt2")
     assert not list(line.glob("*.pt2")) + list(line.glob(".model*"))
+
+
+def test_one_test_sample_is_enough(train, script):
+    (run,) = train("data.num_test=1", "trainer.max_epochs=2")
+    script("export.py", run, "--format", "pt2")
+    assert torch.export.load(run / "model.pt2").module()(torch.ones(3, 1)).shape == (3, 1)

@@ -86,3 +86,76 @@ def test_a_callback_without_a_name_is_told_to_have_one(script):
     skip_if_deleted([])
     message = refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
     assert "each entry of callbacks has a name" in message
+
+
+IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs=2", "data.num_workers=0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["optimizer=sgd", "optimizer.lr=1e10", "trainer.max_epochs=9"], r"callbacks\.finite_loss=null"),
+        (["optimizer=sgd", "optimizer.lr=0.5", "trainer.max_epochs=40"], r"trainer\.gradient_clip_val=1"),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01", "scheduler=cosine"], r"trainer\.max_epochs=…"),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01", "scheduler=cosine"], r"trainer\.max_steps=…"),
+        (["trainer.max_epochs=-1", "trainer.max_time=00:00:00:01", "scheduler=cosine"], r"scheduler\.T_max=…"),
+        (["optimizer=sgd", "optimizer.nesterov=true"], r"\+optimizer\.nesterov=…"),
+        (["trainer.devices=2", "data.batch_size=51"], "Nearest: 50"),
+    ],
+)
+def test_what_is_advised_for_a_line_is_typed(train, arguments, remedy):
+    message = refusal(train, *arguments)
+    typed = re.search(remedy, message)[0].replace("Nearest: ", "trainer.devices=1 data.batch_size=")
+    typed = typed.replace("=…", "=true" if "nesterov" in typed else "=5")
+    instead = [argument for argument in arguments if argument.partition("=")[0] != typed.lstrip("+").partition("=")[0]]
+    (run,) = train(*instead, *typed.split())
+    assert (run / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["model=cnn", "data.mean=[0.5]"], r"data\.image_shape is \[3, 32, 32\]"),
+        (["model=torchvision", "model.name=resnet"], r"Nearest: (\w+)"),
+        (["model=resnet18", "model.weights=FIRST"], r"or (null) for none"),
+        (["model=cnn", "callbacks=fine"], r"Without it: (callbacks\.fine_tuning=null)"),
+        (["model=resnet18", "callbacks=fine", "scheduler=one_cycle"], r"take (scheduler=constant), step or plateau"),
+        (["model=resnet18", "callbacks=fine", "scheduler=one_cycle"], r"or (callbacks\.fine_tuning=null)"),
+    ],
+)
+def test_what_is_advised_for_images_is_typed(own_project, pictures, arguments, remedy):
+    fine = "defaults: [default]\nfine_tuning:\n"
+    fine += f"  _target_: {PACKAGE}.callbacks.fine_tuning.FineTuning\n"
+    fine += "  unfreeze_backbone_at_epoch: 1\n  backbone_initial_ratio_lr: 0.1\n"
+    Path("configs/callbacks/fine.yaml").write_text(fine, encoding="utf-8")
+    command = ["train.py", *IMAGES, f"data.root={pictures}", "hydra.run.dir=run", *arguments]
+    found = re.search(remedy, refusal(own_project, *command))
+    assert not Path("run").exists()
+    if "image_shape" in found[0]:
+        typed = "data.mean=[0.5,0.5,0.5]"
+    elif "Nearest" in found[0]:
+        typed = f"model.name={found[1]}"
+    else:
+        typed = "model.weights=null" if found[1] == "null" else found[1]
+    own_project(*command, typed)
+    assert Path("run/results.json").exists()
+
+
+def test_weights_of_a_run_or_of_imagenet_but_not_both(train, pictures):
+    command = [*IMAGES, f"data.root={pictures}", "model=resnet18", "optimizer=sgd"]
+    (run,) = train(*command)
+    command += [f"weights={run}/checkpoints/best.ckpt", "model.weights=DEFAULT"]
+    remedy = re.search(r"model\.weights=null", refusal(train, *command))[0]
+    assert train(*command, remedy)
+
+
+def test_what_is_advised_about_checkpoints_and_runs_is_typed(line, train, script, tmp_path):
+    assert "without .ckpt" in refusal(script, "evaluate.py", line, "--checkpoint", "checkpoints/best.ckpt")
+    script("evaluate.py", line, "--checkpoint", "best")
+    assert "Name one" in refusal(script, "evaluate.py", line, line)
+    assert "Name numbers, picture files or folders" in refusal(script, "predict.py", line)
+    script("predict.py", line, "1")
+    (tmp_path / "damaged.ckpt").write_bytes((line / "checkpoints/best.ckpt").read_bytes()[:-500])
+    for key in ("ckpt_path", "weights"):
+        assert "Name another checkpoint" in refusal(train, f"{key}={tmp_path / 'damaged.ckpt'}")
+        train(f"{key}={line}/checkpoints/last.ckpt", "trainer.max_epochs=70", "optimizer.lr=0.1")
