@@ -263,16 +263,20 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
 
 
+# What Lightning and torch call a key where they use it.
+WITHIN = {"val_check_batch": "val_check_interval", "total steps": "total_steps", "accelerator_flag": "accelerator"}
+
+
 def _misfit(error: BaseException) -> str | None:
     """Which override an error in Lightning or torch speaks of: in its text, or in the lines that raised it."""
     error = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     frames = traceback.extract_tb(error.__traceback__)
-    kinds = (ArithmeticError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
+    kinds = (ArithmeticError, AssertionError, AttributeError, ImportError, RuntimeError, TypeError, ValueError)
     if not isinstance(error, kinds) or not frames or not re.search(r"[/\\](lightning|torch)[/\\]", frames[-1].filename):
         return None
     where = "\n".join([str(error), *(frame.line or "" for frame in frames[-3:])])
-    # What Lightning and torch call them there.
-    where = where.replace("val_check_batch", "val_check_interval").replace("total steps", "total_steps")
+    for theirs, ours in WITHIN.items():
+        where = where.replace(theirs, ours)
     with suppress(HydraException):
         for override, default in _typed_values():
             key = override.key_or_group
@@ -280,10 +284,8 @@ def _misfit(error: BaseException) -> str | None:
             is_theirs = group in ("trainer", "optimizer", "scheduler") and name != ""
             if is_theirs and re.search(rf"(\b|_){re.escape(name)}\b", where):
                 reason = str(error).strip().partition("\n")[0] or f"{type(error).__name__} in {frames[-1].line}"
-                return (
-                    f"{override.input_line} does not work: {reason}\nThe default is {key}={default}. "
-                    f"{FULL_ERROR}=1 shows the traceback."
-                )
+                message = f"{override.input_line} does not work: {reason}\nThe default is {key}={default}."
+                return f"{message}{_accelerators(key)} {FULL_ERROR}=1 shows the traceback."
     return None
 
 
