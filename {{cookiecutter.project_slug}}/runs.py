@@ -308,6 +308,10 @@ def claim(config: DictConfig) -> str | None:
         refuse_checkpoint_paths(saved, path)
         if is_after_epoch(saved):
             return str(path)
+        # That there is no last.ckpt, although it is written after each epoch, says that none has ended.
+        if saved["epoch"] == 0 and there == [folder / "best.ckpt"] and config.callbacks.get("last_checkpoint"):
+            log.warning(f"No epoch of {shown(folder.parent)} has ended; it starts from the beginning.")
+            return None
         log.warning(f"{path} is from the middle of an epoch, from where a run cannot go on as it was.")
     if there:
         raise Mistake(

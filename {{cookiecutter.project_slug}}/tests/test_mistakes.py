@@ -150,7 +150,9 @@ def test_a_word_that_lightning_takes_for_a_number_is_not_blamed(train):
         train("trainer.devices=auto", "trainer.deterministic=warn", "optimizer.lr=much")
 
 
-@pytest.mark.parametrize("argument", ["trainer=gpu", "trainer=mps", "trainer.accelerator=gpu", "trainer.accelerator=tpu"])
+@pytest.mark.parametrize(
+    "argument", ["trainer=gpu", "trainer=mps", "trainer.accelerator=gpu", "trainer.accelerator=tpu"]
+)
 def test_an_absent_accelerator_names_those_that_are_there(train, argument):
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("this machine has a GPU")

@@ -304,11 +304,26 @@ def test_run_that_was_cut_within_an_epoch_goes_on_from_the_epoch_before(train, s
     assert_same(state_of_line(tmp_path / "cut"), state_of_line(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize(
+    "limit", [["trainer.max_steps=5"], ["+callbacks.cut._target_=test_resume.Cut", "+callbacks.cut.step=5"]]
+)
+def test_run_that_was_cut_within_its_first_epoch_begins_again(train, script, tmp_path, limit):
+    train(*CUT, "hydra.run.dir=whole")
+    train(*CUT, *limit, "hydra.run.dir=cut")
+    assert not (tmp_path / "cut/checkpoints/last.ckpt").exists()
+    script("resume.py", "cut", "trainer.max_steps=-1" if "max_steps" in limit[0] else "callbacks.cut=null")
+    assert_same(state_of_line(tmp_path / "cut"), state_of_line(tmp_path / "whole"))
+    assert json.loads((tmp_path / "cut/results.json").read_text())["epochs"] == 6
+
+
 class Cut(Callback):
-    """Stops in the middle of the third epoch, as max_time does."""
+    """Stops in the middle of an epoch, by default the third, as max_time does."""
+
+    def __init__(self, step=25):
+        self.step = step
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop |= trainer.global_step == 25
+        trainer.should_stop |= trainer.global_step == self.step
 
 
 def test_checkpoint_from_the_middle_of_an_epoch_is_not_gone_on_from(train, script, tmp_path, capfd):
