@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, __file__.removesuffix("evaluate.py"))  # which PYTHONSAFEPATH and python -P leave out
 import runs
-from errors import explained
+from errors import Mistake, explained
 
 
 @explained
@@ -23,23 +23,27 @@ def main() -> None:
     run, overrides = runs.find_with_overrides(arguments.words, runs.has_checkpoint)
     _, data, model, trainer, checkpoint = runs.load(run, arguments.checkpoint, overrides)
     if arguments.split == "test":
-        (metrics,) = trainer.test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        found = trainer.test(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     elif arguments.split == "val":
-        (metrics,) = trainer.validate(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        found = trainer.validate(model, data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     else:
         data.augmentation = None  # as they are, not as training sees them
         # Lightning validates on whatever it is given, and calls it so.
         data.prepare_data()
         data.setup("fit")
         loader = data.train_dataloader()
-        (metrics,) = trainer.validate(model, loader, ckpt_path=checkpoint, weights_only=True, verbose=False)
-        metrics = {name.replace("val/", "train/", 1): value for name, value in metrics.items()}
+        trainer.limit_val_batches = trainer.limit_train_batches
+        found = trainer.validate(model, loader, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        found = [{name.replace("val/", "train/", 1): value for name, value in metrics.items()} for metrics in found]
+    if not found:
+        raise Mistake(f"Nothing was measured: {arguments.split} has no batch, or trainer.limit_…_batches is 0.")
+    (metrics,) = found
 
     if arguments.json:
         about = {"run": str(run), "checkpoint": arguments.checkpoint, "split": arguments.split}
         print(runs.to_json(about | {"metrics": metrics}))
         return
-    print(f"{runs.shown(run)}, {arguments.checkpoint}.ckpt")
+    print(f"{runs.shown(run)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt")
     for name, value in metrics.items():
         print(f"{name:<15} {value:.4f}")
 

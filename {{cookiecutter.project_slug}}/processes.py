@@ -45,10 +45,26 @@ def is_first() -> bool:
 def _started() -> int | None:
     """How many processes torchrun or SLURM have started; None if Lightning shall start them."""
     if "RANK" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+        return _number("WORLD_SIZE")
     if _is_srun():
-        return int(os.environ["SLURM_NTASKS"])
+        return _number("SLURM_NTASKS")
     return None
+
+
+def _number(name: str) -> int:
+    """A number that torchrun or SLURM puts into the environment.
+
+    Raises:
+        Mistake: if it is not there, or none.
+    """
+    try:
+        return int(os.environ[name])
+    except (KeyError, ValueError):
+        alone = " ".join(name for name in RANKS if name in os.environ)
+        raise Mistake(
+            f"{name} is {os.environ.get(name, 'not set')}, but {_rank_variables()}. torchrun and srun set both. To "
+            f"train with one process: unset {alone}"
+        ) from None
 
 
 def _is_srun() -> bool:
@@ -214,11 +230,14 @@ def _store() -> Any:
     else:
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        except KeyError as error:
+        except (KeyError, ValueError):
+            name = "MASTER_PORT" if "MASTER_ADDR" in os.environ else "MASTER_ADDR"
+            ranks = " ".join(name for name in RANKS if name in os.environ)
+            why = _rank_variables() or "trainer.num_nodes is more than 1"
+            end = f"To train with one process, unset them: unset {ranks}" if ranks else "One node: trainer.num_nodes=1"
             raise Mistake(
-                f"{error.args[0]} is not set, but {_rank_variables()}. Each node needs MASTER_ADDR and MASTER_PORT, "
-                "those of the first node, and its NODE_RANK; or start it by torchrun. To train with one process, unset "
-                f"them: unset {' '.join(name for name in RANKS if name in os.environ)}"
+                f"{name} is {os.environ.get(name, 'not set')}, but {why}. Each node needs MASTER_ADDR and MASTER_PORT, "
+                f"those of the first node, and its NODE_RANK; or start it by torchrun. {end}"
             ) from None
     # As torch.distributed will ask for it at the same port (multi_tenant): on Windows it is built without libuv.
     libuv = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"

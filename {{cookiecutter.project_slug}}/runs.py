@@ -15,6 +15,7 @@ outputs/EXPERIMENT/DATE_TIME/
 └── .lock                    held by the process that trains; .lock.json says which one it is
 """
 
+import atexit
 import contextlib
 import difflib
 import functools
@@ -141,6 +142,7 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
     run.mkdir(parents=True, exist_ok=True)
     refuse_links(run)
     found = {*run.iterdir(), run / ".lock", run / ".lock.json"}
+    logged = _times(run, "train.log")[0]
     try:
         with locked(run):
             overrides = _typed() or with_changes(run, changes)
@@ -157,11 +159,11 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
                         write_text(path, text)
                 if _times(run, "environment.json") == started and (before or not is_kept):
                     _remove(set(run.iterdir()) - found)
+                    if logged:  # by which it would be the latest run
+                        os.utime(run / "train.log", ns=(logged, logged))
     finally:
-        if not {*run.iterdir()} - {run / ".lock"} and run != Path.cwd():
-            with contextlib.suppress(OSError):  # another process has just begun to train in it
-                (run / ".lock").unlink(missing_ok=True)
-                run.rmdir()
+        if run != Path.cwd():
+            _remove_empty([run])
 
 
 def _times(run: Path, *names: str) -> list[int | None]:
@@ -307,6 +309,7 @@ def claim(config: DictConfig) -> str | None:
         saved = read_checkpoint(path)
         refuse_checkpoint_paths(saved, path)
         if is_after_epoch(saved):
+            _refuse_shorter(config, saved, f"{shown(folder.parent)} was trained for", "")
             return str(path)
         # That there is no last.ckpt, although it is written after each epoch, says that none has ended.
         if saved["epoch"] == 0 and there == [folder / "best.ckpt"] and config.callbacks.get("last_checkpoint"):
@@ -353,16 +356,23 @@ def refuse_start(config: DictConfig) -> None:
             f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
             f"last.ckpt, or {weights}."
         )
-    for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
-        limit, trained = config.trainer[key], saved[done] + count
-        if isinstance(limit, int) and 0 <= limit <= trained:
-            raise Mistake(
-                f"trainer.{key} is {limit}, but {path} comes after {trained} {key[4:]}, which leaves none to train. "
-                f"Take more, as in trainer.{key}={2 * trained}, or {weights}."
-            )
+    _refuse_shorter(config, saved, f"{path} comes after", f", or {weights}", least=1)
     refuse_without_effect(
         _read_saved(path.resolve().parent.parent), config, _typed(), path, f"Leave that out, or {weights}."
     )
+
+
+def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy: str, least: int = 0) -> None:
+    """Refuses a run that shall end before its checkpoint, or has fewer than ``least`` epochs or steps after it."""
+    if config.trainer.get("fast_dev_run"):
+        raise Mistake(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
+    for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
+        limit, trained = config.trainer.get(key), saved[done] + count
+        if isinstance(limit, int) and 0 <= limit < trained + least:
+            raise Mistake(
+                f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "
+                f"in trainer.{key}={2 * trained}{remedy}."
+            )
 
 
 def existing_checkpoint(key: str, value: object) -> Path:
@@ -491,11 +501,18 @@ def complete(config: DictConfig, data: Any) -> None:
     Args:
         config: of the run; changed in place.
         data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``.
+
+    Raises:
+        Mistake: if one is a text that a config cannot hold.
     """
     if not hasattr(data, "facts"):
         return
     before = OmegaConf.to_yaml(config)
     for key, value in data.facts().items():
+        refuse_control_characters(value, f"data.{key}")
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(name, str) and (name == "???" or "${" in name):
+                raise Mistake(f"data.{key} has {name!a}, which means something else in a config: rename it.")
         OmegaConf.update(config, f"data.{key}", value)
     path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
     if path.exists() and completed != before:
@@ -630,7 +647,11 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
         "run folder": folder,
         **({"pictures": folder / "figures"} if Path(run_dir, "figures").exists() else {}),
         "look at it": f"tensorboard --logdir {log_dir}",
-        "predict": "python predict.py latest INPUT…",
+        **(
+            {"predict": f"python predict.py {'latest' if folder.parts[:1] == ('outputs',) else folder} INPUT…"}
+            if has_checkpoint(Path(run_dir))
+            else {"checkpoints": "none: no epoch has ended"}
+        ),
         "vary it": "python train.py --help",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())
@@ -774,6 +795,8 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
         Mistake: if it is a folder of runs, or nothing that there is; it names the nearest run.
     """
     path = Path(word)
+    if any(folder.name == "checkpoints" and is_run(folder.parent) for folder in (path, *path.parents)):
+        raise Mistake(_no_run(word))
     if word == "latest" or is_run(path) or is_input or path.is_file():
         return
     if path.is_dir():
@@ -788,6 +811,10 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
 def _no_run(word: str) -> str:
     """That a folder is no run, and which one may be meant."""
     path, latest = Path(word), latest_first()
+    for folder in (path, *path.parents):
+        if folder.name == "checkpoints" and is_run(folder.parent):
+            name = path.stem if path.suffix == ".ckpt" else "best"
+            return f"{word} is in a run folder. Name that: {folder.parent} --checkpoint={name}"
     beside = [run for folder in (path, path.parent) for run in folder.glob("*") if is_run(run)]
     near = difflib.get_close_matches(word, {"latest", *map(str, (*beside, *latest))}, n=1)
     return (
@@ -853,16 +880,20 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
-        if override.key_or_group.startswith(("optimizer.", "scheduler.")):
+        line, key = str(override.input_line), override.key_or_group
+        other = f"python train.py {shlex.join(with_changes(run, [line]))}"
+        if key.startswith(("optimizer.", "scheduler.")):
             raise Mistake(
-                f"{override.input_line}: a checkpoint holds the state of optimizer and scheduler, so it would have no "
-                f"effect. Start another run: python train.py {override.input_line}"
+                f"{line}: a checkpoint holds the state of optimizer and scheduler, so it would have no effect. Start "
+                f"another run: {other}"
             )
-        if Path(CONFIGS, override.key_or_group).is_dir():
+        if Path(CONFIGS, key).is_dir():
             raise Mistake(
-                f"{override.input_line}: a run keeps the choices that it was started with. Change a key, "
-                f"as in trainer.max_epochs=20, or start another: python train.py {override.input_line}"
+                f"{line}: a run keeps the choices that it was started with. Change a key, as in trainer.max_epochs=20, "
+                f"or start another: {other}"
             )
+        if key in ("ckpt_path", "run_dir", "weights") or key.startswith("hydra."):
+            raise Mistake(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
     if not is_trained:
         config["logger"] = {}  # so that a run with any logger can be asked
     typed = {override.key_or_group for override in parsed}
@@ -945,6 +976,11 @@ def load(run: Path, checkpoint: str, overrides: Sequence[str]) -> tuple[DictConf
         data = hydra.utils.instantiate(config.data, _convert_="all")
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
+        if trainer.num_devices * trainer.num_nodes > 1:  # each process would start the command once more
+            raise Mistake(
+                f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: a run is "
+                "asked by one process. Leave them out; one GPU of several is trainer.devices=[1]"
+            )
         # Of all callbacks, whose paths were not looked at, the one that writes nothing.
         known_batches = config.callbacks.get("known_batches") or {}
         if known_batches in [{"_target_": f"{name}.callbacks.known_batches.KnownBatches"} for name in PACKAGES]:
@@ -983,10 +1019,15 @@ class Multirun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before Hydra writes: it would turn an exception of a callback into a warning."""
-        folder = Path(config.hydra.sweep.dir)
+        folder = Path(config.hydra.sweep.dir).resolve()
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        there = (folder / "multirun.yaml").read_bytes() if (folder / "multirun.yaml").exists() else None
+        _during_multirun.callback(_remove_empty, missing)
+        atexit.register(_during_multirun.close)  # where Hydra refuses an override before the first job
         try:
             refuse_links(folder)
             _during_multirun.enter_context(locked(folder))
+            _during_multirun.callback(_take_back, folder, there)
         except Mistake as mistake:
             sys.exit(printable(str(mistake)))
         shutil.rmtree(folder / JOBS, ignore_errors=True)
@@ -1018,7 +1059,6 @@ class Multirun(Callback):
         folder = Path(config.hydra.sweep.dir)
         jobs = [_read_json(path) for path in (folder / JOBS).glob("*.json")]
         jobs.sort(key=lambda job: _natural(job["run"]))
-        shutil.rmtree(folder / JOBS)
         _during_multirun.close()
         for job in jobs:
             job["results"] = (None if job["error"] else _read_json(folder / job["run"] / "results.json")) or {}
@@ -1032,6 +1072,32 @@ class Multirun(Callback):
 JOBS = ".jobs"
 # Not in the callback, which Hydra sends to the processes of a launcher.
 _during_multirun = contextlib.ExitStack()
+
+
+def _take_back(folder: Path, there: bytes | None) -> None:
+    """Removes what only a multirun under way needs; where no job has ended, also what Hydra wrote before the first.
+
+    Args:
+        folder: of the multirun.
+        there: what multirun.yaml was before; None if it was not there.
+    """
+    has_run = any((folder / JOBS).glob("*"))
+    shutil.rmtree(folder / JOBS, ignore_errors=True)
+    if has_run:
+        return
+    if there is None:
+        (folder / "multirun.yaml").unlink(missing_ok=True)
+    else:
+        (folder / "multirun.yaml").write_bytes(there)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes folders, the deepest first, up to one that has more in it than a lock."""
+    with contextlib.suppress(OSError):  # also where another process has just begun to train in one
+        for folder in folders:
+            if {path.name for path in folder.iterdir()} == {".lock"}:
+                (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

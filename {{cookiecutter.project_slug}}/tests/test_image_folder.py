@@ -620,6 +620,34 @@ def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, rea
 # Names
 
 
+@pytest.mark.parametrize(("pixels", "tag"), [("uint16", 262), ("float32", 262), ("uint8", 339)])
+def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[tag] = 0 if tag == 262 else (2,)
+    values = numpy.full((8, 8), 60_000 if pixels == "uint16" else 1).astype(pixels)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+    with pytest.raises(ValueError, match="save it as a PNG"):
+        read_picture(str(tmp_path / "a.tif"), 1)
+
+
+@pytest.mark.parametrize("folders", [("val", "test"), ("blue", "red", "test")])
+def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
+    for folder in folders:
+        write_pictures(tmp_path / "P" / folder, 8, seed=0)
+    with pytest.raises(SystemExit, match="with folders in it, and none of the training pictures: name that train"):
+        train(*SMALL, f"data.root={tmp_path / 'P'}")
+
+
+@pytest.mark.parametrize("name", ["???", "${seed}", "a\nb"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
+def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, pictures, name):
+    (pictures / "red").rename(pictures / name)
+    with pytest.raises(SystemExit, match=r"data\.class_names has .*(means something else|control characters)"):
+        train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
 def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
     write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))

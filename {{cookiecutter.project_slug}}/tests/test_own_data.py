@@ -141,3 +141,17 @@ def test_an_input_that_the_model_does_not_take_is_described_as_batches_are(train
 def test_double_precision_takes_double_data(train_on):
     train_on([*REGRESSION, "trainer.precision=64-true"], change="x, y = x.double(), y[:, None].double()")
     assert Path("run/results.json").exists()
+
+
+def test_a_missing_test_set_is_named_before_training(train_on, own_project, monkeypatch):
+    skip_if_deleted(["model=linear_regression"])
+    monkeypatch.setitem(GOOD, "read", READ)
+    text = MODULE.replace("test_dataloader = val_dataloader", "")
+    Path(PACKAGE, "data/own.py").write_text(text.format(**GOOD), encoding="utf-8")
+    command = ["train.py", *REGRESSION, f"+data._target_={PACKAGE}.data.own.Own", "hydra.run.dir=run"]
+    with pytest.raises(SystemExit, match="Own has no test_dataloader") as exit_:
+        own_project(*command)
+    assert not Path("run").exists()
+    remedy = str(exit_.value.code).partition("if need be ")[2]
+    Path(PACKAGE, "data/own2.py").write_text(text.format(**GOOD) + f"\n    {remedy}\n", encoding="utf-8")
+    own_project(*command[:-2], f"+data._target_={PACKAGE}.data.own2.Own", "hydra.run.dir=run")

@@ -201,7 +201,13 @@ def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
         (["trainer.devices=2", "data.batch_size=1"], {}, "data.batch_size is 1, .* Nearest: 2"),
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, r"2 processes were started .*, but trainer\.devices=1 .* means 1"),
         (["-m", "seed=1,2"], {"RANK": "0", "WORLD_SIZE": "2"}, "2 processes were started for one run"),
-        ([], {"NODE_RANK": "1"}, "MASTER_ADDR is not set"),
+        ([], {"NODE_RANK": "1"}, "MASTER_ADDR is not set, but NODE_RANK=1.* unset NODE_RANK"),
+        (
+            ["trainer.num_nodes=2"],
+            {},
+            r"MASTER_ADDR is not set, but trainer\.num_nodes is more .*: trainer\.num_nodes=1",
+        ),
+        ([], {"NODE_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT is x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list | dict) else "",
 )

@@ -92,3 +92,52 @@ def test_patience_of_a_resumed_run_is_the_one_that_was_typed(train, script, tmp_
     assert json.loads((run / "results.json").read_text())["epochs"] == 4
     script("resume.py", run, "callbacks.early_stopping.patience=100")
     assert json.loads((run / "results.json").read_text())["epochs"] == 60
+
+
+@pytest.mark.parametrize("verb", ["evaluate.py", "export.py"])
+def test_run_is_asked_by_one_process(line, script, verb):
+    with pytest.raises(SystemExit, match=r"trainer\.devices=2 trainer\.num_nodes=1: a run is asked by one process"):
+        script(verb, line, "trainer.devices=2")
+
+
+def test_what_a_run_folder_decides_is_refused(line, script):
+    for change in ("weights=x.ckpt", "ckpt_path=x.ckpt", "hydra.run.dir=r2", "run_dir=r2"):
+        for verb in ("evaluate.py", "resume.py"):
+            with pytest.raises(SystemExit, match="has its own folder and checkpoints, so it has no effect"):
+                script(verb, line, change)
+
+
+def test_resumed_run_does_not_end_before_its_checkpoint(line, script):
+    with pytest.raises(
+        SystemExit, match=r"max_epochs is 5, but .* was trained for 60 epochs.* trainer\.max_epochs=120\."
+    ):
+        script("resume.py", line, "trainer.max_epochs=5")
+    with pytest.raises(SystemExit, match="fast_dev_run tries out a new run"):
+        script("resume.py", line, "trainer.fast_dev_run=true")
+
+
+def test_another_run_that_is_advised_is_of_the_same_data(classifier, script):
+    with pytest.raises(SystemExit) as exit_:
+        script("resume.py", classifier, "optimizer.lr=0.5", "trainer.max_epochs=5")
+    assert "python train.py experiment=mnist" in str(exit_.value.code)
+    assert str(exit_.value.code).endswith("optimizer.lr=0.5")
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_nothing_to_evaluate_is_said(line, script, split):
+    with pytest.raises(SystemExit, match=f"Nothing was measured: {split} has no batch"):
+        script("evaluate.py", line, "--split", split, f"trainer.limit_{split}_batches=0")
+
+
+def test_part_of_the_training_data_can_be_evaluated(classifier, script, capfd):
+    found = []
+    for share in (1.0, 0.2):
+        capfd.readouterr()
+        script("evaluate.py", classifier, "--split", "train", f"trainer.limit_train_batches={share}", "--json")
+        found.append(json.loads("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["train/loss"])
+    assert found[0] != found[1]
+
+
+def test_two_checkpoints_of_one_name_are_refused(train):
+    with pytest.raises(SystemExit, match=r"Two callbacks write last\.ckpt"):
+        train(*QUICK, "callbacks.best_checkpoint.filename=last")

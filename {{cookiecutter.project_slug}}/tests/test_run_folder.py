@@ -83,6 +83,33 @@ def test_refused_resume_leaves_the_run_as_it_was(train, script, tmp_path):
         assert {path.name for path in after if after[path] != before[path]} <= {"train.log"}
 
 
+def test_refused_resume_is_not_the_latest_run(train, script, tmp_path, capfd):
+    (first,) = train(*QUICK)
+    (second,) = train(*QUICK)
+    for mistake in ("trainer.devices=99", "trainer.max_epochs=5", "trainer.fast_dev_run=true"):
+        with pytest.raises(SystemExit):
+            script("resume.py", first, "trainer.max_epochs=40", mistake)
+    capfd.readouterr()
+    script("evaluate.py", "latest")
+    assert second.name in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("mistake", ["optimizer=sgd,adamm", "trainer.max_epoch=1,2", "data=linear,nope"])
+def test_refused_multirun_changes_nothing(line, tmp_path, mistake):
+    """In a process of its own, at whose end it is taken back."""
+    command = [sys.executable, ROOT / "train.py", "-m", *QUICK, mistake]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/multirun.yaml").write_text("of a former one")
+    before = {path: text for path, text in contents(tmp_path).items() if path.name != ".lock"}
+    for folder in ("new/multirun", "there", line):
+        done = subprocess.run(
+            [*command, f"hydra.sweep.dir={folder}"], cwd=tmp_path, env=environment(), capture_output=True
+        )
+        assert done.returncode == 1
+        assert {path: text for path, text in contents(tmp_path).items() if path.name != ".lock"} == before
+    assert not (tmp_path / "new").exists()
+
+
 def test_finished_run_that_is_requeued_stays_as_it_was(train, pictures, tmp_path):
     """What its data filled in, such as the number of classes, too."""
     small = ["data=image_folder", "data.image_shape=[3,16,16]", "model=cnn", "data.num_workers=0"]
@@ -174,3 +201,23 @@ def test_input_that_is_not_there_is_no_run(classifier, script, tmp_path):
     with pytest.raises(SystemExit, match=r"^gone\.png: skipped"):
         script("predict.py", "gone.png", "there.png", "--output", "x.json")
     assert len(json.loads((tmp_path / "x.json").read_text())) == 1
+
+
+def test_a_path_within_a_run_names_the_run(line, train, script, tmp_path):
+    train(*QUICK)
+    for within, checkpoint in (("checkpoints/last.ckpt", "last"), ("checkpoints", "best")):
+        for verb, words in (("predict.py", ["4"]), ("evaluate.py", [])):
+            with pytest.raises(SystemExit) as exit_:
+                script(verb, line / within, *words)
+            run, option = re.search(r"Name that: (.*) (--\S+)", str(exit_.value.code)).groups()
+            assert option == f"--checkpoint={checkpoint}"
+            script(verb, run, *words, option)
+
+
+def test_end_of_a_run_names_what_can_be_typed(train, script, capfd):
+    for folder in ([], ["hydra.run.dir=r1"]):
+        train(*QUICK, *folder)
+        command = re.search(r"^predict +python (predict\.py .*) INPUT…$", capfd.readouterr().out, re.MULTILINE)[1]
+        script(*command.split(), "4")
+    train(*QUICK, "trainer.fast_dev_run=true")
+    assert "checkpoints     none: no epoch has ended" in capfd.readouterr().out

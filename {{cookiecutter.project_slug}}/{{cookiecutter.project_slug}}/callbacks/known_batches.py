@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 # A dtype, a shape and perhaps the least and the greatest value.
@@ -25,6 +26,11 @@ class KnownBatches(Callback):
         Raises:
             MisconfigurationException: if there is no batch. Lightning would train nothing, and say that it is done.
         """
+        if not is_overridden("test_dataloader", trainer.datamodule, LightningDataModule):
+            raise MisconfigurationException(
+                f"{type(trainer.datamodule).__name__} has no test_dataloader, for the test after training. Write one, "
+                "if need be test_dataloader = val_dataloader"
+            )
         fit, val = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
         try:
             fit.setup_data()

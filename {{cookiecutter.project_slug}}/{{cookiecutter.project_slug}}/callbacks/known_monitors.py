@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -31,6 +31,13 @@ class KnownMonitors(Callback):
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
         self.knows_validation = self.has_validated = self.knows_all = False
+        files = [(c.dirpath, c.filename) for c in checkpoints if isinstance(c, ModelCheckpoint)]
+        for folder, name in files:
+            if name and files.count((folder, name)) > 1:
+                raise MisconfigurationException(
+                    f"Two callbacks write {name}.ckpt, and one would replace the other. Give one another name, as in "
+                    "callbacks.best_checkpoint.filename=best"
+                )
         for checkpoint in trainer.checkpoint_callbacks:
             top, name = getattr(checkpoint, "save_top_k", 1), getattr(checkpoint, "filename", None)
             if top not in (0, 1) and name and "{" not in name and not checkpoint._enable_version_counter:

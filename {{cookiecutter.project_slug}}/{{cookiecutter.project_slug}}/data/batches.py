@@ -74,7 +74,7 @@ class BatchLoader:
     def __init__(
         self, dataset: Batched, batch_size: int, shuffle_seed: int | None = None, workers: "Workers | None" = None
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if type(batch_size) is not int or batch_size < 1:
             raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
         self.dataset = dataset
         self.batch_size = batch_size
@@ -113,6 +113,8 @@ class BatchLoader:
         least = count if self.shuffle_seed is None else 2 * count
         if len(batches) > 1 and len(batches[-1]) < min(least, self.batch_size):
             batches[-2:] = [torch.cat(batches[-2:])]
+        if len(order) == 0:
+            raise MisconfigurationException("A split of the data has no samples: give it at least one.")
         if len(batches[-1]) < count:
             raise MisconfigurationException(
                 f"{len(batches[-1])} samples cannot be shared by {count} processes. Take fewer: trainer.devices=…"

@@ -320,6 +320,11 @@ def _find_folders(root: Path) -> dict[str, Path]:
                     f"{folders[split]} and {path} are both a folder for {split}. Put them together, or rename one."
                 )
             folders[split] = path
+    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _shown(path))]
+    if "train" not in folders and named:
+        raise MisconfigurationException(
+            f"{root} has {' and '.join(named)}, with folders in it, and none of the training pictures: name that train."
+        )
     # A folder `train` with pictures in it is a class of pictures of trains.
     if "train" not in folders or not any(path.is_dir() for path in folders["train"].iterdir()):
         return {"train": root}

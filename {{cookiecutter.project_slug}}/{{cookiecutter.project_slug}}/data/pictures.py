@@ -39,6 +39,10 @@ def is_image(path: str | Path) -> bool:
         return False
 
 
+# Tags of a TIFF: https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339
+
+
 @functools.cache
 def _suffixes() -> frozenset[str]:
     """Ends of names, such as ``.jpg``, of the formats that Pillow can decode."""
@@ -68,6 +72,9 @@ def read_picture(path: str, channels: int) -> Tensor:
     """
     try:
         with Image.open(path) as file:
+            tags = getattr(file, "tag_v2", {})
+            is_signed = file.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ())
+            is_negative = tags.get(PHOTOMETRIC) == 0 and file.mode[0] in "IF"
             layout = str(file.tile[0][3]) if file.tile else ""  # such as RGB;16B, which Pillow makes RGB
             largest = _largest_value(file)
             picture = ImageOps.exif_transpose(file)
@@ -82,6 +89,8 @@ def read_picture(path: str, channels: int) -> Tensor:
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
     except Exception as error:  # of a damaged file Pillow's readers raise whatever their lines happen to
         raise OSError(f"it cannot be read: {error}") from None
+    if is_signed or is_negative:
+        raise ValueError(f"{'it has signed pixels' if is_signed else '0 stands for white in it'}: save it as a PNG")
     if picture.mode.startswith(("I", "F")):
         picture = Image.fromarray(_eight_bits(numpy.asarray(picture), largest))
     elif ";16" in layout:
