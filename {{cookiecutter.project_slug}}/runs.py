@@ -509,9 +509,8 @@ def complete(config: DictConfig, data: Any) -> None:
         return
     before = OmegaConf.to_yaml(config)
     for key, value in data.facts().items():
-        refuse_control_characters(value, f"data.{key}")
         for name in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(name, str) and (name == "???" or "${" in name):
+            if isinstance(name, str) and re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
                 raise Mistake(f"data.{key} has {name!a}, which means something else in a config: rename it.")
         OmegaConf.update(config, f"data.{key}", value)
     path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
