@@ -143,7 +143,7 @@ def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[s
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise Mistake(f"{path}: overrides is {overrides}: write a list, as in overrides: [experiment=mnist]")
     for key, values in space.items():
-        if problem := problem_of(str(key), values):
+        if problem := problem_of(key, values) if isinstance(key, str) else "write a key, as in optimizer.lr":
             raise Mistake(f"{path}: {key}: {problem}")
 
     for word in words:

@@ -232,6 +232,7 @@ def test_where_every_trial_failed_it_says_why(sweep, space):
         ("space:\n  optimizer.lr: {low: little, high: 1}", ["low is little", "a number"]),
         ("space:\n  optimizer.lr: 0.1", ["optimizer.lr: it is 0.1", "a list of choices"]),
         ("space:\n  optimizer.lr: []", ["optimizer.lr", "no choices"]),
+        ("space:\n  1: [2]", ["1: write a key"]),
         ("space:\n  callbacks.best_checkpoint.mode: [min, max]", ["the same in all trials"]),
         ("space:\n  experiment: [linear_regression, mnist]", ["max val/acc", "min val/loss", "experiment=mnist"]),
         ("overrides: [callbacks.best_checkpoint=null]\nspace:\n  seed: [1]", ["callbacks.best_checkpoint is left out"]),

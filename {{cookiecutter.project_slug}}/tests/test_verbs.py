@@ -326,6 +326,14 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(line, script, tmp
         script("predict.py", line, "4", "--output", "folder.csv")
 
 
+def test_an_output_that_is_a_file_of_the_run_is_refused(line, script):
+    before = (line / "results.json").read_bytes()
+    with pytest.raises(SystemExit, match="is a file of the run"):
+        script("predict.py", line, "4", "--output", line / "results.json")
+    assert (line / "results.json").read_bytes() == before
+    script("predict.py", line, "4", "--output", line / "predictions.csv")
+
+
 # environment.json
 
 
