@@ -134,10 +134,12 @@ def test_value_out_of_range_works_or_ends_with_one_message(script, arguments):
     "typed",
     ["callbacks.progress.lines=null", "callbacks.best_checkpoint.dirpath=0", "trainer.detect_anomaly=7", "seed=null"],
 )
-def test_a_value_of_another_type_is_named(train, typed):
+def test_a_value_of_another_type_is_named(train, tmp_path, typed):
     key, value = typed.split("=")
     with pytest.raises(SystemExit, match=rf"^{re.escape(typed)}: {value} is not .*\. The default is {re.escape(key)}="):
         train("trainer.max_epochs=3", typed)
+    if "progress" in key:
+        assert not list(tmp_path.glob("outputs/*/*")), "it is known before the run begins"
 
 
 def test_of_a_key_that_is_typed_twice_the_last_is_named(train):

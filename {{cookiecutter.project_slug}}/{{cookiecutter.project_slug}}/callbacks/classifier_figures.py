@@ -28,7 +28,7 @@ class ClassifierFigures(Callback):
     """
 
     def __init__(self, times: int) -> None:
-        self.times = times
+        self.times = int(times)
         self.drawn = 0  # the last epoch of which there are pictures
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Progress(Callback):
     """
 
     def __init__(self, lines: int) -> None:
-        self.lines = lines
+        self.lines = int(lines)  # of what is no number it is known before the run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log.info(_start_line(trainer, pl_module))

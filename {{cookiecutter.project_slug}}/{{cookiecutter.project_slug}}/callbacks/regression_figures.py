@@ -26,7 +26,7 @@ class RegressionFigures(Callback):
     """
 
     def __init__(self, times: int) -> None:
-        self.times = times
+        self.times = int(times)
         self.drawn = 0  # the last epoch of which there are pictures
         self.path: list[tuple[float, float]] = []  # weight and bias, before the first epoch and after each
         self.earlier: list[tuple[float, float]] = []  # of these, the first and those that were drawn
