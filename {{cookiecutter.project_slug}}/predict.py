@@ -188,9 +188,9 @@ def refuse_output(path: Path) -> None:
     """Raises Mistake if the predictions could not be written there, before they are made."""
     if path.suffix not in (".csv", ".json"):
         raise Mistake(f"--output {path}: the name must end in .csv or .json.")
+    runs.make_folder_of(path)
     if runs.is_run(path.parent) and path.name in ("results.json", "environment.json", "split.csv"):
         raise Mistake(f"--output {path} is a file of the run. Choose another: {path.with_name('predictions.csv')}")
-    runs.make_folder_of(path)
     if path.is_dir():
         raise Mistake(f"--output {path} is a folder. Name a file in it: {path / 'predictions.csv'}")
 
