@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import PureWindowsPath
@@ -29,18 +30,40 @@ def write_digits(project):
     run("-c", code, cwd=project)
 
 
-def test_its_own_tests_pass(bake, tmp_path):
-    """With answers, and in a folder, that are hard to live with; the next test takes the defaults."""
+@pytest.fixture
+def awkward(bake, tmp_path):
+    """A project with answers, and in a folder, that are hard to live with; a later test takes the defaults."""
     (tmp_path / "Ordner für 山田").mkdir()
-    project = bake(tmp_path / "Ordner für 山田", **AWKWARD)
-    printed = run("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rs", cwd=project)
+    return bake(tmp_path / "Ordner für 山田", **AWKWARD)
+
+
+SUITE = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rs"]
+
+
+def test_its_own_tests_pass(awkward):
+    printed = run(*SUITE, cwd=awkward)
     assert " passed" in printed
     assert "there is no" not in printed, "a test was skipped because a choice seems to be deleted"
 
 
+def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(awkward):
+    for folder in ("best_net", "configs", "tests", "tutorials"):
+        shutil.rmtree(awkward / folder)
+    for name, text in {
+        "other/__init__.py": "",
+        "other/model.py": "from torch_starter.optimization import optimizer_and_scheduler\n",
+        "configs/train.yaml": "model:\n  _target_: other.model.Model\n",
+        "tests/test_other.py": "def test_other():\n    pass\n",
+    }.items():
+        (awkward / name).parent.mkdir(exist_ok=True)
+        (awkward / name).write_text(text, encoding="utf-8")
+    assert " passed" in run(*SUITE, "torch_starter", cwd=awkward)
+
+
 @pytest.mark.slow
 def test_its_slow_tests_pass(project):
-    run("-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", cwd=project)
+    for suite in ("tests", "torch_starter"):
+        run("-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", suite, cwd=project)
 
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])

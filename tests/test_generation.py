@@ -36,7 +36,6 @@ FILES = """
     .pre-commit-config.yaml
     LICENSE
     README.md
-    compat.py
     configs/callbacks/default.yaml
     configs/callbacks/early_stopping.yaml
     configs/data/cifar10.yaml
@@ -51,6 +50,7 @@ FILES = """
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
     configs/experiment/transfer.yaml
+    configs/help.txt
     configs/logger/csv.yaml
     configs/logger/tensorboard.yaml
     configs/model/cnn.yaml
@@ -82,78 +82,149 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     docs/hparams.png
-    docs/untrusted_run_folders.md
-    errors.py
     evaluate.py
     export.py
-    help_page.py
     my_project/__init__.py
-    my_project/callbacks/__init__.py
-    my_project/callbacks/classifier_figures.py
-    my_project/callbacks/curves.py
-    my_project/callbacks/figures.py
-    my_project/callbacks/finite_loss.py
-    my_project/callbacks/fine_tuning.py
-    my_project/callbacks/global_batch.py
-    my_project/callbacks/known_batches.py
-    my_project/callbacks/known_monitors.py
-    my_project/callbacks/last_checkpoint.py
-    my_project/callbacks/progress.py
-    my_project/callbacks/regression_figures.py
-    my_project/callbacks/resumable.py
-    my_project/callbacks/run_description.py
     my_project/data/__init__.py
-    my_project/data/augmentation.py
-    my_project/data/batches.py
-    my_project/data/download.py
-    my_project/data/drawing.py
     my_project/data/image.py
     my_project/data/image_folder.py
     my_project/data/linear.py
-    my_project/data/pictures.py
+    my_project/figures/__init__.py
+    my_project/figures/classifier.py
+    my_project/figures/regression.py
     my_project/models/__init__.py
     my_project/models/cnn.py
     my_project/models/dynamic.py
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
-    my_project/models/optimization.py
     my_project/models/torchvision_classifier.py
     predict.py
-    processes.py
     pyproject.toml
     resume.py
-    runs.py
     scripts/train.slurm
     sweep.py
     tests/conftest.py
-    tests/test_compat.py
     tests/test_configs.py
     tests/test_data.py
-    tests/test_export.py
     tests/test_image_classifier.py
-    tests/test_image_drawing.py
     tests/test_image_folder.py
     tests/test_linear_regression.py
     tests/test_matrix.py
-    tests/test_mistakes.py
-    tests/test_multirun.py
-    tests/test_own_data.py
-    tests/test_processes.py
     tests/test_readme.py
-    tests/test_remedies.py
-    tests/test_restored.py
-    tests/test_resume.py
-    tests/test_run_folder.py
-    tests/test_sweep.py
-    tests/test_surroundings.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
-    tests/test_train.py
-    tests/test_trust.py
-    tests/test_verbs.py
+    torch_starter/README.md
+    torch_starter/__init__.py
+    torch_starter/callbacks/__init__.py
+    torch_starter/callbacks/curves.py
+    torch_starter/callbacks/fine_tuning.py
+    torch_starter/callbacks/finite_loss.py
+    torch_starter/callbacks/global_batch.py
+    torch_starter/callbacks/known_batches.py
+    torch_starter/callbacks/known_monitors.py
+    torch_starter/callbacks/last_checkpoint.py
+    torch_starter/callbacks/progress.py
+    torch_starter/callbacks/resumable.py
+    torch_starter/callbacks/run_description.py
+    torch_starter/callbacks/sparse_logging.py
+    torch_starter/checkpoints.py
+    torch_starter/compat.py
+    torch_starter/data/__init__.py
+    torch_starter/data/augmentation.py
+    torch_starter/data/batches.py
+    torch_starter/data/download.py
+    torch_starter/data/drawing.py
+    torch_starter/data/image_files.py
+    torch_starter/data/images.py
+    torch_starter/data/splits.py
+    torch_starter/environment.py
+    torch_starter/explanations.py
+    torch_starter/export.py
+    torch_starter/figures.py
+    torch_starter/files.py
+    torch_starter/help_page.py
+    torch_starter/job.py
+    torch_starter/loaded_run.py
+    torch_starter/mistakes.py
+    torch_starter/multirun.py
+    torch_starter/optimization.py
+    torch_starter/prediction.py
+    torch_starter/prediction_output.py
+    torch_starter/processes.py
+    torch_starter/project.py
+    torch_starter/protocols.py
+    torch_starter/quiet.py
+    torch_starter/resolvers.py
+    torch_starter/results.py
+    torch_starter/run_folder.py
+    torch_starter/run_lookup.py
+    torch_starter/saved_config.py
+    torch_starter/search/__init__.py
+    torch_starter/search/report.py
+    torch_starter/search/space.py
+    torch_starter/search/study.py
+    torch_starter/search/trial.py
+    torch_starter/tests/conftest.py
+    torch_starter/tests/project_for_tests.py
+    torch_starter/tests/small_project/configs/callbacks/default.yaml
+    torch_starter/tests/small_project/configs/callbacks/early_stopping.yaml
+    torch_starter/tests/small_project/configs/data/image_folder.yaml
+    torch_starter/tests/small_project/configs/data/linear.yaml
+    torch_starter/tests/small_project/configs/data/mnist.yaml
+    torch_starter/tests/small_project/configs/experiment/linear_regression.yaml
+    torch_starter/tests/small_project/configs/experiment/mnist.yaml
+    torch_starter/tests/small_project/configs/help.txt
+    torch_starter/tests/small_project/configs/logger/csv.yaml
+    torch_starter/tests/small_project/configs/logger/tensorboard.yaml
+    torch_starter/tests/small_project/configs/model/cnn.yaml
+    torch_starter/tests/small_project/configs/model/linear_regression.yaml
+    torch_starter/tests/small_project/configs/model/mlp.yaml
+    torch_starter/tests/small_project/configs/optimizer/adam.yaml
+    torch_starter/tests/small_project/configs/optimizer/adamw.yaml
+    torch_starter/tests/small_project/configs/optimizer/rmsprop.yaml
+    torch_starter/tests/small_project/configs/optimizer/sgd.yaml
+    torch_starter/tests/small_project/configs/scheduler/constant.yaml
+    torch_starter/tests/small_project/configs/scheduler/cosine.yaml
+    torch_starter/tests/small_project/configs/scheduler/one_cycle.yaml
+    torch_starter/tests/small_project/configs/scheduler/plateau.yaml
+    torch_starter/tests/small_project/configs/scheduler/step.yaml
+    torch_starter/tests/small_project/configs/sweep/linear_regression.yaml
+    torch_starter/tests/small_project/configs/train.yaml
+    torch_starter/tests/small_project/configs/trainer/auto.yaml
+    torch_starter/tests/small_project/configs/trainer/ddp.yaml
+    torch_starter/tests/small_project/configs/trainer/fsdp.yaml
+    torch_starter/tests/small_project/configs/trainer/gpu.yaml
+    torch_starter/tests/small_project/configs/trainer/mps.yaml
+    torch_starter/tests/small_project/small_task/__init__.py
+    torch_starter/tests/small_project/small_task/digits.py
+    torch_starter/tests/small_project/small_task/image_folder.py
+    torch_starter/tests/small_project/small_task/points.py
+    torch_starter/tests/test_batches.py
+    torch_starter/tests/test_compat.py
+    torch_starter/tests/test_download.py
+    torch_starter/tests/test_export.py
+    torch_starter/tests/test_image_drawing.py
+    torch_starter/tests/test_image_folder.py
+    torch_starter/tests/test_logging.py
+    torch_starter/tests/test_mistakes.py
+    torch_starter/tests/test_multirun.py
+    torch_starter/tests/test_own_data.py
+    torch_starter/tests/test_processes.py
+    torch_starter/tests/test_python.py
+    torch_starter/tests/test_remedies.py
+    torch_starter/tests/test_restored.py
+    torch_starter/tests/test_resume.py
+    torch_starter/tests/test_run_folder.py
+    torch_starter/tests/test_seam.py
+    torch_starter/tests/test_surroundings.py
+    torch_starter/tests/test_sweep.py
+    torch_starter/tests/test_train.py
+    torch_starter/tests/test_trust.py
+    torch_starter/tests/test_verbs.py
+    torch_starter/trust.py
+    torch_starter/untrusted_run_folders.md
     train.py
-    trust.py
 """
 
 
@@ -291,7 +362,7 @@ def type_errors(project, *arguments):
 
 def test_the_types_fit(project):
     assert type_errors(project) == []
-    (project / "mistake.py").write_text("import runs\n\nruns.report(1)\n")
+    (project / "mistake.py").write_text("from torch_starter import results\n\nresults.report(1)\n")
     assert len(type_errors(project)) == 2, "the checker looks"
 
 
@@ -340,8 +411,8 @@ def is_legal_on_windows(path: PureWindowsPath) -> bool:
         ("hydra", "imports", "hydra_project"),
         ("omegaconf", "imports", "omegaconf_project"),
         ("train", "already has", "train_project"),
-        ("runs", "already has", "runs_project"),
-        ("errors", "already has", "errors_project"),
+        ("resume", "already has", "resume_project"),
+        ("torch_starter", "already has", "torch_starter_project"),
         ("tests", "already has", "tests_project"),
         ("configs", "already has", "configs_project"),
         ("outputs", "already has", "outputs_project"),
@@ -362,7 +433,8 @@ def test_a_bad_slug_is_refused_with_a_reason_and_a_suggestion(bake, tmp_path, ca
 def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_path):
     """Its own scripts, tests and folders, and every module of every package that is installed for it."""
     project = bake(tmp_path)
-    names = {path.stem for path in [*project.iterdir(), *(project / "tests").iterdir()] if path.stem != project.name}
+    folders = (project, project / "tests", project / "torch_starter/tests")
+    names = {path.stem for folder in folders for path in folder.iterdir() if path.stem != project.name}
     needed = packages_of(project)
     for module, distributions in packages_distributions().items():
         if needed & {canonicalize_name(name) for name in distributions}:
@@ -389,7 +461,7 @@ def test_the_default_slug_knows_the_modules_and_keywords_of_this_python():
         ("JSON", "json_project"),
         ("PIL", "pil_project"),
         ("Con", "con_project"),
-        ("compat", "compat_project"),
+        ("torch starter", "torch_starter_project"),
         ("Test data", "test_data_project"),
         ("word " * 14, "word_word_word_word_word_word_word_word_word_word"),
         ("x" * 70, "x" * 50),

@@ -30,17 +30,22 @@ def targets(node: object) -> set[str]:
     return set()
 
 
-def test_it_holds_the_package_and_all_that_the_configs_name(wheel):
+def test_it_holds_both_packages_and_all_that_the_configs_name(wheel):
     project, path = wheel
     names = set(zipfile.ZipFile(path).namelist())
-    package = {f"best_net/{name}" for name in files(project / "best_net") if "__pycache__" not in name}
-    assert {name for name in names if ".dist-info/" not in name} == package
+    packages = {
+        f"{package}/{name}"
+        for package in ("best_net", "torch_starter")
+        for name in files(project / package)
+        if "__pycache__" not in name and not name.startswith("tests/")
+    }
+    assert {name for name in names if ".dist-info/" not in name} == packages
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     named = set()
     for config in (project / "configs").rglob("*.yaml"):
         named |= targets(yaml.safe_load(config.read_text(encoding="utf-8")))
-    named = {target for target in named if target.startswith("best_net.")}
-    assert len(named) > 10
+    named = {target for target in named if target.startswith(("best_net.", "torch_starter."))}
+    assert len(named) > 15
     for target in named:
         module, _, name = target.rpartition(".")
         file = module.replace(".", "/") + ".py"
@@ -63,7 +68,7 @@ def test_it_installs_into_an_empty_environment_where_every_module_is_found(wheel
     uv("pip", "install", "--python", environment, path)
     assert "compatible" in uv("pip", "check", "--python", environment)
     modules = [name.removesuffix(".py").replace("/", ".") for name in zipfile.ZipFile(path).namelist()]
-    modules = [name for name in modules if name.startswith("best_net.") and not name.endswith("__init__")]
+    modules = [name for name in modules if name.startswith(("best_net.", "torch_starter.")) and not name.endswith("__init__")]
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = f"import importlib; [importlib.import_module(name) for name in {modules}]"
     done = subprocess.run([python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -40,7 +40,7 @@ def leaves(config, parents=()):
 def keys(project):
     """For each of CHOICES the keys that a user sees, with their defaults."""
     sys.path.insert(0, str(project))
-    import runs  # noqa: F401  (the resolvers)
+    import torch_starter  # noqa: F401  (the resolvers)
 
     found = []
     with hydra.initialize_config_dir(str(project / "configs"), version_base="1.3"):

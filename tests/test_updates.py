@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TEMPLATE, commit
 from test_generation import AWKWARD, files
@@ -116,6 +117,63 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     assert "configs/optimizer/adagrad.yaml" not in after
     assert not [name for name in after if name.endswith((".rej", ".orig"))]
     assert "up to date" in cruft("check", cwd=mine)
+
+
+# The commit before `torch_starter/` was there.
+BEFORE_THE_SEAM = "25ac9d0ca6709f7631bb295ad5d48b6a603a85cb"
+
+# A data module as README.md had it then.
+MODULE = """
+from lightning import LightningDataModule
+
+from .batches import BatchLoader, TensorBatches
+from .linear import LinearDataModule
+
+
+class Mine(LinearDataModule):
+    pass
+"""
+
+
+def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
+    known = subprocess.run(["git", "cat-file", "-e", BEFORE_THE_SEAM], cwd=TEMPLATE, capture_output=True)
+    if known.returncode != 0:
+        pytest.skip("needs the history of the repository: git fetch --unshallow")
+    template = tmp_path / "template"
+    git("clone", "-q", "--no-checkout", TEMPLATE, template, cwd=tmp_path)
+    git("checkout", "-q", "-B", "main", BEFORE_THE_SEAM, cwd=template)
+    cruft("create", template, "--no-input", "--extra-context", json.dumps(AWKWARD), cwd=tmp_path)
+    project = tmp_path / "best_net"
+    commit(project, "Generated")
+    (project / "best_net/data/mine.py").write_text(MODULE, encoding="utf-8")
+    text = (project / "configs/data/linear.yaml").read_text(encoding="utf-8")
+    text = text.replace("best_net.data.linear.LinearDataModule", "best_net.data.mine.Mine")
+    (project / "configs/data/mine.yaml").write_text(text, encoding="utf-8")
+    change(project, "configs/train.yaml", "seed: 42", "seed: 7")
+    commit(project, "Mine")
+    quick = ["trainer.max_epochs=20", "callbacks.regression_figures.times=1"]
+    run(sys.executable, "train.py", *quick, "data=mine", "hydra.run.dir=outputs/old", cwd=project)
+    before = run(sys.executable, "evaluate.py", "outputs/old", "--json", cwd=project)
+
+    shutil.rmtree(template / "{{cookiecutter.project_slug}}")
+    unwanted = shutil.ignore_patterns(".git", ".venv", ".tools", "build", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(TEMPLATE, template, ignore=unwanted, dirs_exist_ok=True)
+    commit(template, "The seam")
+    cruft("update", "--skip-apply-ask", cwd=project)
+    assert not list(project.rglob("*.rej"))
+    assert not (project / "runs.py").exists()
+    assert (project / "torch_starter/run_folder.py").exists()
+    text = (project / "configs/train.yaml").read_text(encoding="utf-8")
+    assert "seed: 7" in text
+    assert "torch_starter.multirun.Multirun" in text
+    # What CHANGELOG.md says of one's own files.
+    change(project, "best_net/data/mine.py", "from .batches", "from torch_starter.data.batches")
+    run(sys.executable, "train.py", *quick, "data=mine", "hydra.run.dir=outputs/new", cwd=project)
+    assert run(sys.executable, "evaluate.py", "outputs/old", "--json", cwd=project) == before
+    run(sys.executable, "resume.py", "outputs/old", "trainer.max_epochs=30", cwd=project)
+    assert json.loads((project / "outputs/old/results.json").read_text())["epochs"] == 30
+    weights = [torch.load(project / "outputs" / name / "checkpoints/best.ckpt", weights_only=True) for name in ("old", "new")]
+    assert weights[0]["state_dict"].keys() == weights[1]["state_dict"].keys()
 
 
 def test_an_update_does_not_bring_back_what_was_not_wanted(template, tmp_path):

@@ -4,15 +4,15 @@ import argparse
 import sys
 
 sys.path.insert(0, __file__.removesuffix("resume.py"))  # which PYTHONSAFEPATH and python -P leave out
-import processes
-import runs
-from compat import instantiate_only_targets_of
-from errors import explained
+from torch_starter import processes, run_folder, run_lookup
+from torch_starter.compat import instantiate_only_targets_of
+from torch_starter.explanations import explained
+from torch_starter.saved_config import read_config
 from train import train
 
 
 @explained
-@processes.led_by_the_first
+@processes.run_on_rank_zero(train)
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python resume.py [RUN] [key=value …]",
@@ -21,11 +21,11 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
     arguments = parser.parse_args()
 
-    run, overrides = runs.find_with_overrides(arguments.words, runs.can_go_on)
-    config = runs.read_config(run, overrides)
+    run, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.is_resumable)
+    config = read_config(run, overrides)
     config.ckpt_path = "last"
-    with instantiate_only_targets_of(config), runs.opened(config, overrides):
-        runs.log_to(run)
+    with instantiate_only_targets_of(config), run_folder.opened(config, overrides):
+        run_folder.log_to(run)
         train(config)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-import runs  # noqa: F401  (the resolvers that the configs use)
+import torch_starter  # noqa: F401  (the resolvers that the configs use)
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
@@ -78,7 +78,7 @@ def own_project(tmp_path, monkeypatch):
     """
     copy_project(tmp_path)
     for module in list(sys.modules):
-        if module.partition(".")[0] in (PACKAGE, *(script.stem for script in ROOT.glob("*.py"))):
+        if module.partition(".")[0] in (PACKAGE, "torch_starter", *(script.stem for script in ROOT.glob("*.py"))):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -198,8 +198,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def copy_project(folder: Path) -> None:
     """Copies what the scripts of the root need, and them, for a test that changes or adds files."""
-    for name in ("configs", PACKAGE):
-        shutil.copytree(ROOT / name, folder / name)
+    for name in ("configs", PACKAGE, "torch_starter"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("tests"))
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
 

@@ -1,6 +1,7 @@
 """Every choice of every group."""
 
 import inspect
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -8,8 +9,8 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
 
-import errors
 from conftest import ROOT, skip_if_deleted
+from torch_starter import explanations
 
 CHOICES = sorted(
     f"{file.parent.name}={file.stem}"
@@ -79,7 +80,7 @@ def test_loggers_can_be_chosen_together(composed):
 
 
 def test_every_argument_of_the_trainer_is_a_key(composed):
-    set_elsewhere = {key.removeprefix("trainer.") for key in errors.ELSEWHERE}
+    set_elsewhere = {key.removeprefix("trainer.") for key in explanations.ELSEWHERE}
     assert inspect.signature(Trainer).parameters.keys() - set_elsewhere == composed().trainer.keys() - {"_target_"}
 
 
@@ -100,3 +101,21 @@ def test_the_number_of_epochs_suits_the_data(composed, choices, max_epochs, save
     skip_if_deleted(choices)
     config = composed(*choices)
     assert (config.trainer.max_epochs, config.callbacks.last_checkpoint.times) == (max_epochs, saved)
+
+
+def test_the_help_is_a_page_that_is_true(script, capfd):
+    script("train.py", "--help")
+    page = capfd.readouterr().out
+    assert len(page.splitlines()) < 45
+    assert max(map(len, page.splitlines())) < 120
+    for group in (path for path in (ROOT / "configs").iterdir() if path.is_dir()):
+        assert f"\n{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}\n" in page
+    keys = re.findall(r"^  (\w[\w.]+=\S+) ", page, re.MULTILINE)
+    assert len(keys) == 11
+    skip_if_deleted(["experiment=mnist"])
+    examples = re.findall(r"^  python train.py (.*?)(?:  .*)?$", page, re.MULTILINE)
+    assert len(examples) == 3
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose("train", ["experiment=mnist", *(key for key in keys if not key.startswith("hydra."))])
+        for example in examples:
+            compose("train", [word.partition(",")[0] for word in example.split() if word != "-m"])

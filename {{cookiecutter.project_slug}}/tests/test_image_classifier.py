@@ -2,10 +2,20 @@
 
 import json
 
+import numpy
 import pytest
 import torch
+from PIL import Image
+
+from conftest import GLYPHS, draw_digits
 
 SMALL = ["experiment=mnist", "data.num_val=100", "data.batch_size=50"]
+
+
+def predicted(script, tmp_path, *arguments):
+    """The rows of a file that `predict.py` writes."""
+    script("predict.py", *arguments, "--output", tmp_path / "rows.json")
+    return json.loads((tmp_path / "rows.json").read_text())
 
 
 def metrics(run):
@@ -60,3 +70,67 @@ def test_training_can_start_from_a_checkpoint(train, digits):
     results = json.loads((second / "results.json").read_text())
     assert results["epochs"] == 3
     assert results["steps"] == 30  # 500 images by 50, three times: 20 steps were there already
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["data.num_val=600"], ["data.num_val is 600", "1 to 599"]),
+        (["data.num_val=0"], ["data.num_val is 0", "1 to 599"]),
+        (["data.dataset=MNITS"], ["data.dataset is MNITS", "MNIST"]),
+        (["data.num_classes=5"], ["data.num_classes is 5", "label 9"]),
+        (["data.image_shape=[1,32,32]"], ["data.image_shape is [1, 32, 32]", "[1, 28, 28]"]),
+        (["model=linear_regression"], ["LinearRegression takes: x float32 (N, 1)", "another data= or model="]),
+        (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_a_setting_that_does_not_fit_is_explained(train, digits, arguments, messages):
+    with pytest.raises(SystemExit) as exit_:
+        train("experiment=mnist", f"data.root={digits}", "data.num_val=100", *arguments)
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+def test_dark_on_bright(classifier, script, tmp_path):
+    image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy())
+    image.save(tmp_path / "bright.png")
+    Image.eval(image, lambda value: 255 - value).save(tmp_path / "dark.png")
+    (bright,) = predicted(script, tmp_path, classifier, tmp_path / "bright.png")
+    for options in ([], ["--invert"]):
+        (dark,) = predicted(script, tmp_path, classifier, tmp_path / "dark.png", *options)
+        assert (bright["label"], bright["probability"]) == (dark["label"], dark["probability"])
+
+
+def test_a_drawing_anywhere_on_a_sheet(train, digits, script, tmp_path):
+    """The digits of the training drawn on sheets of many sizes, for a network that has seen soft edges."""
+    blur = "+data.augmentation.blur={_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}"
+    small = ["data.num_val=100", "data.batch_size=50", "data.num_workers=0", "trainer.max_epochs=12"]
+    (run,) = train("experiment=mnist", f"data.root={digits}", *small, blur)
+    generator = numpy.random.default_rng(0)
+    rows = [row.split() for row in GLYPHS.split("\n") if row.strip()]
+    (tmp_path / "sheets").mkdir()
+    for number in range(60):
+        glyph = numpy.array([[pixel == "#" for pixel in row[number % 10]] for row in rows])
+        scale = int(generator.integers(8, 60))
+        height, width = (side * scale + int(generator.integers(2 * scale, 500)) for side in glyph.shape)
+        top, left = (
+            int(generator.integers(length - side * scale)) for length, side in zip((height, width), (5, 3), strict=True)
+        )
+        sheet = numpy.full((height, width), 230.0)
+        ink = numpy.kron(glyph, numpy.ones((scale, scale)))
+        sheet[top : top + 5 * scale, left : left + 3 * scale] -= 180 * ink
+        sheet *= numpy.linspace(1, generator.uniform(0.7, 1), width)
+        sheet += generator.normal(0, 4, sheet.shape)
+        sheet = 255 - sheet if number % 3 == 0 else sheet
+        Image.fromarray(sheet.clip(0, 255).astype(numpy.uint8)).save(tmp_path / f"sheets/{number:02}.jpg")
+    found = predicted(script, tmp_path, run, tmp_path / "sheets")
+    right = sum(int(row["label"]) == number % 10 for number, row in enumerate(found))
+    assert right >= 54, f"{right} of 60"
+
+
+def test_a_blank_sheet_is_named(classifier, script, tmp_path):
+    Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
+    with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):
+        script("predict.py", classifier, tmp_path / "blank.png")

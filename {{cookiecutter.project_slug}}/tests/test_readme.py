@@ -99,7 +99,7 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
 
     # As if the process were new: nothing of the project is imported yet.
     for module in list(sys.modules):
-        if module.partition(".")[0] in (PACKAGE, *(script.stem for script in ROOT.glob("*.py"))):
+        if module.partition(".")[0] in (PACKAGE, "torch_starter", *(script.stem for script in ROOT.glob("*.py"))):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(project)
     monkeypatch.chdir(project)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name
     preset = models.get_model_weights(name).DEFAULT.transforms()
     with torch.no_grad(), Image.open(path) as image:
         expected = preset(pil_to_tensor(image))
-        found = model._normalized(data.read_input(str(path))[None])
+        found = model.normalize(data.read_input(str(path))[None])
         assert found[0].sub(expected).abs().max() < 0.02, "one of the 256 levels away at most: they round differently"
         last = next(module for module in reversed(list(network.modules())) if isinstance(module, torch.nn.Linear))
         features = []
@@ -314,3 +315,27 @@ def test_it_learns_digits_and_can_be_exported(train, script, digits):
     (run,) = train(*SMALL, f"data.root={digits}", "model=dynamic", f"data.mean=[{mean}]", "trainer.max_epochs=12")
     assert json.loads((run / "results.json").read_text())["metrics"]["test/acc"] > 0.8
     script("export.py", run, "--format", "pt2")
+
+
+IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs=2", "data.num_workers=0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["model=torchvision", "model.name=resnet"], r"Nearest: (\w+)"),
+        (["model=resnet18", "model.weights=FIRST"], r"or (null) for none"),
+        (["model=resnet18", "weights=RUN", "model.weights=DEFAULT"], r"add model\.weights=(null)"),
+    ],
+)
+def test_what_is_advised_is_typed(train, pictures, arguments, remedy):
+    command = [*IMAGES, f"data.root={pictures}", "optimizer=sgd"]
+    if "weights=RUN" in arguments:
+        (run,) = train(*command, "model=resnet18")
+        arguments[1] = f"weights={run}/checkpoints/best.ckpt"
+    with pytest.raises(SystemExit) as exit_:
+        train(*command, *arguments)
+    found = re.search(remedy, exit_.value.code)[1]
+    (run,) = train(*command, *arguments, "model.weights=null" if found == "null" else f"model.name={found}")
+    assert (run / "results.json").exists()

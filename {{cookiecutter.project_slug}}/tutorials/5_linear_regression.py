@@ -122,10 +122,10 @@ print("on new points", test_loss)
 # | `Adam(…, lr=0.01)` | `configs/optimizer/adam.yaml`; `optimizer=sgd` is another file of that folder |
 # | `for epoch in range(500)` | `max_epochs` in `configs/experiment/linear_regression.yaml`; Lightning counts |
 # | `zero_grad`, `backward`, `step` | Lightning's `Trainer`, for every model |
-# | `print(…)` | `self.log` in `_step`, `callbacks/progress.py`, and TensorBoard |
-# | the picture | `callbacks/regression_figures.py`; it is in `figures/` of the run |
+# | `print(…)` | `self.log` in `_step`, `torch_starter`'s bar, and TensorBoard |
+# | the picture | `figures/regression.py`; it is in `figures/` of the run |
 #
-# `data/`, `models/` and `callbacks/` are in the folder with the project's name. What the loop had not: points for
+# `data/`, `models/` and `figures/` are in the folder with the project's name. What the loop had not: points for
 # validation and for the test, a checkpoint, a log, and that `python resume.py` goes on where it stopped.
 
 # %%

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision import datasets
 
 import drawn_digits
-from this_project import OUTPUTS, run
+from this_project import OUTPUTS, run, torch_starter
 
 # Lightning has much to say about itself.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -216,6 +216,16 @@ figure.savefig(OUTPUTS / "loop.png")
 # %%
 small = [f"data.root={root}", "data.num_val=400", "data.batch_size=50", "trainer.max_epochs=2"]
 print(run("train.py", "experiment=mnist", *small, "optimizer=sgd", "optimizer.lr=0.05"))
+
+# %% [markdown]
+# What is left of it is a folder, which `python predict.py` reads, and Python too: the model with its best weights, and
+# what it says of images that it has never seen. In a program of your own it is `import torch_starter`.
+
+# %%
+trained = torch_starter.load_run("latest")
+print(f"test accuracy {trained.metrics['test/acc']:.3f}")
+for row, label in zip(trained.predict(test_digits.data[:5, None]), test_digits.targets[:5].tolist(), strict=True):
+    print(f"a {label} is taken for a {row['label']}, with probability {row['probability']:.3f}")
 
 # %% [markdown]
 # ## What each step has bought

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[1]
 OUTPUTS = ROOT / "outputs/tutorials"
 OUTPUTS.mkdir(parents=True, exist_ok=True)
 
-# As the project's own scripts do, so that Hydra 1.4 does not warn of each target.
+# For chapters that look at a run in Python.
 sys.path.append(str(ROOT))
-importlib.import_module("compat")
+torch_starter = importlib.import_module("torch_starter")
 
 
 def run(*command: object) -> str:

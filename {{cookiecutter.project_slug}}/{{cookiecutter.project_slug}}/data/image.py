@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision import datasets
 
-from .augmentation import augmentation
-from .batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
-from .download import download
-from .drawing import center_ink
-from .pictures import find_pictures, fit, read_picture
+from torch_starter.data.augmentation import augmentation
+from torch_starter.data.batches import BatchLoader, TensorBatches, workers_for
+from torch_starter.data.download import download
+from torch_starter.data.drawing import center_ink
+from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
 
 
 class ImageDataModule(LightningDataModule):
@@ -84,7 +84,6 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.options = dict(options)
         self.ink_size = ink_size
-        self.invert = False  # for `predict.py`
 
     def prepare_data(self) -> None:
         if hasattr(self, "train_set"):
@@ -194,11 +193,14 @@ class ImageDataModule(LightningDataModule):
         image = read_picture(path, self.image_shape[0])
         if self.ink_size:
             return center_ink(image, self.image_shape, self.ink_size)  # dark on bright or not: it finds out
-        image = fit(image, self.image_shape)
-        return 255 - image if self.invert else image
+        return fit(image, self.image_shape)
+
+    def invert(self, image: Tensor) -> Tensor:
+        """An image with bright and dark exchanged; ``center_ink`` has found out by itself which is which."""
+        return image if self.ink_size else 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
+        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
@@ -212,13 +214,3 @@ class ImageDataModule(LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown("fit")
-
-
-def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Per channel, on the scale 0 to 1, of uint8 images (N, C, H, W)."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
-    shares = counts / counts.sum(dim=1, keepdim=True)
-    mean = shares @ values
-    std = (shares @ values**2 - mean**2).sqrt()
-    return mean.tolist(), std.tolist()

@@ -1,29 +1,21 @@
 """Your own pictures, in one folder per class; they stay on the disk."""
 
-import csv
-import io
 import logging
-import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .augmentation import Augmentation, augmentation
-from .batches import BatchLoader, shuffle_seed, workers_for
-from .pictures import find_pictures, fit, is_image, read_picture
+from torch_starter.data.augmentation import augmentation
+from torch_starter.data.batches import BatchLoader, workers_for
+from torch_starter.data.image_files import ImageFiles
+from torch_starter.data.images import find_pictures, fit, read_picture
+from torch_starter.data.splits import make_splits, read_splits, write_splits
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
-# What people call them, in any case.
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -97,7 +89,6 @@ class ImageFolderDataModule(LightningDataModule):
         self.skip_broken = skip_broken
         self.num_workers = num_workers
         self.seed = seed
-        self.invert = False  # for `predict.py`
         for name, share in {**self.shares, "center_crop": center_crop_share}.items():
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
@@ -117,7 +108,13 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _read(self) -> None:
         """All three splits."""
-        rows = read_splits(self.split_file) if self.split_file.exists() else self._make_splits()
+        if self.split_file.exists():
+            rows = read_splits(self.split_file)
+        else:
+            split_of = Path(self.split_of, self.split_file.name) if self.split_of else None
+            rows = make_splits(self.root, self.shares, self.seed, split_of)
+            if self.split_file.parent.is_dir():
+                write_splits(self.split_file, rows)
         classes = sorted({name for split, name, _ in rows if split == "train"})
         if self.class_names is not None and list(self.class_names) != classes:
             raise MisconfigurationException(
@@ -126,36 +123,13 @@ class ImageFolderDataModule(LightningDataModule):
         self.class_names, self.num_classes = classes, len(classes)
         labels = {name: label for label, name in enumerate(classes)}
         datasets = {}
-        for split in SPLITS:
+        for split in ("train", "val", "test"):
             here = [(picture, labels[name]) for where, name, picture in rows if where == split]
             augment = augmentation(self.augmentation, self.seed) if split == "train" else None
-            datasets[split] = PictureFiles(
+            datasets[split] = ImageFiles(
                 self.root, here, self.image_shape, self.center_crop_share, augment, self.skip_broken
             )
         self.train_set, self.val_set, self.test_set = datasets.values()
-
-    def _make_splits(self) -> list[tuple[str, str, str]]:
-        """Split, class and path beneath ``root``, of each picture; also written to ``split_file``."""
-        found = find_splits(self.root)
-        missing = [split for split in ("test", "val") if split not in found]
-        if self.split_of:
-            rows = self._keep_splits(found)
-        else:
-            rows = [(split, *picture) for split, pictures in found.items() if split != "train" for picture in pictures]
-            rows += cut(found["train"], {split: self.shares[split] for split in missing}, self.seed)
-        rows.sort()
-        if self.split_file.parent.is_dir():
-            write_splits(self.split_file, rows)
-        return rows
-
-    def _keep_splits(self, found: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str, str]]:
-        path = Path(str(self.split_of), self.split_file.name)
-        if not path.exists():
-            raise MisconfigurationException(f"data.split_of is {self.split_of}, but there is no {path}.")
-        before = {picture: split for split, _, picture in read_splits(path)}
-        # What is new goes where it lies, so that a folder `test` stays one.
-        rows = [(split, *picture) for split, pictures in found.items() for picture in pictures]
-        return [(before.get(picture, split), name, picture) for split, name, picture in rows]
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
         """The picture files that the command line of `predict.py` means."""
@@ -163,11 +137,13 @@ class ImageFolderDataModule(LightningDataModule):
 
     def read_input(self, path: str) -> Tensor:
         """A picture as the network takes it in validation and test."""
-        image = fit(read_picture(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
-        return 255 - image if self.invert else image
+        return fit(read_picture(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
+
+    def invert(self, image: Tensor) -> Tensor:
+        return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
+        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
@@ -187,241 +163,3 @@ class ImageFolderDataModule(LightningDataModule):
     def on_exception(self, exception: BaseException) -> None:
         if getattr(self, "workers", None):
             self.workers.stop()
-
-
-class PictureFiles:
-    """Pictures on a disk, decoded when a batch is asked for.
-
-    Args:
-        root: folder that the paths start from.
-        pictures: paths and labels.
-        image_shape: see ``fit``.
-        center_crop_share: see ``fit``.
-        augment: from a picture in its own size, the epoch and the index, to what training sees of it.
-        skip_broken: leave out of the batch what cannot be read.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        pictures: Sequence[tuple[str, int]],
-        image_shape: Sequence[int],
-        center_crop_share: float,
-        augment: Augmentation | None,
-        skip_broken: bool,
-    ) -> None:
-        self.root = root
-        # Arrays, not lists: each worker that looks at a Python object writes to its memory and so gets a copy of it.
-        self.paths = numpy.array([os.fsencode(path) for path, _ in pictures], dtype=bytes)
-        self.labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
-        self.image_shape = image_shape
-        self.center_crop_share = center_crop_share
-        self.augment = augment
-        self.skip_broken = skip_broken
-        self.broken = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # for the workers to write to
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def batch(self, epoch: int, indices: Any) -> tuple[Tensor, Tensor]:
-        """Images, uint8 (N, C, H, W), and labels, int64 (N,).
-
-        Raises:
-            MisconfigurationException: if a file cannot be read and ``skip_broken`` is off, or no file of a batch can.
-        """
-        images, labels = [], []
-        for index in indices.tolist():
-            path = self._path(index)
-            try:
-                image = read_picture(path, self.image_shape[0])
-            except (OSError, ValueError) as error:
-                if not self.skip_broken and not os.path.exists(path):
-                    raise MisconfigurationException(
-                        f"{path}: there is no such file, but it is in the split.csv of the run. If the pictures were "
-                        f"moved, say where they are: data.root=FOLDER (it is {self.root}). What was removed is left "
-                        "out by data.skip_broken=true."
-                    ) from None
-                if not self.skip_broken:
-                    raise MisconfigurationException(
-                        f"{path}: {error}. Mend or remove it, or leave out such files by data.skip_broken=true."
-                    ) from None
-                self.broken[index] = True
-                continue
-            if self.augment:
-                image = self.augment(image, epoch, index)
-            images.append(fit(image, self.image_shape, self.center_crop_share))
-            labels.append(self.labels[index])
-        if not images:
-            raise MisconfigurationException(
-                f"None of the {len(indices)} files of a batch can be read, such as {self._path(indices[0].item())}."
-            )
-        return torch.stack(images), torch.stack(labels)
-
-    def broken_files(self) -> list[str]:
-        """Paths of the files that were skipped."""
-        return [self._path(index) for index in self.broken.nonzero().flatten().tolist()]
-
-    def _path(self, index: int) -> str:
-        return str(self.root / os.fsdecode(self.paths[index]))
-
-
-def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """The pictures beneath a folder: by split their class and path, sorted. Without splits all are in ``train``.
-
-    Raises:
-        MisconfigurationException: if the folder is not there, a class is empty, one is in the test set alone, or two
-            folders are the same split.
-    """
-    folders = _find_folders(root)
-    left_out: list[str] = []
-    found = {split: _find_classes(root, folder, left_out) for split, folder in folders.items()}
-    if folders["train"] != root:
-        left_out += [path.name for path in _shown(root) if path not in folders.values()]
-    if not found["train"]:
-        raise MisconfigurationException(
-            f"data.root is {root}, where there is no folder of pictures. It should have a folder per class, "
-            "as in PICTURES/cat/1.jpg, or as in PICTURES/train/cat/1.jpg and PICTURES/test/cat/2.jpg."
-        )
-    empty = [name for name, pictures in found["train"].items() if not pictures]
-    if empty:
-        raise MisconfigurationException(
-            f"{folders['train']} has classes without a picture: {', '.join(empty)}. Each needs some, in a format that "
-            "Pillow reads, such as .jpg or .png. Remove what is no class."
-        )
-    if len(found["train"]) < 2:
-        raise MisconfigurationException(f"{folders['train']} has one class only; to tell apart there must be two.")
-    for split, classes in found.items():
-        if unknown := [name for name in classes if name not in found["train"] and classes[name]]:
-            raise MisconfigurationException(
-                f"{folders[split]} has classes that {folders['train']} does not have: {', '.join(unknown)}."
-            )
-        if not any(classes.values()):
-            raise MisconfigurationException(f"{folders[split]} has no pictures. Fill it or remove it.")
-    if left_out:
-        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
-        log.warning(
-            f"{len(left_out)} things in {root} are left out, which are no pictures, or are in no class of a split: "
-            f"{', '.join(sorted(left_out)[:10])}{more}"
-        )
-    return {
-        split: [(name, picture) for name in sorted(classes) for picture in classes[name]]
-        for split, classes in found.items()
-    }
-
-
-def _find_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that there is; of ``train`` alone, which is ``root``, if there are none."""
-    folders: dict[str, Path] = {}
-    for path in _shown(root):
-        split = next((split for split, names in NAMES.items() if path.name.lower() in names), None)
-        if split and path.is_dir():
-            if split in folders:
-                raise MisconfigurationException(
-                    f"{folders[split]} and {path} are both a folder for {split}. Put them together, or rename one."
-                )
-            folders[split] = path
-    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _shown(path))]
-    if "train" not in folders and named:
-        raise MisconfigurationException(
-            f"{root} has {' and '.join(named)}, with folders in it, and none of the training pictures: name that train."
-        )
-    # A folder `train` with pictures in it is a class of pictures of trains.
-    if "train" not in folders or not any(path.is_dir() for path in folders["train"].iterdir()):
-        return {"train": root}
-    return {split: folders[split] for split in SPLITS if split in folders}
-
-
-def _shown(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-
-
-def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, list[str]]:
-    """The pictures, as paths beneath ``root``, of each class folder, however deep; without what is hidden.
-
-    Args:
-        root: where the paths begin.
-        folder: with a folder per class.
-        left_out: gets the paths of what is no picture, or in no class.
-    """
-    classes: dict[str, list[str]] = {}
-    for path in _shown(folder):
-        if not path.is_dir():
-            left_out.append(path.relative_to(root).as_posix())
-            continue
-        pictures = classes[path.name] = []
-        for directory, folders, files in os.walk(path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in files if not name.startswith(".")):
-                where = Path(directory, name)
-                (pictures if is_image(where) else left_out).append(where.relative_to(root).as_posix())
-    return classes
-
-
-def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: int) -> list[tuple[str, str, str]]:
-    """Deals out pictures to ``train`` and the splits in ``shares``, the same share of each class.
-
-    Args:
-        pictures: class and path of each.
-        shares: of each class, for each split, in (0, 1); at least one picture.
-        seed: of the choice.
-
-    Returns:
-        Split, class and path of each.
-
-    Raises:
-        MisconfigurationException: if a class has too few for each split to get one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    classes: dict[str, list[str]] = {}
-    for name, path in pictures:
-        classes.setdefault(name, []).append(path)
-
-    def count(share: float, total: int) -> int:
-        return max(1, round(share * total))
-
-    def is_enough(total: int) -> bool:
-        return sum(count(share, total) for share in shares.values()) < total
-
-    too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
-    if too_few:
-        needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
-        cut_off = " and ".join(sorted(shares, reverse=True))
-        raise MisconfigurationException(
-            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
-            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
-            "data.split_of=RUN"
-        )
-    rows = []
-    for name, paths in classes.items():
-        rest = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
-        for split, share in shares.items():
-            taken = count(share, len(paths))
-            rows += [(split, name, path) for path in rest[:taken]]
-            rest = rest[taken:]
-        rows += [("train", name, path) for path in rest]
-    return rows
-
-
-def read_splits(path: Path) -> list[tuple[str, str, str]]:
-    """Split, class and path of each picture, from a file of ``write_splits``.
-
-    Raises:
-        MisconfigurationException: if a name has control characters, on which a terminal would act.
-    """
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        _, *rows = csv.reader(file)
-    for name in (name for row in rows for name in row):
-        if any(unicodedata.category(character) == "Cc" for character in name):
-            raise MisconfigurationException(
-                f"{path} has control characters in {name!a}. Rename it, there and on the disk."
-            )
-    return [(split, name, picture) for split, name, picture in rows]
-
-
-def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
-    os.replace(unfinished, path)

@@ -1,0 +1,16 @@
+"""A run that goes on ends as one that was never interrupted."""
+
+import pytest
+
+from conftest import weights
+
+
+@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+def test_resumed_run_equals_uninterrupted_run(train, script, digits, experiment):
+    data = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50"] if experiment == "mnist" else []
+    command = [f"experiment={experiment}", *data, "scheduler=constant"]
+    (whole,) = train(*command, "trainer.max_epochs=4")
+    (interrupted,) = train(*command, "trainer.max_epochs=2")
+    script("resume.py", interrupted, "trainer.max_epochs=4")
+    expected, found = weights(whole), weights(interrupted)
+    assert all(value.equal(found[name]) for name, value in expected.items())

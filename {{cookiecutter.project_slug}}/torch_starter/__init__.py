@@ -1,0 +1,6 @@
+"""How a run is started, watched, kept, resumed, searched and asked. README.md lists the modules."""
+
+from .job import train_run
+from .loaded_run import Run, load_run
+
+__all__ = ["Run", "load_run", "train_run"]

@@ -1,0 +1,198 @@
+"""Finds batches that the model does not take, before anything is trained on them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+# Of a batch of images.
+IMAGES = re.compile(r"uint8 \(N, \w+, \w+, \w+\)")
+# A dtype, a shape and perhaps the least and the greatest value.
+FORMAT = re.compile(r"(\w+) (\([^)]*\))(?: from (\d+) to (\d+))?")
+
+
+class KnownBatches(Callback):
+    """Compares the first batch of each split, and of the inputs of predict.py, with ``batch_format`` of the model.
+
+    That is a dict of the tensors in a batch, in order: ``{"x": "float32 (N, 3)", "labels": "int64 (N,) from 0 to 9"}``.
+    A letter stands for any number, and float32 for the type of the model's weights. A model without it is not checked.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tries a network on an image of the size that the data have, if the data module has ``image_shape``.
+
+        Raises:
+            MisconfigurationException: if it does not take such images, or gives another number of logits, or the mean
+                or standard deviation of the data is for another number of channels.
+        """
+        data = trainer.datamodule
+        formats: Any = getattr(pl_module, "batch_format", None)
+        if not (image_shape := getattr(data, "image_shape", None)) or not formats:
+            return
+        for key in ("mean", "std"):
+            if (values := getattr(data, key, None)) is not None and len(values) != image_shape[0]:
+                raise MisconfigurationException(
+                    f"data.{key} is {list(values)}: {len(values)} numbers, but images have {image_shape[0]} channels "
+                    f"(data.image_shape is {list(image_shape)})."
+                )
+        if stage == "fit" and IMAGES.match(next(iter(formats.values()))):
+            _try(pl_module, image_shape)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks whether there is something to train and to validate on.
+
+        Raises:
+            MisconfigurationException: if there is no batch. Lightning would train nothing, and say that it is done.
+        """
+        if not is_overridden("test_dataloader", trainer.datamodule, LightningDataModule):
+            raise MisconfigurationException(
+                f"{type(trainer.datamodule).__name__} has no test_dataloader, for the test after training. Write one, "
+                "if need be test_dataloader = val_dataloader"
+            )
+        fit, val = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
+        try:
+            fit.setup_data()
+        except ValueError as error:
+            if "num_samples" not in str(error):
+                raise
+            raise _empty("train_dataloader") from error  # what torch says of an empty data set that is shuffled
+        if trainer.limit_train_batches and trainer.num_training_batches == 0:
+            raise _empty("train_dataloader", trainer, "train")
+        val.setup_data()
+        if trainer.enable_validation and not any(val.max_batches):
+            raise _empty("val_dataloader", trainer, "val")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            stage = trainer.state.stage
+            assert stage is not None
+            check(pl_module, batch, "read_input" if trainer.predicting else f"{stage.dataloader_prefix}_dataloader")
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+
+def _try(model: Any, image_shape: Sequence[int]) -> None:
+    """Runs a model on a black image, so that a network that does not fit is named, and not one of its layers."""
+    name = getattr(model, "name", type(getattr(model, "network", model)).__name__)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # so that batch normalization learns nothing from it
+    try:
+        # Compiling it for a single image takes a minute.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+            shape = tuple(model(torch.zeros(1, *image_shape, dtype=torch.uint8)).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MisconfigurationException(
+            f"{name} does not take images of {list(image_shape)} (channels, height, width), as data= serves them: "
+            f"{reason}\nChoose another model=, or change the network or data.image_shape."
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    *_, labels = model.batch_format.values()
+    *_, greatest = _parts(labels)
+    if greatest and shape != (1, int(greatest) + 1):
+        raise MisconfigurationException(
+            f"{name} gives {list(shape[1:])} numbers per image; the data have {int(greatest) + 1} classes."
+        )
+
+
+def check(model: LightningModule, batch: Any, source: str) -> None:
+    """Compares a batch with what ``model`` takes.
+
+    Args:
+        model: has ``batch_format``, or takes anything.
+        batch: what the data module serves; of ``read_input`` the first tensor alone.
+        source: the method of the data module that it comes from.
+
+    Raises:
+        MisconfigurationException: if they differ; it has the names, dtypes and shapes of both, and how to convert.
+    """
+    formats: Any = getattr(model, "batch_format", None)
+    if formats is None:
+        return
+    if source == "read_input":
+        formats = dict(list(formats.items())[:1])
+        batch = [batch]
+    takes = ", ".join(f"{name} {text}" for name, text in formats.items())
+    end = "or choose another data= or model=."
+    is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
+    if not is_batch or len(batch) != len(formats):
+        found = ", ".join(map(_kind, batch)) if isinstance(batch, list | tuple) else _kind(batch)
+        raise MisconfigurationException(
+            f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n"
+            f"Let the data module give a tuple ({', '.join(formats)}), {end}"
+        )
+    found = ", ".join(f"{name} {_kind(tensor)}" for name, tensor in zip(formats, batch, strict=True))
+    for (name, text), tensor in zip(formats.items(), batch, strict=True):
+        if not _fits(tensor, text, model.dtype):
+            conversion = _conversion(name, tensor, text, model.dtype)
+            remedy = f"In the data module write {conversion}, {end}" if conversion else f"Change {name}, {end}"
+            raise MisconfigurationException(f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n{remedy}")
+        _, _, least, greatest = _parts(text)
+        if greatest and len(tensor) and not int(least) <= tensor.min() <= tensor.max() <= int(greatest):
+            raise MisconfigurationException(
+                f"{source} gives {name} from {tensor.min()} to {tensor.max()}\n{type(model).__name__} takes: {takes}\n"
+                f"Number the classes from 0 in the data module, and set data.num_classes to how many there are."
+            )
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    match = FORMAT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"batch_format has {text!r}; write it as in 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'")
+    return match.groups()
+
+
+def _dtype(text: str, of_model: torch.dtype | str) -> torch.dtype | str:
+    """Lightning has converted floats to the type of the weights where trainer.precision says so."""
+    name = _parts(text)[0]
+    return of_model if name == "float32" else getattr(torch, name)
+
+
+def _fits(tensor: Tensor, text: str, of_model: torch.dtype | str) -> bool:
+    shape = re.escape(_parts(text)[1])
+    pattern = re.sub(r"[A-Z]\b", r"\\d+", shape)
+    return tensor.dtype == _dtype(text, of_model) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
+
+
+def _kind(value: Any) -> str:
+    """Dtype and shape of a tensor; the keys of a dict; otherwise a type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(f'{key}: {_kind(entry)}' for key, entry in value.items())}"
+    return f"a {type(value).__name__}"
+
+
+def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | str) -> str:
+    """An expression that makes ``tensor`` fit; empty if none of these does."""
+    dtype = _dtype(text, of_model)
+    changes = {"": tensor}
+    if tensor.ndim == 1:
+        changes["[:, None]"] = tensor[:, None]
+    if tensor.ndim == 2:
+        changes[".squeeze(1)"] = tensor.squeeze(1)
+        if dtype == torch.int64 and tensor.shape[1] > 1:
+            changes[".argmax(dim=1)"] = tensor.argmax(dim=1)  # one-hot
+    for change, changed in changes.items():
+        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, of_model):
+            continue
+        if dtype == torch.uint8 and tensor.is_floating_point():
+            return f"(255 * {name}{change}).round().to({dtype}) for numbers from 0 to 1"
+        return f"{name}{change}" + (f".to({dtype})" if changed.dtype != dtype else "")
+    return ""
+
+
+def _empty(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
+    key = f"limit_{split}_batches"
+    limit = getattr(trainer, key, 1.0)
+    remedy = f" trainer.{key} is {limit}." if isinstance(limit, float) and limit < 1 else ""
+    return MisconfigurationException(f"{source} of the data module has no batch: give it at least one sample.{remedy}")

@@ -1,0 +1,85 @@
+"""What a run is, for those who look at it in a logger."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
+from omegaconf import OmegaConf
+from torch.utils.tensorboard.summary import hparams
+
+from ..compat import uncompiled
+
+log = logging.getLogger(__name__)
+
+
+class RunDescription(Callback):
+    """Gives every logger the hyperparameters; TensorBoard also the config as text and the graph of the model.
+
+    TensorBoard's HPARAMS tab works out from the hyperparameters of all runs which of them differ, shows those first,
+    and beside them the last value of each curve. (Lightning's logger would write a list of columns with each run, of
+    which TensorBoard takes the first: it would not show a key that only a later run has.)
+
+    Args:
+        config_path: the composed config, as Hydra writes it into the run folder.
+    """
+
+    def __init__(self, config_path: str) -> None:
+        self.config_path = Path(config_path)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.text = self.config_path.read_text(encoding="utf-8")
+            self.values = dict(hyperparameters(OmegaConf.to_container(OmegaConf.create(self.text))))
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.values)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config", f"```yaml\n{self.text}```")
+                # torch takes true and false for 1 and 0.
+                values = {name: str(value) if isinstance(value, bool) else value for name, value in self.values.items()}
+                _, session_start, _ = hparams(values, metric_dict={})
+                logger.experiment.file_writer.add_summary(session_start)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        is_start = trainer.global_step == batch_idx == 0
+        # Under FSDP the model can only be run by all processes at once.
+        alone = trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy)
+        for logger in trainer.loggers if is_start and alone else []:
+            if isinstance(logger, TensorBoardLogger):
+                _add_graph(logger, pl_module, batch)
+
+
+def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """The values that stand in a composed config, by their dotted names; a class by its name alone.
+
+    Left out is what only repeats another value (``${…}``), and how a run is watched: callbacks, loggers and folders.
+    """
+    left_out, left_out_at_root = ("_partial_", "class_names"), ("callbacks", "logger", "ckpt_path", "run_dir")
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield name, value.rpartition(".")[2]
+            elif key not in left_out and (name or key not in left_out_at_root):
+                yield from hyperparameters(value, f"{name}.{key}" if name else key)
+    elif isinstance(config, bool | int | float):
+        yield name, config
+    elif "${" not in str(config) and "_target_" not in str(config):
+        yield name, str(config)
+
+
+def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:
+    try:
+        # Tracing runs the model, and must not change what is drawn at random after it.
+        with uncompiled(model), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit, on which TensorBoard's graphs are built, is deprecated
+            logger.experiment.add_graph(model, batch[0][:1])
+    except Exception as error:  # whatever there is in a batch, or a network does, that cannot be traced
+        log.info(f"TensorBoard shows no graph of the model: {str(error).partition(chr(10))[0]}")

@@ -1,0 +1,174 @@
+"""The checkpoints of a run: which one it starts from, and which one it is asked by."""
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from . import processes
+from .files import read_json, shown
+from .mistakes import Mistake
+from .saved_config import read_saved, refuse_without_effect, typed_overrides
+from .trust import refuse_checkpoint_paths
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+
+log = logging.getLogger(__name__)
+
+
+def find_start(config: DictConfig) -> str | None:
+    """Returns the checkpoint that a run starts from, if any.
+
+    ``ckpt_path=last`` goes on in the run's own folder: from ``last.ckpt`` if it is there and whole, otherwise from
+    ``best.ckpt``, otherwise from the beginning. Any other value is a file of another run, from which a new one goes on.
+
+    Raises:
+        Mistake: if there is no such file, no checkpoint of the folder is whole, one refers to files elsewhere, or the
+            run cannot go on from it.
+    """
+    if config.ckpt_path is None or not processes.is_rank_zero():
+        return config.ckpt_path
+    if config.ckpt_path != "last":
+        _refuse_start(config)
+        return str(config.ckpt_path)
+    folder = Path(config.run_dir, "checkpoints")
+    there = [path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.exists()]
+    for path in there:
+        if not is_whole(path):
+            log.warning(f"{path} is damaged.")
+            continue
+        saved = read(path)
+        refuse_checkpoint_paths(saved, path)
+        if _is_after_epoch(saved):
+            _refuse_shorter(config, saved, f"{shown(folder.parent)} was trained for", "")
+            return str(path)
+        # That there is no last.ckpt, although it is written after each epoch, says that none has ended.
+        if saved["epoch"] == 0 and there == [folder / "best.ckpt"] and config.callbacks.get("last_checkpoint"):
+            log.warning(f"No epoch of {shown(folder.parent)} has ended; it starts from the beginning.")
+            return None
+        log.warning(f"{path} is from the middle of an epoch, from where a run cannot go on as it was.")
+    if there:
+        raise Mistake(
+            f"No checkpoint in {folder} is whole and from the end of an epoch. Delete them to start this run once more "
+            "from the beginning."
+        )
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint; tensors stay on the disk until they are used.
+
+    Raises:
+        UnpicklingError: if it holds something else than numbers and text.
+    """
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _is_after_epoch(saved: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written after the last batch of an epoch, and not between two others."""
+    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"])
+
+
+def _refuse_start(config: DictConfig) -> None:
+    """Makes sure that a new run can go on from the checkpoint of another one.
+
+    Raises:
+        Mistake: if there is no such checkpoint, it leaves nothing to train, or the config contradicts it.
+    """
+    if config.weights is not None:
+        raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
+    path = _existing("ckpt_path", config.ckpt_path)
+    weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
+    saved = read(path)
+    if not _is_after_epoch(saved):
+        raise Mistake(
+            f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
+            f"last.ckpt, or {weights}."
+        )
+    _refuse_shorter(config, saved, f"{path} comes after", f", or {weights}", least=1)
+    refuse_without_effect(
+        read_saved(path.resolve().parent.parent), config, typed_overrides(), path, f"Leave that out, or {weights}."
+    )
+
+
+def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy: str, least: int = 0) -> None:
+    """Raises Mistake if the limits of the trainer leave fewer than ``least`` epochs or steps after the checkpoint."""
+    if config.trainer.get("fast_dev_run"):
+        raise Mistake(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
+    for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
+        limit, trained = config.trainer.get(key), saved[done] + count
+        if isinstance(limit, int) and 0 <= limit < trained + least:
+            raise Mistake(
+                f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "
+                f"in trainer.{key}={2 * trained}{remedy}."
+            )
+
+
+def _existing(key: str, value: object) -> Path:
+    """The path of a whole checkpoint.
+
+    Raises:
+        Mistake: if there is none at ``value``.
+    """
+    path = Path(str(value))
+    if not path.is_file():
+        raise Mistake(f"{key} is {value}: there is no such file. Name a checkpoint, such as RUN/checkpoints/best.ckpt.")
+    if not is_whole(path):
+        raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")
+    return path
+
+
+def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str | None) -> "LightningModule":
+    """Returns a model with the weights of ``config.weights``, a checkpoint.
+
+    As it is without one, or if the run goes on from ``checkpoint``, which has its own.
+
+    Raises:
+        Mistake: if there is no such checkpoint, or the network starts from other weights, too.
+    """
+    if config.weights is None or checkpoint:
+        return model
+    if config.model.get("weights"):
+        raise Mistake(
+            f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out the "
+            "former, or add model.weights=null."
+        )
+    model.load_state_dict(read(_existing("weights", config.weights))["state_dict"])
+    return model
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of a file that torch.save wrote is there, by the checksums of the zip archive that it is."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
+def find(run: Path, name: str) -> Path:
+    """Path of ``checkpoints/NAME.ckpt``; ``best`` is the one that results.json names if it has another file name.
+
+    Raises:
+        Mistake: if it is not there or damaged; it says which are whole.
+    """
+    if Path(name).name != name:
+        raise Mistake(f"--checkpoint {name}: write the name of a file in {shown(run) / 'checkpoints'}, without .ckpt.")
+    path = run / "checkpoints" / f"{name.removesuffix('.ckpt')}.ckpt"
+    if name == "best" and not path.exists():
+        best = (read_json(run / "results.json") or {}).get("best_checkpoint") or path.name
+        path = path.with_name(Path(best).name)
+    if path.exists() and is_whole(path):
+        return path
+    others = sorted(other.stem for other in path.parent.glob("*.ckpt") if is_whole(other))
+    remedy = "There is no other: train first."
+    if others:
+        remedy = f"Whole ones: {', '.join(others)}; choose by --checkpoint, as in --checkpoint={others[-1]}"
+    raise Mistake(
+        f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}"
+    )

@@ -1,0 +1,143 @@
+"""What other libraries get wrong, have changed, or offer under private names only; each with the reason.
+
+tests/test_compat.py fails when an upgrade breaks one of these.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+    from torch.nn import Module
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+# Until the lower bound of hydra-core is 1.4, which deprecates version_base; 1.3 warns where it is missing.
+IS_HYDRA_1_3 = hydra.__version__.startswith("1.3.")
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_HYDRA_1_3 else {}
+
+# Replaces a config of the same name, which 1.4 warns of unless it is told so and 1.3 does unasked.
+REPLACE: dict[str, Any] = {} if IS_HYDRA_1_3 else {"replace": True}
+
+
+def _without_help_check(build: Callable[..., Any]) -> Callable[..., Any]:
+    """``build``, during which argparse does not check the help of each argument."""
+
+    @functools.wraps(build)
+    def build_unchecked() -> Any:
+        check = argparse._ActionsContainer._check_help  # pyrefly: ignore  (new in Python 3.14)
+        argparse._ActionsContainer._check_help = lambda self, action: None  # pyrefly: ignore
+        try:
+            return build()
+        finally:
+            argparse._ActionsContainer._check_help = check  # pyrefly: ignore
+
+    return build_unchecked
+
+
+# Python 3.14 refuses the help of Hydra 1.3's --shell-completion, which is no str (facebookresearch/hydra#3121).
+# `hydra.main` is the function; its module is found here only.
+if IS_HYDRA_1_3 and sys.version_info >= (3, 14):
+    _module: Any = sys.modules["hydra.main"]
+    _module.get_args_parser = _without_help_check(_module.get_args_parser)
+
+# Hydra 1.4 warns of every target that no whitelist names, and 1.5 refuses it. What you compose may use any class.
+if not IS_HYDRA_1_3:
+    hydra.utils.execution_whitelist(hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS).__enter__()
+
+
+# What is public raises it once more, after a line on standard error.
+def error_of(job_return: "JobReturn") -> BaseException | None:
+    """What a job of Hydra has raised; None if it is completed."""
+    return job_return._return_value if job_return.status.name == "FAILED" else None
+
+
+# Until Optuna goes on with a trial whose process has died (optuna/optuna#6283); Study.ask makes a new one in this way.
+def resumed_trial(study: "Study", frozen: "FrozenTrial") -> "Trial":
+    """A trial that a process has left, to go on with."""
+    from optuna.trial import Trial
+
+    return Trial(study, frozen._trial_id)
+
+
+# A fused optimizer undoes the scaling of float16 within its step, and Lightning refuses to clip its gradients before;
+# up to 2.6 with bfloat16 too, which is not scaled (Lightning-AI/pytorch-lightning#21435).
+def unscale_before_step(optimizer: "Optimizer") -> "Optimizer":
+    """An optimizer for which float16 is unscaled before its step, as for any that is not fused."""
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+# A DataLoader cannot be closed (pytorch/pytorch#64766): its workers end when Python happens to collect its iterator,
+# which a traceback may keep alive.
+def stop_workers(iterator: Any) -> None:
+    """Ends the worker processes of a DataLoader's iterator now."""
+    iterator._shutdown_workers()
+
+
+def running_iterator(loader: "DataLoader[Any]") -> Any:
+    """The iterator of a DataLoader with persistent workers, which keeps it; None if they have not started."""
+    return loader._iterator
+
+
+def forget_iterator(loader: "DataLoader[Any]") -> None:
+    """Lets a DataLoader start its persistent workers anew."""
+    loader._iterator = None
+
+
+# TensorBoardLogger closes the writer after training; SummaryWriter opens it anew only for its own methods, of which
+# the one for images would encode a PNG once more.
+def file_writer(experiment: "SummaryWriter") -> Any:
+    """The file writer of TensorBoard's SummaryWriter, opened anew if it is closed."""
+    return experiment._get_file_writer()
+
+
+# Module.compile has no counterpart that undoes it, and what it has made cannot be traced.
+@contextlib.contextmanager
+def uncompiled(model: "Module") -> Iterator[None]:
+    """Within, the modules of ``model`` are called as if none of them were compiled."""
+    compiled = {module: module._compiled_call_impl for module in model.modules()}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
+
+
+# ModelCheckpoint keeps this argument under a private name alone.
+def has_version_counter(checkpoint: Any) -> bool:
+    """Whether a ModelCheckpoint numbers the files that would have the same name."""
+    return checkpoint._enable_version_counter
+
+
+def instantiate_only_targets_of(config: DictConfig) -> contextlib.AbstractContextManager[Any]:
+    """Within, Hydra 1.4 instantiates nothing but the targets that ``config`` names; 1.3 has no such list.
+
+    Args:
+        config: of an untrusted run folder, after trust.py has allowed each of its targets. Whatever appears as a target
+            later, by a merge or a nested call, is refused.
+    """
+    if IS_HYDRA_1_3:
+        return contextlib.nullcontext()
+    targets = sorted(set(_targets(OmegaConf.to_container(config, resolve=True))))
+    return hydra.utils.execution_whitelist(targets, reset=True)
+
+
+def _targets(config: Any) -> Iterator[str]:
+    values = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+    if isinstance(config, dict) and isinstance(config.get("_target_"), str):
+        yield config["_target_"]
+    for value in values:
+        yield from _targets(value)

@@ -1,0 +1,1 @@
+from .. import quiet  # noqa: F401  (before Lightning says anything)

@@ -1,0 +1,239 @@
+"""Batches of a data set, made here or by worker processes that all its splits share."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .. import protocols
+from ..compat import forget_iterator, running_iterator, stop_workers
+
+
+class TensorBatches:
+    """Tensors with one row per sample: a batch costs one index operation, not one call per sample.
+
+    Args:
+        tensors: of equal length.
+        augment: from a row of the first tensor, the epoch and the index, to what training sees of it.
+    """
+
+    def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
+        self.tensors = tensors
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
+        indices = torch.as_tensor(indices)
+        # On the CPU several times faster than tensor[indices].
+        first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
+        if self.augment:
+            pairs = zip(first, indices.tolist(), strict=True)
+            first = torch.stack([self.augment(row, epoch, index) for row, index in pairs])
+        return first, *others
+
+
+class BatchLoader:
+    """The batches of a data set: in its order or, given ``shuffle_seed``, in an order of their own each epoch.
+
+    That order depends on the seed and the number of the epoch alone, not on what ran before: a resumed
+    run sees the batches that it would have seen. It is a class of its own, and no DataLoader, because a DataLoader
+    neither tells its workers the epoch nor shares them with another.
+
+    Of several processes each serves its share of every batch, so that together they serve what one would: no sample
+    twice, none left out.
+
+    Args:
+        dataset: what to serve.
+        batch_size: samples per batch, of all processes together. The last batch has what is left; if that is too little
+            for each process to have one, in training two, it joins the batch before.
+        shuffle_seed: see above.
+        workers: processes that have ``dataset``; without them batches are made here.
+
+    Raises:
+        MisconfigurationException: if ``batch_size`` is not a positive whole number, or there are more processes than
+            samples.
+    """
+
+    def __init__(
+        self,
+        dataset: protocols.Dataset,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        workers: "Workers | None" = None,
+    ) -> None:
+        if type(batch_size) is not int or batch_size < 1:
+            raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.workers = workers
+        self.epoch = 0
+        # Where Lightning looks for set_epoch.
+        self.batch_sampler = SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batch_sizes())
+
+    def batch_sizes(self) -> list[int]:
+        """Samples in each batch, of all processes together."""
+        return [len(batch) for batch in self._split(torch.arange(len(self.dataset)))]
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.arange(len(self.dataset))
+        if self.shuffle_seed is not None:
+            generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
+            order = torch.randperm(len(self.dataset), generator=generator)
+        rank, count = rank_and_count()
+        batches = [batch.tensor_split(count)[rank] for batch in self._split(order)]
+        if self.workers:
+            yield from self.workers.batches(self.dataset, self.epoch, batches)
+        else:
+            yield from (self.dataset.batch(self.epoch, indices) for indices in batches)
+
+    def _split(self, order: Tensor) -> Sequence[Tensor]:
+        batches = list(order.split(self.batch_size))
+        _, count = rank_and_count()
+        # Batch normalisation cannot be trained on one sample.
+        least = count if self.shuffle_seed is None else 2 * count
+        if len(batches) > 1 and len(batches[-1]) < min(least, self.batch_size):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        if len(order) == 0:
+            raise MisconfigurationException("A split of the data has no samples: give it at least one.")
+        if len(batches[-1]) < count:
+            raise MisconfigurationException(
+                f"{len(batches[-1])} samples cannot be shared by {count} processes. Take fewer: trainer.devices=…"
+            )
+        return batches
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Number of this process, from 0, and how many train together."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+class Workers:
+    """Processes that make the batches of several data sets in turn, and stay until they are stopped.
+
+    With a DataLoader for each split there would be as many processes again for each, of which only some work.
+
+    Args:
+        datasets: what they can be asked for.
+        count: of processes, at least 1.
+    """
+
+    def __init__(self, datasets: Sequence[protocols.Dataset], count: int) -> None:
+        self.datasets = _Several(datasets)
+        self.count = count
+        self.requests: list[Any] = []
+        self.loader = self._loader(self.requests, persistent=True)
+        self.owner: object = None  # of the batches that are under way
+        self.passing: Any = None  # what iterates over other batches in the meantime, by processes of its own
+
+    def batches(self, dataset: protocols.Dataset, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
+        """The batches of ``dataset`` at these indices, in order; some are made ahead of their time."""
+        number = self.datasets.numbers[id(dataset)]
+        requests = [(number, epoch, indices.numpy()) for indices in batches]
+        if self.owner:
+            # Validation in the middle of an epoch: what is made ahead for the epoch must not be lost.
+            self.passing = iter(self._loader(requests, persistent=False))
+            yield from self.passing
+            self.passing = None
+            return
+        me = self.owner = object()
+        self.requests[:] = requests
+        try:
+            for made, batch in enumerate(self.loader, start=1):
+                if made == len(requests):
+                    self.owner = None  # here, because Lightning does not ask once more after the last
+                yield batch
+        finally:
+            if self.owner is me:
+                self.owner = None
+
+    def stop(self) -> None:
+        """Ends the processes, now and not when Python happens to collect this. When needed they start again."""
+        if (iterator := running_iterator(self.loader)) is not None:
+            stop_workers(iterator)
+            forget_iterator(self.loader)
+        if self.passing is not None:
+            stop_workers(self.passing)
+            self.passing = None
+        self.owner = None
+
+    def _loader(self, requests: list[Any], persistent: bool) -> DataLoader[Any]:
+        return DataLoader(
+            self.datasets,
+            batch_sampler=requests,
+            num_workers=self.count,
+            collate_fn=shared,
+            worker_init_fn=_ignore_ctrl_c,
+            persistent_workers=persistent,
+            pin_memory=torch.cuda.is_available(),
+            # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
+            generator=Generator(),
+        )
+
+
+class _Several(Dataset[Any]):
+    """Data sets by number, as a DataLoader wants one: what it is asked for is not a list of indices but a request."""
+
+    def __init__(self, datasets: Sequence[protocols.Dataset]) -> None:
+        self.datasets = list(datasets)
+        self.numbers = {id(dataset): number for number, dataset in enumerate(datasets)}
+
+    def __getitems__(self, request: tuple[int, int, Any]) -> tuple[Tensor, ...]:
+        number, epoch, indices = request
+        return self.datasets[number].batch(epoch, indices)
+
+
+def shared(batch: Any) -> tuple[Tensor, ...]:
+    """A batch of tensors in shared memory, as it travels to another process.
+
+    Left to torch's queue, its tensors are moved there by a thread, which prints that the memory is full and goes on:
+    the training process would wait for ever. What is raised here reaches it.
+
+    Raises:
+        RuntimeError: if shared memory is full.
+    """
+    for tensor in batch:
+        tensor.share_memory_()
+    return batch
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the training process ends the workers
+
+
+def workers_for(datasets: Sequence[protocols.Dataset], num_workers: int | None) -> Workers | None:
+    """Worker processes for some data sets.
+
+    Args:
+        datasets: what they can be asked for.
+        num_workers: how many, in each process that trains; 0 for none; None for as many as there are cores for it, up
+            to 8 or, where a process takes seconds to start and imports everything anew (Windows, macOS), up to 4.
+
+    Raises:
+        MisconfigurationException: if ``num_workers`` is negative.
+    """
+    if num_workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        num_workers = min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")
+    return Workers(datasets, num_workers) if num_workers else None

@@ -1,0 +1,210 @@
+"""Which image of a folder is in which split: found by the folders, cut by a seed, kept in a file."""
+
+import csv
+import io
+import logging
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ..files import write_bytes
+from .images import is_image
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+# What people call them, in any case.
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+
+
+def make_splits(
+    root: Path, shares: Mapping[str, float], seed: int, split_of: Path | None
+) -> list[tuple[str, str, str]]:
+    """The splits of the images in a folder.
+
+    Args:
+        root: the folder.
+        shares: of each class, for ``val`` and ``test`` where the folder has none, in (0, 1).
+        seed: of what is cut.
+        split_of: a file of ``write_splits``, whose validation and test images stay so; then no more are cut.
+
+    Returns:
+        split, class and path beneath ``root`` of each image, sorted.
+
+    Raises:
+        MisconfigurationException: if the folder is not what it should be, or there is no such file.
+    """
+    found = find_splits(root)
+    rows = [(split, name, image) for split, images in found.items() for name, image in images]
+    if split_of:
+        if not split_of.exists():
+            raise MisconfigurationException(f"data.split_of is {split_of.parent}, but there is no {split_of}.")
+        before = {image: split for split, _, image in read_splits(split_of)}
+        # What is new goes where it lies, so that a folder `test` stays one.
+        return sorted((before.get(image, split), name, image) for split, name, image in rows)
+    missing = {split: shares[split] for split in ("test", "val") if split not in found}
+    return sorted([row for row in rows if row[0] != "train"] + cut(found["train"], missing, seed))
+
+
+def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """The pictures beneath a folder: by split their class and path, sorted. Without splits all are in ``train``.
+
+    Raises:
+        MisconfigurationException: if the folder is not there, a class is empty, one is in the test set alone, or two
+            folders are the same split.
+    """
+    folders = _find_folders(root)
+    left_out: list[str] = []
+    found = {split: _find_classes(root, folder, left_out) for split, folder in folders.items()}
+    if folders["train"] != root:
+        left_out += [path.name for path in _shown(root) if path not in folders.values()]
+    if not found["train"]:
+        raise MisconfigurationException(
+            f"data.root is {root}, where there is no folder of pictures. It should have a folder per class, "
+            "as in PICTURES/cat/1.jpg, or as in PICTURES/train/cat/1.jpg and PICTURES/test/cat/2.jpg."
+        )
+    empty = [name for name, pictures in found["train"].items() if not pictures]
+    if empty:
+        raise MisconfigurationException(
+            f"{folders['train']} has classes without a picture: {', '.join(empty)}. Each needs some, in a format that "
+            "Pillow reads, such as .jpg or .png. Remove what is no class."
+        )
+    if len(found["train"]) < 2:
+        raise MisconfigurationException(f"{folders['train']} has one class only; to tell apart there must be two.")
+    for split, classes in found.items():
+        if unknown := [name for name in classes if name not in found["train"] and classes[name]]:
+            raise MisconfigurationException(
+                f"{folders[split]} has classes that {folders['train']} does not have: {', '.join(unknown)}."
+            )
+        if not any(classes.values()):
+            raise MisconfigurationException(f"{folders[split]} has no pictures. Fill it or remove it.")
+    if left_out:
+        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+        log.warning(
+            f"{len(left_out)} things in {root} are left out, which are no pictures, or are in no class of a split: "
+            f"{', '.join(sorted(left_out)[:10])}{more}"
+        )
+    return {
+        split: [(name, picture) for name in sorted(classes) for picture in classes[name]]
+        for split, classes in found.items()
+    }
+
+
+def _find_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that there is; of ``train`` alone, which is ``root``, if there are none."""
+    folders: dict[str, Path] = {}
+    for path in _shown(root):
+        split = next((split for split, names in NAMES.items() if path.name.lower() in names), None)
+        if split and path.is_dir():
+            if split in folders:
+                raise MisconfigurationException(
+                    f"{folders[split]} and {path} are both a folder for {split}. Put them together, or rename one."
+                )
+            folders[split] = path
+    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _shown(path))]
+    if "train" not in folders and named:
+        raise MisconfigurationException(
+            f"{root} has {' and '.join(named)}, with folders in it, and none of the training pictures: name that train."
+        )
+    # A folder `train` with pictures in it is a class of pictures of trains.
+    if "train" not in folders or not any(path.is_dir() for path in folders["train"].iterdir()):
+        return {"train": root}
+    return {split: folders[split] for split in SPLITS if split in folders}
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, list[str]]:
+    """The pictures, as paths beneath ``root``, of each class folder, however deep; without what is hidden.
+
+    Args:
+        root: where the paths begin.
+        folder: with a folder per class.
+        left_out: gets the paths of what is no picture, or in no class.
+    """
+    classes: dict[str, list[str]] = {}
+    for path in _shown(folder):
+        if not path.is_dir():
+            left_out.append(path.relative_to(root).as_posix())
+            continue
+        pictures = classes[path.name] = []
+        for directory, folders, files in os.walk(path, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                where = Path(directory, name)
+                (pictures if is_image(where) else left_out).append(where.relative_to(root).as_posix())
+    return classes
+
+
+def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: int) -> list[tuple[str, str, str]]:
+    """Deals out pictures to ``train`` and the splits in ``shares``, the same share of each class.
+
+    Args:
+        pictures: class and path of each.
+        shares: of each class, for each split, in (0, 1); at least one picture.
+        seed: of the choice.
+
+    Returns:
+        Split, class and path of each.
+
+    Raises:
+        MisconfigurationException: if a class has too few for each split to get one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes: dict[str, list[str]] = {}
+    for name, path in pictures:
+        classes.setdefault(name, []).append(path)
+
+    def count(share: float, total: int) -> int:
+        return max(1, round(share * total))
+
+    def is_enough(total: int) -> bool:
+        return sum(count(share, total) for share in shares.values()) < total
+
+    too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
+    if too_few:
+        needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
+        cut_off = " and ".join(sorted(shares, reverse=True))
+        raise MisconfigurationException(
+            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
+            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
+            "data.split_of=RUN"
+        )
+    rows = []
+    for name, paths in classes.items():
+        rest = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
+        for split, share in shares.items():
+            taken = count(share, len(paths))
+            rows += [(split, name, path) for path in rest[:taken]]
+            rest = rest[taken:]
+        rows += [("train", name, path) for path in rest]
+    return rows
+
+
+def read_splits(path: Path) -> list[tuple[str, str, str]]:
+    """Split, class and path of each picture, from a file of ``write_splits``.
+
+    Raises:
+        MisconfigurationException: if a name has control characters, on which a terminal would act.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        _, *rows = csv.reader(file)
+    for name in (name for row in rows for name in row):
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise MisconfigurationException(
+                f"{path} has control characters in {name!a}. Rename it, there and on the disk."
+            )
+    return [(split, name, picture) for split, name, picture in rows]
+
+
+def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # file names need not be text

@@ -1,0 +1,41 @@
+"""A mistake that the user can mend: a short message with the value, the reason and the remedy."""
+
+import difflib
+import logging
+import os
+import unicodedata
+from collections.abc import Iterable
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from here, see below
+
+
+class Mistake(Exception):
+    """Something that the user can mend; its text says what is wrong, with the value, and what to do."""
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` with its control characters, but not line breaks and tabs, as Python writes them.
+
+    A terminal would obey them, and what is printed may come from an untrusted run folder.
+    """
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
+        for character in text
+    )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes log records without control characters; configs/train.yaml gives it to the console and to train.log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Which of ``words`` is meant by ``word``, perhaps, and all of them: for the end of a message."""
+    choices = sorted(words)
+    if not choices:
+        return ""
+    matches = difflib.get_close_matches(word, choices, n=1)
+    return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"

@@ -1,0 +1,197 @@
+"""Predictions of a loaded run for inputs by name, in order, while further inputs are read."""
+
+import contextlib
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .mistakes import Mistake
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .loaded_run import Run
+
+Row = dict[str, Any]
+Write = Callable[[list[Row]], None]
+
+# Where the data module has none.
+BATCH_SIZE = 32
+
+
+def find_inputs(run: "Run", words: Sequence[str]) -> list[str]:
+    """The names of the inputs that the words of a command line mean.
+
+    Raises:
+        Mistake: if the data module cannot read inputs.
+    """
+    if not hasattr(run.data, "read_input"):
+        raise Mistake(f"{type(run.data).__name__} has no find_inputs and read_input: see data/linear.py for both.")
+    return list(run.data.find_inputs(words))
+
+
+def predict(
+    run: "Run",
+    names: Sequence[str],
+    write: Write,
+    num_workers: int | None = None,
+    is_inverted: bool = False,
+    has_bar: bool = False,
+) -> list[str]:
+    """Predicts inputs in batches of ``data.batch_size``, as `evaluate.py` takes them.
+
+    The last digit of a result depends on how many samples are in a batch.
+
+    Args:
+        run: see ``load_run``.
+        names: of the inputs, see ``find_inputs``.
+        write: is given the rows of each batch, in order.
+        num_workers: processes that read inputs, if there are more than a batch; None: ``data.num_workers``.
+        is_inverted: whether samples are inverted: dark on bright, where training had bright on dark.
+        has_bar: whether standard error, if it is a terminal, shows the progress.
+
+    Returns:
+        a line for each input that cannot be read.
+    """
+    data, unreadable, readable = run.data, [], deque()
+    read_input = data.read_input
+    if is_inverted:
+        if not hasattr(data, "invert"):
+            raise Mistake(f"{type(data).__name__} has nothing to invert. Remove --invert.")
+        read_input = _Inverted(data)
+    if len(names) <= _batch_size(run):
+        num_workers = 0
+    elif num_workers is None:
+        num_workers = getattr(data, "num_workers", 0)
+    batches = _read(_Inputs(names, read_input), _batch_size(run), num_workers, readable, unreadable, has_bar)
+    with contextlib.closing(batches):
+        _predict_batches(run, batches, readable, write)
+    return unreadable
+
+
+def predict_tensor(run: "Run", samples: "Tensor", write: Write) -> None:
+    """Predicts samples (N, …), as the data module serves them, by their numbers."""
+    batches = iter(samples.split(_batch_size(run)))  # Lightning would take a tuple for several loaders
+    _predict_batches(run, batches, deque(map(str, range(len(samples)))), write)
+
+
+def _batch_size(run: "Run") -> int:
+    return getattr(run.data, "batch_size", None) or BATCH_SIZE
+
+
+def _predict_batches(run: "Run", batches: "Iterable[Tensor]", names: deque[str], write: Write) -> None:
+    """Args: names: are filled before, or while, their samples are served."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    classes = getattr(run.data, "class_names", None)
+
+    def on_predict_batch_end(trainer: Any, model: Any, output: "dict[str, Tensor]", *_: Any) -> None:
+        columns = {name: values.tolist() for name, values in output.items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [{"input": names.popleft(), **row} for row in rows]
+        write([row | {"label": classes[row["label"]]} for row in rows] if classes else rows)
+
+    callback = LambdaCallback(on_predict_batch_end=on_predict_batch_end)
+    run.trainer.callbacks.append(callback)
+    try:
+        run.trainer.predict(run.model, batches, return_predictions=False)
+    finally:
+        run.trainer.callbacks.remove(callback)
+
+
+class _Inverted:
+    """``data.read_input``, inverted by ``data.invert``; a class, so that it can be sent to worker processes."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __call__(self, name: str) -> "Tensor":
+        return self.data.invert(self.data.read_input(name))
+
+
+class _Inputs:
+    """Samples by number, read when they are asked for; or, as text, why one cannot be read."""
+
+    def __init__(self, names: Sequence[str], read_input: "Callable[[str], Tensor]") -> None:
+        self.names = names
+        self.read_input = read_input
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> "Tensor | str":
+        try:
+            return self.read_input(self.names[number])
+        except (OSError, ValueError) as error:
+            return f"{self.names[number]}: skipped, {error}"
+
+
+def _collate(samples: "list[Tensor | str]") -> "tuple[Tensor | None, list[str | None]]":
+    """The samples that can be read, stacked; and for each sample what keeps it from that, or None."""
+    from torch.utils.data import default_collate
+
+    tensors = [sample for sample in samples if not isinstance(sample, str)]
+    errors = [sample if isinstance(sample, str) else None for sample in samples]
+    # In a worker it stacks into shared memory; what torch.stack made would get there where no error is raised.
+    return default_collate(tensors) if tensors else None, errors
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the workers
+
+
+def _read(
+    inputs: _Inputs,
+    batch_size: int,
+    num_workers: int | None,
+    readable: deque[str],
+    unreadable: list[str],
+    has_bar: bool,
+) -> "Generator[Tensor]":
+    """Batches of ``batch_size`` samples that can be read, in order; the last has what is left.
+
+    Args:
+        inputs: all of them.
+        batch_size: samples per batch.
+        num_workers: processes that read; None: as many as suit the machine.
+        readable: gets the names of the samples, in order.
+        unreadable: gets a line for each of the others.
+        has_bar: see ``predict``.
+    """
+    import rich.console
+    import rich.progress
+    import torch
+    from lightning.fabric.utilities.data import suggested_max_num_workers
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        inputs,  # pyrefly: ignore[bad-argument-type]
+        batch_size,
+        num_workers=min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_ctrl_c,
+    )
+    console = rich.console.Console(stderr=True)
+    waiting = None
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        disable=not (has_bar and console.is_terminal),
+        transient=True,
+        redirect_stdout=False,
+    ) as bar:
+        task = bar.add_task("predict", total=len(inputs))
+        left = iter(inputs.names)
+        for samples, errors in loader:
+            for error, name in zip(errors, left, strict=False):  # errors first: it is the one that ends
+                readable.append(name) if error is None else unreadable.append(error)
+            if samples is not None:
+                waiting = samples if waiting is None else torch.cat([waiting, samples])
+            while waiting is not None and len(waiting) >= batch_size:
+                yield waiting[:batch_size]
+                waiting = waiting[batch_size:]
+            bar.advance(task, len(errors))
+        if waiting is not None and len(waiting):
+            yield waiting

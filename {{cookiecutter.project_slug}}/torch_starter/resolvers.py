@@ -1,0 +1,34 @@
+"""What configs compute: ``${run_name:…}`` and ``${epochs_between:…}``."""
+
+import re
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+def run_name(choices: DictConfig, overrides: ListConfig) -> str:
+    """Returns the name of a run's folder: its experiment or, without one, its data and its model.
+
+    Args:
+        choices: the chosen file of each group.
+        overrides: those of the command line. Those of a multirun may give several choices to a group.
+    """
+    given = dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+    experiment, data, model = (given.get(group) or choices.get(group) for group in ("experiment", "data", "model"))
+    # Not linear_linear_regression.
+    name = experiment or (model if str(model).startswith(str(data)) else f"{data}_{model}")
+    return re.sub(r"[^\w.+-]+", "-", name.replace(",", "+")).strip("-")
+
+
+def epochs_between(validations: int, max_epochs: int | None, max_steps: int | None) -> int:
+    """Returns every how many epochs a run is validated, for some ``validations`` in all, one of them in its last epoch.
+
+    Each epoch of a run with fewer epochs, of unknown length, or that ends by ``max_steps``.
+    """
+    if not isinstance(max_epochs, int) or max_epochs < 1 or (max_steps or 0) > 0:
+        return 1
+    return max(n for n in range(1, max(1, max_epochs // validations) + 1) if max_epochs % n == 0)
+
+
+OmegaConf.register_new_resolver("epochs_between", epochs_between, replace=True)
+# The cache gives the jobs of a multirun the name of the multirun.
+OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)

@@ -1,0 +1,260 @@
+"""The config in a run folder: completed by what only the data know, and read again without trusting it."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from . import project
+from .compat import REPLACE, VERSION_BASE
+from .files import shown, write_text
+from .mistakes import Mistake
+from .run_lookup import has_checkpoint
+from .trust import refuse_control_characters, refuse_paths_outside, refuse_resolvers, refuse_untrusted_targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def complete(config: DictConfig, data: Any) -> None:
+    """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
+
+    The run folder keeps it, so that whoever reads the run later needs no data.
+
+    Args:
+        config: of the run; changed in place.
+        data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``.
+
+    Raises:
+        Mistake: if one is a text that a config cannot hold.
+    """
+    if not hasattr(data, "facts"):
+        return
+    before = OmegaConf.to_yaml(config)
+    for key, value in data.facts().items():
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(name, str) and re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
+                raise Mistake(f"data.{key} has {name!a}, which means something else in a config: rename it.")
+        OmegaConf.update(config, f"data.{key}", value)
+    path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
+    if path.exists() and completed != before:
+        write_text(path, completed)
+
+
+def read_overrides(run: Path) -> list[str]:
+    """The overrides that a run was started with and, if it was resumed with more, those too; without ckpt_path."""
+    path = run / ".hydra/overrides.yaml"
+    lines = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return [line for line in lines or [] if not line.startswith("ckpt_path=")]
+
+
+def with_changes(run: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that goes on with some more."""
+    changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
+    kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
+    return [*kept, *overrides]
+
+
+def typed_overrides() -> list[str]:
+    """The overrides of the job that Hydra runs; none where resume.py does without Hydra's job."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def is_job_of_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:
+    """The config of a run with some changes, once it is known that nothing in it can run code or lead elsewhere.
+
+    The folder may come from somebody else, may have been moved, and may be older than a key that the configs
+    have today: such a key gets the value that ``train.py`` would give it.
+
+    Args:
+        run: a run folder.
+        overrides: ``key=value`` in Hydra's grammar.
+        is_trained: whether its callbacks and loggers are instantiated.
+
+    Raises:
+        Mistake: if the config cannot be read, or trust.py refuses something in it.
+        ConfigCompositionException: if an override is none, or its key does not exist.
+    """
+    saved = read_saved(run)
+    # The only key that asks Hydra where it is, and a folder may have been moved.
+    saved["run_dir"] = str(run)
+    for key in ("defaults", "hydra"):
+        saved.pop(key, None)  # Hydra never writes these there; it would act on them.
+    refuse_control_characters(saved, f"{run / '.hydra/config.yaml'}")
+    refuse_control_characters(read_overrides(run), f"{run / '.hydra/overrides.yaml'}")
+    config = _with_new_keys(saved, _config_of_today(run))
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for override in parsed:
+        line, key = str(override.input_line), override.key_or_group
+        if key.startswith(("optimizer.", "scheduler.")):
+            raise Mistake(
+                f"{line}: a checkpoint holds the state of optimizer and scheduler, so it would have no effect. Start "
+                f"another run: {_command_of_another(run, line)}"
+            )
+        if project.is_group(key):
+            raise Mistake(
+                f"{line}: a run keeps the choices that it was started with. Change a key, as in trainer.max_epochs=20, "
+                f"or start another: {_command_of_another(run, line)}"
+            )
+        if key in ("ckpt_path", "run_dir", "weights") or key.startswith("hydra."):
+            raise Mistake(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
+    if not is_trained:
+        config["logger"] = {}  # so that a run with any logger can be asked
+    typed = {override.key_or_group for override in parsed}
+    if has_checkpoint(run):
+        typed.add("weights")  # the run goes on from its own
+    refuse_resolvers(config, typed)
+    ConfigStore.instance().store("run", config, **REPLACE)
+    with hydra.initialize(config_path=None, **VERSION_BASE):
+        composed = hydra.compose("run", list(overrides))
+    if isinstance(composed.trainer, DictConfig) and composed.trainer.get("default_root_dir") is None:
+        # Lightning would write to the current folder.
+        OmegaConf.update(composed, "trainer.default_root_dir", str(run), force_add=True)
+    resolved = OmegaConf.to_container(composed, resolve=True)
+    refuse_untrusted_targets(resolved)
+    refuse_paths_outside(resolved, run, typed, ("callbacks", "logger", "trainer") if is_trained else ("trainer",))
+    if overrides:
+        refuse_without_effect(config, composed, overrides, shown(run), "Start another run for it: python train.py …")
+    return composed
+
+
+def _command_of_another(run: Path, override: str) -> str:
+    return f"python train.py {shlex.join(with_changes(run, [override]))}"
+
+
+def read_saved(run: Path) -> dict[str, Any]:
+    """The config that lies in a run folder, as it is; empty if there is none."""
+    path = run / ".hydra/config.yaml"
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        if not isinstance(saved, dict):
+            raise ValueError("it is a list")
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise Mistake(f"{path} cannot be read: {error}") from error
+    return _with_present_targets(saved)
+
+
+# Modules of the user's package that runs from before 2026-12 name, and where they are since.
+FORMER_MODULES = {
+    "callbacks.classifier_figures": "{package}.figures.classifier",
+    "callbacks.regression_figures": "{package}.figures.regression",
+    "callbacks": "torch_starter.callbacks",
+}
+
+
+def _with_present_targets(config: Any) -> Any:
+    """``config``, in which each ``_target_`` that has moved is where it is now."""
+    if isinstance(config, list):
+        return [_with_present_targets(entry) for entry in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_present_targets(value) for key, value in config.items()}
+    package, _, rest = str(config.get("_target_")).partition(".")
+    for former, present in FORMER_MODULES.items():
+        if package in project.PACKAGES and rest.startswith(f"{former}."):
+            config["_target_"] = present.format(package=package) + rest.removeprefix(former)
+            break
+    return config
+
+
+def _config_of_today(run: Path) -> Any:
+    """What ``train.py`` would compose today from the overrides of a run, unresolved."""
+    # Hydra's own keys, whatever stands before them, could name a package to import for its configs.
+    lines = read_overrides(run)
+    overrides = [line for line in lines if "${" not in line and "hydra" not in line.partition("=")[0]]
+    try:
+        return OmegaConf.to_container(project.compose(overrides))
+    except (HydraException, ValueError):  # a choice or a key that is gone since
+        return {}
+
+
+def _with_new_keys(saved: Any, today: Any) -> Any:
+    """``saved``, and what only ``today`` has, where both configure the same target."""
+    if not (isinstance(saved, dict) and isinstance(today, dict)) or saved.get("_target_") != today.get("_target_"):
+        return saved
+    return today | {key: _with_new_keys(value, today.get(key)) for key, value in saved.items()}
+
+
+def refuse_without_effect(
+    saved: dict[str, Any], config: DictConfig, overrides: Sequence[str], source: str | Path, remedy: str
+) -> None:
+    """Refuses a config in which model, optimizer or scheduler are not those that a checkpoint brings with it.
+
+    Args:
+        saved: the config of the run that the checkpoint is from, as dicts, lists and values; empty if it is not known.
+        config: of what goes on from the checkpoint.
+        overrides: that the user typed.
+        source: what the message calls the checkpoint.
+        remedy: the end of the message.
+
+    Raises:
+        Mistake: if a difference would have no effect, or would not fit.
+    """
+    now: Any = OmegaConf.to_container(config)
+    for key, value in (saved.get("data") or {}).items():
+        if now["data"].get(key, "") is None:
+            now["data"][key] = value  # what only the data know
+    # What a model may refer to; the folder may be untrusted.
+    saved = {key: value for key, value in saved.items() if key not in ("run_dir", "callbacks", "logger", "trainer")}
+    try:
+        refuse_resolvers(saved, set())
+        before, after = (OmegaConf.to_container(OmegaConf.create(c).model, resolve=True) for c in (saved, now))
+        refuse_untrusted_targets(before)
+    except (Mistake, OmegaConfBaseException):
+        return  # an untrusted or an old run, which cannot be compared
+    typed = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
+    found = [
+        (key, old, new)
+        for key, old, new in _differences(before, after, "model")
+        if key != "model.compile" and (old is not None or key in typed or key.removeprefix("model.") in typed)
+    ]
+    for key, old, new in found:
+        if key.startswith(("model.optimizer.", "model.scheduler.")):
+            key = key.removeprefix("model.")
+            part = "an optimizer" if key.startswith("optimizer") else "a scheduler"
+            raise Mistake(
+                f"{key.removesuffix('._target_')} is {new}, but {source} holds the state of {part} with {old}, so that "
+                f"it would have no effect. {remedy}"
+            )
+    if found:
+        # Dropout, for example, may change.
+        of_before, of_after = (_initial_weights(model) for model in (before, after))
+        key, old, new = found[0]
+        what = f"{key.removesuffix('._target_')} is {new}, but {source} has the weights of a model with {old}"
+        if [(name, w.shape) for name, w in of_before.items()] != [(name, w.shape) for name, w in of_after.items()]:
+            raise Mistake(f"{what}, which do not fit. Start another run for it.")
+        if not all(value.equal(of_after[name]) for name, value in of_before.items()):
+            raise Mistake(f"{what}, so that it would have no effect. {remedy}")
+
+
+def _initial_weights(model: Any) -> "dict[str, Tensor]":
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return hydra.utils.instantiate(OmegaConf.create(model), _convert_="all").state_dict()
+
+
+def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value before and value after, of what differs; None for what is not there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in before | after:
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}")
+    elif before != after:
+        yield key, before, after

@@ -1,0 +1,156 @@
+"""What a search shows: the table of its trials, its figures, and the command of the best one."""
+
+import math
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import replacing
+from ..mistakes import Mistake, printable
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+    from rich.table import Table
+
+
+def assignments(parameters: dict[str, Any]) -> list[str]:
+    """The overrides of a trial; a float with all its digits."""
+    return [f"{key}={value}" for key, value in parameters.items()]
+
+
+def best_value(study: "Study", trial: "FrozenTrial") -> float | None:
+    """Of all epochs, so far; it is that of best.ckpt."""
+    values = trial.intermediate_values.values()
+    return (min if study.direction.name == "MINIMIZE" else max)(values, default=None)
+
+
+def ranked(study: "Study") -> "list[FrozenTrial]":
+    """Complete ones before pruned, running and failed ones; each best first."""
+    order = ["COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL"]
+    sign = 1 if study.direction.name == "MINIMIZE" else -1
+
+    def rank(trial: "FrozenTrial") -> tuple[int, float]:
+        value = best_value(study, trial)
+        return order.index(trial.state.name), math.inf if value is None else sign * value
+
+    return sorted(study.get_trials(deepcopy=False), key=rank)
+
+
+def table(study: "Study", space: dict[str, Any], metric: str, rows: int | None = None) -> "Table":
+    """All trials, or as many as fit into ``rows``: those that run, and the best ones."""
+    import rich.box
+    import rich.markup
+    import rich.table
+
+    trials = ranked(study)
+    shown = trials
+    if rows and len(trials) > rows:
+        running = [trial for trial in trials if trial.state.name == "RUNNING"]
+        others = [trial for trial in trials if trial.state.name != "RUNNING"]
+        shown = [*running, *others][: max(rows, 1)]
+    result = rich.table.Table("trial", "state", *short_names(space), metric, "epoch", box=rich.box.SIMPLE)
+    if len(shown) < len(trials):
+        result.caption = f"and {len(trials) - len(shown)} more"
+    for trial in shown:
+        # Rich would take the brackets of a list for a style.
+        result.add_row(*(rich.markup.escape(printable(cell)) for cell in cells_of(study, trial, space)))
+    return result
+
+
+def short_names(keys: Iterable[str]) -> list[str]:
+    """Without the groups before the last dot, where that is clear."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return [key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys]
+
+
+def state_of(trial: "FrozenTrial") -> str:
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def cells_of(study: "Study", trial: "FrozenTrial", space: dict[str, Any]) -> list[str]:
+    values = [trial.params.get(key, "") for key in space]
+    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    best = best_value(study, trial)
+    return [
+        str(trial.number),
+        state_of(trial),
+        *texts,
+        "" if best is None else f"{best:.5g}",
+        str(trial.last_step or ""),
+    ]
+
+
+def line(study: "Study", trial: "FrozenTrial", metric: str) -> str:
+    """What a finished trial says where there is no table."""
+    best = best_value(study, trial)
+    reason = trial.user_attrs.get("reason", "").partition("\n")[0]
+    parts = [f"trial {trial.number}", state_of(trial), "" if best is None else f"{metric} {best:.5g}"]
+    parts += [f"epoch {trial.last_step}" if trial.last_step else "", *assignments(trial.params), reason]
+    return printable("  ".join(part for part in parts if part))
+
+
+def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[str], metric: str) -> None:
+    """Ends with the trials, best first, two pictures, and the command of the best one.
+
+    Raises:
+        Mistake: if all trials failed.
+    """
+    import rich
+    from filelock import FileLock
+
+    trials = ranked(study)
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = 160  # of a file or a pipe, whose width is not known
+    console.print(table(study, space, metric))
+    count = Counter(trial.state.name for trial in trials)
+    reasons = Counter(trial.user_attrs.get("reason", "") for trial in trials if trial.state.name == "FAIL")
+    failed = f"{count['FAIL']} of {len(trials)} trials failed; their folders have error.txt and train.log.\n"
+    failed += "\n".join(f"  {number} x  {reason}" for reason, number in reasons.most_common(3))
+    if count["FAIL"] == len(trials):
+        raise Mistake(failed + f"\nDelete {folder} to start once more.")
+    if reasons:
+        print(printable(failed))
+    if count["RUNNING"]:
+        print(f"still run by other processes: {count['RUNNING']}")
+    if not count["COMPLETE"]:
+        return
+    with FileLock(folder / ".lock"):  # another process may be ready at the same time
+        draw(study, folder, metric)
+    print(f"study folder  {folder}")
+    print(f"best trial    {folder / str(trials[0].number)}")
+    command = shlex.join(["python", "train.py", *overrides, *assignments(trials[0].params)])
+    print(f"its command   {printable(command)}")
+
+
+def draw(study: "Study", folder: Path, metric: str) -> None:
+    """Writes history.png and importance.png."""
+    import matplotlib
+    from optuna.importance import PedAnovaImportanceEvaluator  # of Optuna's, the one that needs no scikit-learn
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    def importances() -> Any:
+        return plots.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target_name=metric)
+
+    def history() -> Any:
+        return plots.plot_optimization_history(study, target_name=metric)
+
+    for name, plot in (("history.png", history), ("importance.png", importances)):
+        with warnings.catch_warnings(), pyplot.style.context("default"):
+            warnings.simplefilter("ignore")
+            try:
+                axes = plot()
+            except (ValueError, RuntimeError) as error:
+                print(f"There is no {name}: {error}")
+                continue
+            axes.figure.set_size_inches(8, 4.5)
+            with replacing(folder / name) as unfinished:
+                axes.figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
+            pyplot.close("all")

@@ -1,0 +1,170 @@
+"""What a search varies: a file with the values of each key, and the overrides that all trials have."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .. import project
+from ..explanations import explanation
+from ..files import shown
+from ..mistakes import Mistake, nearest
+
+SPACES = project.CONFIGS / "sweep"
+# What a trial may not choose: it would not be comparable with the others, or not be in its folder.
+FIXED = ("callbacks.best_checkpoint", "ckpt_path", "run_dir", "hydra")
+# What Hydra would not take for text.
+WORDS = ("null", "true", "false", "nan", "inf")
+
+
+def find_space(words: Sequence[str]) -> Path:
+    """The file that the first of ``words`` names.
+
+    Raises:
+        Mistake: if there is none.
+    """
+    names = sorted(path.stem for path in SPACES.glob("*.yaml"))
+    if not words or "=" in words[0]:
+        raise Mistake(f"Say which space to search: python sweep.py SPACE\nChoices: {', '.join(names)}, or a file")
+    for path in (SPACES / f"{words[0]}.yaml", Path(words[0])):
+        if path.is_file():
+            return shown(path)
+    raise Mistake(f"{words[0]}: there is no such file, and no such space in configs/sweep." + nearest(words[0], names))
+
+
+def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What differs between the trials, and the overrides that all of them have.
+
+    Args:
+        path: a YAML file with ``space`` and, if there are any, ``overrides``.
+        words: more overrides, from the command line. They win over those of the file.
+
+    Returns:
+        By key, a list of choices or a dict with ``low``, ``high`` and perhaps ``log`` and ``step``; and overrides.
+
+    Raises:
+        Mistake: if the file is not of that form, or a key is in the space and in the overrides.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))  # which reads 1e-4 as a number; PyYAML does not
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        raise Mistake(f"{path} cannot be read: {error}") from error
+    keys = content if isinstance(content, dict) else {}
+    for key in keys:
+        if key not in ("overrides", "space"):
+            raise Mistake(f"{path}: {key}: there is no such key." + nearest(str(key), ["overrides", "space"]))
+    space, overrides = keys.get("space"), keys.get("overrides") or []
+    if not isinstance(space, dict) or not space:
+        raise Mistake(f"{path} has no space. It needs, for example:\nspace:\n  optimizer: [sgd, adam]")
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise Mistake(f"{path}: overrides is {overrides}: write a list, as in overrides: [experiment=mnist]")
+    for key, values in space.items():
+        if problem := problem_of(key, values) if isinstance(key, str) else "write a key, as in optimizer.lr":
+            raise Mistake(f"{path}: {key}: {problem}")
+
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise Mistake(f"{word}: write key=value after the space, as in trainer.max_epochs=5")
+    parser = OverridesParser.create()
+    said = {override.key_or_group for override in parser.parse_overrides(list(words))}
+    kept = [line for line in overrides if parser.parse_override(line).key_or_group not in said]
+    for override in parser.parse_overrides([*kept, *words]):
+        if override.key_or_group in space:
+            source = "on the command line" if override.key_or_group in said else "in its overrides"
+            raise Mistake(
+                f"{override.key_or_group} is in the space of {path} and {source} ({override.input_line}): "
+                "take it out of one of them."
+            )
+        if override.key_or_group.split(".")[0] in ("hydra", "run_dir"):
+            raise Mistake(f"{override.input_line}: a study has its own folders. --study NAME chooses where.")
+    return space, [*kept, *words]
+
+
+def problem_of(key: str, values: Any) -> str | None:
+    """What is wrong with an entry of a space."""
+    if key.startswith(FIXED):
+        return "it must be the same in all trials"
+    if isinstance(values, list):
+        return None if values else "there are no choices; write a list, as in [sgd, adam]"
+    if project.is_group(key):
+        return f"it is {values}; a group takes a list of its choices"
+    if not isinstance(values, dict):
+        return f"it is {values}; write a list of choices, or {{low: 1, high: 10}}"
+    for name, value in values.items():
+        if name not in ("low", "high", "log", "step"):
+            return f"{name}: there is no such key." + nearest(str(name), ["low", "high", "log", "step"])
+        if name == "log" and not isinstance(value, bool):
+            return f"log is {value}; it is true or false"
+        if name != "log" and (type(value) not in (int, float) or not math.isfinite(value)):
+            return f"{name} is {value}; it must be a number"
+    if not {"low", "high"} <= values.keys():
+        return "it needs low and high"
+    low, high = values["low"], values["high"]
+    if low > high:
+        return f"low is {low}, above high, which is {high}"
+    if values.get("log") and low <= 0:
+        return f"low is {low}; with log: true it must be above 0"
+    if values.get("log") and "step" in values:
+        return "log: true and step do not go together; leave out one of them"
+    if values.get("step", 1) <= 0:
+        return f"step is {values['step']}; it must be above 0"
+    if "step" in values and abs(math.remainder(high - low, values["step"])) > 1e-9 * values["step"]:
+        return f"steps of {values['step']} from low, {low}, do not meet high, {high}"
+    return None
+
+
+def as_text(value: Any) -> str:
+    """A value of a YAML file in Hydra's grammar for overrides."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_text(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, str):
+        is_word = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in WORDS
+        return value if is_word else QuotedString(value, Quote.single).with_quotes()
+    return json.dumps(value)  # null, true, false and numbers
+
+
+def compose_all(path: Path, space: dict[str, Any], overrides: list[str]) -> DictConfig:
+    """The config of one trial, once it is known that each choice of a group has each key of the space.
+
+    Raises:
+        Mistake: if it does not, or the trials would not have a metric in common.
+    """
+    first = {key: as_text(values[0] if isinstance(values, list) else values["low"]) for key, values in space.items()}
+    groups = [key for key in space if project.is_group(key)]
+    others = [first | {group: as_text(choice)} for group in groups for choice in space[group][1:]]
+    config, metric = None, ""
+    for values in (first, *others):
+        choices = " ".join(f"{group}={values[group]}" for group in groups)
+        where = f"\nThis is for {path}" + (f" with {choices}." if choices else ".")
+        try:
+            composed = hydra.compose("train", [*overrides, *(f"{key}={value}" for key, value in values.items())])
+        except Exception as error:
+            message = explanation(error)
+            if message is None:
+                raise
+            raise Mistake(message + where) from error
+        best = composed.callbacks.get("best_checkpoint")
+        if not best or not best.monitor:
+            raise Mistake("callbacks.best_checkpoint is left out: its monitor is what trials are compared by." + where)
+        if best.mode not in ("min", "max"):
+            raise Mistake(f"callbacks.best_checkpoint.mode is {best.mode}; it must be min or max." + where)
+        if config is None:
+            config, metric = composed, f"{best.mode} {best.monitor}"
+        elif metric != f"{best.mode} {best.monitor}":
+            raise Mistake(
+                f"callbacks.best_checkpoint looks for {best.mode} {best.monitor}, and in other trials for {metric}: "
+                f"they could not be compared." + where
+            )
+    assert config is not None
+    return config

@@ -1,0 +1,126 @@
+"""The study of a search: its folder, its journal, and whether it is the search that is asked for.
+
+outputs/sweeps/STUDY/
+├── study.json        what is searched, and by which metric
+├── study.log         Optuna's journal: every trial, its parameters, the metric after each epoch
+├── 0/, 1/, …         a run folder for each trial
+├── history.png       the metric of each trial, and the best one so far
+└── importance.png    how much of the difference is due to each key
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from ..files import write_json
+from ..mistakes import Mistake
+from ..trust import refuse_links
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+# Of study.json. A study with a higher one is from a newer version of this file.
+FORMAT = 1
+
+
+def study_folder(name: str) -> Path:
+    """The folder of a study.
+
+    Raises:
+        Mistake: if ``name`` cannot be that of a folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise Mistake(f"{name} cannot be the name of a study: use letters, digits, _, - and dots, as in --study first")
+    return Path("outputs/sweeps", name)
+
+
+def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config: DictConfig) -> "Study":
+    """Makes the study of that folder, or goes on with it.
+
+    Raises:
+        Mistake: if optuna is not installed, or the folder holds another study, or one that cannot be read here.
+    """
+    try:
+        import optuna
+        from filelock import FileLock
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise Mistake(f'{error}. Install what sweep.py needs: pip install -e ".[sweep]"') from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+    best = config.callbacks.best_checkpoint
+    search = {"metric": best.monitor, "mode": best.mode, "overrides": overrides, "space": space}
+    path, journal = folder / "study.json", folder / "study.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
+    # The system takes such a lock from a process that dies, even by kill -9.
+    with FileLock(folder / ".lock"):
+        if path.exists():
+            refuse_another(path, search, optuna.__version__)
+        if not journal.exists() and any(folder.glob("[0-9]*")):
+            raise Mistake(f"{folder} has trials and no study.log. Delete it, or choose another by --study NAME.")
+        write_json(path, {"format": FORMAT, "optuna": optuna.__version__, **search})
+        lock = FileLock(folder / ".study.log.lock")
+        try:
+            with lock:
+                drop_unfinished_line(journal)
+            return optuna.create_study(
+                # Optuna asks of a lock what those of filelock have.
+                # pyrefly: ignore[bad-argument-type]
+                storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
+                study_name="sweep",
+                direction="minimize" if best.mode == "min" else "maximize",
+                pruner=optuna.pruners.MedianPruner(5, n_warmup_steps=max(config.trainer.max_epochs or 0, 0) // 5),
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise Mistake(
+                f"{journal} cannot be read: it is damaged, or from a newer optuna than {optuna.__version__} "
+                f"({type(error).__name__}: {error}).\nStart another study: --study NAME"
+            ) from error
+
+
+def refuse_another(path: Path, search: dict[str, Any], version: str) -> None:
+    """Makes sure that the study that ``path``, a study.json, describes is this search, and can be read.
+
+    Raises:
+        Mistake: if it is not; it says what differs.
+    """
+    remedy = "\nStart another study: --study NAME"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        newer = saved["format"] > FORMAT
+        newer_optuna = int(saved["optuna"].partition(".")[0]) > int(version.partition(".")[0])
+        differences = list(differences_of({key: saved.get(key) for key in search}, search)) if not newer else []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Mistake(f"{path} cannot be read: {type(error).__name__}: {error}{remedy}") from error
+    if newer:
+        raise Mistake(f"{path} has format {saved['format']}, of a newer sweep.py; this one reads {FORMAT}.{remedy}")
+    if newer_optuna:
+        raise Mistake(f"{path} is from optuna {saved['optuna']}; {version} is installed. Update it.{remedy}")
+    if differences:
+        raise Mistake(f"{path.parent} is another search:\n" + "\n".join(differences) + remedy)
+
+
+def differences_of(saved: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(now, dict) and "low" not in saved.keys() | now.keys():
+        for name in saved | now:
+            yield from differences_of(saved.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif saved != now:
+        yield f"  {key.removeprefix('space.')}: it has {json.dumps(saved)}, not {json.dumps(now)}"
+
+
+def drop_unfinished_line(journal: Path) -> None:
+    """Of a process that died, or met a full disk, while it wrote; Optuna would append to it."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if content and not content.endswith(b"\n"):
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,121 @@
+"""Hydra 1.3 and 1.4 alike, Python 3.14, and names that other libraries keep private."""
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+import torch
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from project_for_tests import ROOT
+from torch_starter import compat
+
+
+def test_a_start_prints_no_deprecation_warning(tmp_path):
+    command = [sys.executable, "-W", "always::DeprecationWarning:hydra", str(ROOT / "train.py"), "trainer.max_epochs=1"]
+    run = subprocess.run([*command, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    resumed = [sys.executable, str(ROOT / "resume.py"), "run", "trainer.max_epochs=2"]
+    resume = subprocess.run(resumed, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert run.returncode == resume.returncode == 0, run.stderr + resume.stderr
+    for word in ("version_base", "whitelist", "already registered", "badly formed help"):
+        assert word not in run.stderr + resume.stderr
+
+
+def test_argparse_checks_help_texts_again_once_hydra_has_its_parser():
+    if not hasattr(argparse._ActionsContainer, "_check_help"):
+        pytest.skip("Python before 3.14 checks no help texts")
+    parser = sys.modules["hydra.main"].get_args_parser()
+    assert parser.parse_args(["seed=1"]).overrides == ["seed=1"]
+    with pytest.raises(ValueError, match="badly formed help"):
+        argparse.ArgumentParser().add_argument("--mine", help="%(missing)s")
+
+
+@pytest.mark.skipif(compat.IS_HYDRA_1_3, reason="Hydra 1.3 has no whitelist")
+def test_a_run_folder_instantiates_only_what_its_checked_config_names():
+    checked = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "_partial_": True}})
+    added = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    with compat.instantiate_only_targets_of(checked):
+        assert instantiate(checked.optimizer)
+        with pytest.raises(InstantiationException, match="whitelist"):
+            instantiate(added)
+    assert instantiate(added)
+
+
+def test_what_you_compose_may_use_any_class():
+    assert instantiate({"_target_": "collections.Counter"}) == {}
+
+
+# Names that other libraries keep private
+
+
+def test_workers_of_a_loader_end_at_once_and_start_anew():
+    loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
+    assert compat.running_iterator(loader) is None
+    iterator = iter(loader)
+    next(iterator)
+    assert compat.running_iterator(loader) is iterator
+    children = multiprocessing.active_children()
+    assert children
+    compat.stop_workers(iterator)
+    assert not set(children) & set(multiprocessing.active_children())
+    compat.forget_iterator(loader)
+    assert len(list(loader)) == 4
+
+
+@pytest.mark.parametrize("is_unscaled", [True, False])
+def test_a_fused_optimizer_can_be_clipped_in_mixed_precision(is_unscaled):
+    optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters(), fused=True)
+    precision = MixedPrecision("bf16-mixed", "cpu")
+    if not is_unscaled:
+        with pytest.raises(RuntimeError, match="gradient clipping"):
+            precision.clip_gradients(optimizer, 1.0)
+        return
+    precision.clip_gradients(compat.unscale_before_step(optimizer), 1.0)
+
+
+def test_a_closed_event_file_is_opened_anew(tmp_path):
+    experiment = SummaryWriter(str(tmp_path))
+    experiment.close()
+    compat.file_writer(experiment).flush()
+    experiment.close()
+    assert len(list(tmp_path.glob("events.*"))) == 2
+
+
+def test_a_compiled_module_can_be_traced():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    model[0].compile()
+    with compat.uncompiled(model):
+        traced = torch.jit.trace(model, torch.ones(1, 1))
+        assert traced(torch.ones(1, 1)).equal(model(torch.ones(1, 1)))
+    assert model[0]._compiled_call_impl
+
+
+def test_version_counter_of_a_checkpoint_is_known():
+    assert compat.has_version_counter(ModelCheckpoint())
+    assert not compat.has_version_counter(ModelCheckpoint(enable_version_counter=False))
+
+
+def test_a_trial_is_gone_on_with():
+    optuna = pytest.importorskip("optuna", reason='needs pip install -e ".[sweep]"')
+    study = optuna.create_study()
+    trial = study.ask()
+    value = trial.suggest_float("x", 0, 1)
+    resumed = compat.resumed_trial(study, study.trials[0])
+    assert resumed.suggest_float("x", 0, 1) == value
+    study.tell(resumed, value)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+def test_error_of_a_job_is_known():
+    error = ValueError("wrong")
+    assert compat.error_of(JobReturn(status=JobStatus.FAILED, _return_value=error)) is error
+    assert compat.error_of(JobReturn(status=JobStatus.COMPLETED, _return_value=1)) is None

@@ -1,0 +1,656 @@
+"""A folder of images: which are in which split, and how they are read."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import Callback
+from PIL import Image
+
+from project_for_tests import ROOT, environment, write_pictures
+from torch_starter.data.images import read_picture
+from torch_starter.data.splits import read_splits
+
+SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "model=cnn"]
+
+
+def make(root, run_dir, *overrides):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", [*SMALL, f"data.root={root}", f"run_dir={run_dir}", *overrides])
+    data = instantiate(config.data, _convert_="all")
+    data.setup("fit")
+    return data
+
+
+def splits(path):
+    """The pictures of each split."""
+    rows = read_splits(path)
+    return {split: {picture for where, _, picture in rows if where == split} for split in ("train", "val", "test")}
+
+
+def metrics(run):
+    return json.loads((run / "results.json").read_text())["metrics"]
+
+
+def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=8")
+    assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
+    script("predict.py", run, pictures / "red/0_03.jpg", pictures / "blue", "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert rows[0]["label"] == "red"
+    assert Counter(row["label"] for row in rows[1:])["blue"] > 25
+
+
+def test_predictions_are_those_of_the_test(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=2")
+    test = sorted(splits(run / "split.csv")["test"])
+    script("predict.py", run, *(pictures / picture for picture in test), "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    right = sum(row["label"] == picture.partition("/")[0] for row, picture in zip(rows, test, strict=True))
+    assert right / len(test) == pytest.approx(metrics(run)["test/acc"])
+
+
+def test_too_few_images_name_all_classes(train, pictures):
+    for path in [*sorted((pictures / "red").iterdir())[2:], *sorted((pictures / "blue").iterdir())[1:]]:
+        path.unlink()
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}")
+    assert "blue (1), red (2)" in exit_.value.code
+    assert "green" not in exit_.value.code
+    shutil.copy(pictures / "red/0_00.jpg", pictures / "red/third.jpg")
+    for name in ("second", "third"):
+        shutil.copy(pictures / "red/0_00.jpg", pictures / f"blue/{name}.jpg")
+    assert train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+
+
+# Which picture is in which split
+
+
+def test_without_splits_each_class_is_cut_alike_by_the_seed(pictures, tmp_path):
+    shutil.rmtree(pictures / "green")
+    write_pictures(pictures, 20, seed=1, colors=("blue",))
+    data = make(pictures, tmp_path, "data.val_share=0.1", "data.test_share=0.2")
+    assert Counter(data.train_set.labels.tolist()) == {0: 35, 1: 21}
+    assert Counter(data.val_set.labels.tolist()) == {0: 5, 1: 3}
+    assert Counter(data.test_set.labels.tolist()) == {0: 10, 1: 6}
+    found = splits(tmp_path / "split.csv")
+    assert sum(map(len, found.values())) == len(set.union(*found.values())) == 80
+
+    for seed, same in ((42, True), (0, False)):
+        (tmp_path / str(seed)).mkdir()
+        make(pictures, tmp_path / str(seed), f"seed={seed}")
+        assert (splits(tmp_path / str(seed) / "split.csv") == found) == same
+
+
+@pytest.mark.parametrize("given", [["test"], ["val"], ["test", "val"], []], ids="+".join)
+def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tmp_path, given):
+    for seed, split in enumerate(["train", *given]):
+        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
+    make(tmp_path / "pictures", tmp_path)
+    found = splits(tmp_path / "split.csv")
+    for split in ("val", "test"):
+        if split in given:
+            assert len(found[split]) == 30
+            assert all(picture.startswith(f"{split}/") for picture in found[split])
+        else:
+            assert found[split]
+            assert all(picture.startswith("train/") for picture in found[split])
+    assert not found["train"] & (found["val"] | found["test"])
+
+
+def test_a_class_of_trains_is_no_split(tmp_path):
+    write_pictures(tmp_path / "pictures", 10, seed=0)
+    (tmp_path / "pictures/red").rename(tmp_path / "pictures/train")
+    assert make(tmp_path / "pictures", tmp_path).class_names == ["blue", "green", "train"]
+
+
+def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_path, capfd):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+    before = splits(run / "split.csv")
+    loss = metrics(run)["test/loss"]
+    write_pictures(pictures, 10, seed=9)
+    capfd.readouterr()
+    script("evaluate.py", run, "--json")
+    assert json.loads(capfd.readouterr().out)["metrics"]["test/loss"] == loss
+    script("resume.py", run, "trainer.max_epochs=2")
+    assert splits(run / "split.csv") == before
+
+    (other,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1", f"data.split_of={run}", "seed=3")
+    after = splits(other / "split.csv")
+    assert (after["val"], after["test"]) == (before["val"], before["test"])
+    assert after["train"] == before["train"] | {
+        f"{color}/9_{number:02}.jpg" for color in ("blue", "green", "red") for number in range(10)
+    }
+
+
+def test_a_folder_test_stays_one_beside_the_splits_of_another_run(tmp_path):
+    for seed, split in enumerate(["train", "test"]):
+        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    make(tmp_path / "pictures", tmp_path / "first")
+    before = splits(tmp_path / "first/split.csv")
+    for seed, split in enumerate(["train", "test"], start=8):
+        write_pictures(tmp_path / "pictures" / split, 2, seed=seed)
+    make(tmp_path / "pictures", tmp_path / "second", f"data.split_of={tmp_path / 'first'}")
+    after = splits(tmp_path / "second/split.csv")
+    assert after["val"] == before["val"]
+    assert len(after["train"] - before["train"]) == len(after["test"] - before["test"]) == 6
+    assert all(picture.startswith("test/") for picture in after["test"])
+
+
+def test_a_run_can_be_used_without_its_pictures(train, script, pictures, tmp_path):
+    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+    shutil.copy(pictures / "red/0_00.jpg", tmp_path / "one.jpg")
+    shutil.rmtree(pictures)
+    script("predict.py", run, tmp_path / "one.jpg")
+
+
+# What people's folders have in them
+
+
+def test_pictures_of_every_kind(pictures, tmp_path):
+    noise = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8)
+    image = Image.fromarray(noise)
+    red = pictures / "red"
+    shutil.rmtree(red)
+    red.mkdir()
+    image.save(red / "plain.png")
+    image.convert("CMYK").save(red / "print.jpg")
+    image.convert("L").save(red / "grey.jpg")
+    image.convert("P").save(red / "palette.png")
+    image.convert("RGBA").save(red / "transparent.png")
+    image.save(red / "capitals.JPG")
+    image.save(red / "scan.tif")
+    image.save(red / "bitmap.bmp")
+    image.save(red / "web.webp")
+    Image.fromarray(noise[..., 0].astype(numpy.uint16) * 257).save(red / "sixteen_bits.png")
+    (red / "deeper").mkdir()
+    image.save(red / "deeper/nested.png")
+    # What nobody means to be a picture:
+    (red / "notes.txt").write_text("red ones")
+    (red / "._plain.png").write_bytes(b"macOS")
+    (pictures / ".ipynb_checkpoints").mkdir()
+    data = make(pictures, tmp_path, "data.num_workers=0")
+    assert data.class_names == ["blue", "green", "red"]
+    names = {path for split in splits(tmp_path / "split.csv").values() for path in split if path.startswith("red/")}
+    assert len(names) == 11
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        for images, labels in loader:
+            assert images.shape[1:] == (3, 16, 16)
+            assert images.dtype == torch.uint8
+            assert labels.dtype == torch.int64
+    grey = make(pictures, tmp_path / "grey", "data.image_shape=[1,16,16]", "data.num_workers=0")
+    assert next(iter(grey.train_dataloader()))[0].shape[1:] == (1, 16, 16)
+
+
+MISTAKES = {
+    "no such folder": (shutil.rmtree, ["no folder of pictures", "PICTURES/cat/1.jpg"]),
+    "no class folders": (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], ["no folder of pictures"]),
+    "an empty class": (lambda f: (f / "yellow").mkdir(), ["classes without a picture: yellow"]),
+    "a class of no pictures": (
+        lambda f: ((f / "words").mkdir(), (f / "words/a.txt").write_text("a")),
+        ["classes without a picture: words", ".jpg"],
+    ),
+    "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["one class only"]),
+    "two pictures": (
+        lambda f: [path.unlink() for path in sorted((f / "red").iterdir())[2:]],
+        ["Too few images in: red (2)", "at least 3", "val and test"],
+    ),
+    "a class that only the test has": (
+        lambda f: (
+            write_pictures(f / "train", 5, seed=0, colors=("red", "blue")),
+            write_pictures(f / "test", 2, seed=1),
+        ),
+        ["test has classes that", "train does not have: green"],
+    ),
+    "an empty test": (
+        lambda f: (write_pictures(f / "train", 5, seed=0), (f / "test").mkdir()),
+        ["test has no pictures"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_folder_that_is_not_right_is_explained(train, pictures, mistake):
+    make_mistake, messages = MISTAKES[mistake]
+    make_mistake(pictures)
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}")
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["data.val_share=1"], ["data.val_share is 1", "between 0 and 1"]),
+        (["data.image_shape=[4,16,16]"], ["1 or 3 channels"]),
+        (["data.mean=[0.5,0.5]"], ["data.mean is [0.5, 0.5]: 2 numbers, but images have 3 channels"]),
+        (["data.std=[0.2,0.2]", "data.image_shape=[1,16,16]"], ["data.std is [0.2, 0.2]: 2 numbers", "1 channels"]),
+        (["data.std=[0.2,0,0.2]"], ["data.std is [0.2, 0, 0.2]", "greater than 0"]),
+        (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
+        (["data.num_workers=-1"], ["data.num_workers is -1"]),
+        (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
+        # A network for grey images, told so behind the back of the data.
+        (["model.network.image_shape=[1,16,16]"], ["CNN does not take images of [3, 16, 16]", "1 channels", "model="]),
+        (["model.network.num_classes=2"], ["CNN gives [2] numbers per image; the data have 3 classes"]),
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_a_setting_that_does_not_fit_is_explained(train, pictures, arguments, messages):
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={pictures}", *arguments)
+    for message in messages:
+        assert message in exit_.value.code
+    assert len(exit_.value.code.splitlines()) <= 4
+
+
+def test_the_folder_has_no_default(train):
+    with pytest.raises(SystemExit, match=r"data\.root has no default\. Say it: data\.root=…"):
+        train(*SMALL)
+
+
+def damage(pictures, count=3):
+    """Breaks training pictures in three ways; returns their paths."""
+    paths = sorted((pictures / "train/red").iterdir())[:count]
+    paths[0].write_bytes(paths[0].read_bytes()[:400])
+    if count > 1:
+        paths[1].write_text("no picture")
+        paths[2].write_bytes(b"")
+    return paths
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, capfd, workers):
+    write_pictures(tmp_path / "pictures/train", 30, seed=0)
+    (path,) = damage(tmp_path / "pictures", count=1)
+    with pytest.raises(SystemExit) as exit_:
+        train(*SMALL, f"data.root={tmp_path / 'pictures'}", f"data.num_workers={workers}", "data.test_share=0.01")
+    assert exit_.value.code.startswith(f"{path}: it cannot be read")
+    assert exit_.value.code.endswith("data.skip_broken=true.")
+    assert len(exit_.value.code.splitlines()) == 1
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_pictures_can_be_skipped_and_are_counted(train, tmp_path, capfd, workers):
+    write_pictures(tmp_path / "pictures/train", 30, seed=0)
+    write_pictures(tmp_path / "pictures/test", 5, seed=1)
+    write_pictures(tmp_path / "pictures/val", 5, seed=2)
+    broken = damage(tmp_path / "pictures")
+    quick = [f"data.num_workers={workers}", "data.skip_broken=true", "trainer.max_epochs=2"]
+    (run,) = train(*SMALL, f"data.root={tmp_path / 'pictures'}", *quick)
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if "skipped" in line)
+    assert line.startswith("3 files were skipped")
+    for path in broken:
+        assert str(path) in line
+    assert metrics(run)["train/acc"] > 0.5
+
+
+# Workers
+
+
+def weights(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, pictures):
+    quick = [*SMALL, f"data.root={pictures}", "scheduler=constant"]
+    (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")
+    (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
+    (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
+    script("resume.py", parts, "trainer.max_epochs=3")
+    (often,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3", "trainer.val_check_interval=2")
+    for other in (two, parts, often):
+        assert all(weights(none)[name].equal(weights(other)[name]) for name in weights(none))
+    assert metrics(none) == metrics(two) == metrics(parts)
+    (plain,) = train(*quick, "data.augmentation=null", "trainer.max_epochs=3")
+    assert metrics(plain) != metrics(none)
+
+
+@pytest.mark.slow
+def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, pictures, tmp_path):
+    """Spawned: each begins with nothing and imports what it needs."""
+    quick = [*SMALL, f"data.root={pictures}", "data.num_workers=1", "trainer.max_epochs=1"]
+    (here,) = train(*quick)
+    start = (
+        "import multiprocessing, runpy, sys; multiprocessing.set_start_method('spawn'); sys.argv = sys.argv[1:];"
+        "sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv.pop(1) + '/train.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", start, "train.py", str(ROOT), *quick, f"hydra.run.dir={tmp_path / 'spawned'}"]
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}  # as this process has
+    done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "spawned") == metrics(here)
+
+
+class Count(Callback):
+    """Writes down which worker processes there are; those of a test before, which failed on purpose, may be left."""
+
+    seen: list[set[int]]
+
+    def __init__(self):
+        Count.seen = []
+        self.earlier = {process.pid for process in multiprocessing.active_children()}
+
+    def on_train_batch_end(self, *args):
+        Count.seen.append({process.pid for process in multiprocessing.active_children()} - self.earlier)
+
+    on_validation_batch_end = on_train_batch_end
+
+
+def test_training_and_validation_share_workers_that_stay(train, pictures):
+    counted = ["+callbacks.count._target_=test_image_folder.Count", "data.num_workers=2", "trainer.max_epochs=3"]
+    train(*SMALL, f"data.root={pictures}", *counted)
+    assert len(Count.seen) > 10
+    assert len(Count.seen[0]) == 2
+    assert all(seen == Count.seen[0] for seen in Count.seen)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals to a group of processes are different elsewhere")
+def test_ctrl_c_ends_the_workers_without_a_word_from_them(pictures, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={pictures}", "data.num_workers=2"]
+    with subprocess.Popen(
+        [*command, "trainer.max_epochs=10000", "callbacks.progress.lines=10000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch"):
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+                break
+        lines += process.stdout.readlines()
+    assert process.returncode == 128 + signal.SIGINT
+    assert lines[-1].startswith("stopped; go on with")
+    assert "Traceback" not in "".join(lines)
+
+
+class Strike(Callback):
+    """Does something to the worker processes, once, when training has begun."""
+
+    def on_train_batch_start(self, trainer, module, batch, number):
+        if number == 1:
+            self.strike(trainer.datamodule.workers.loader._iterator._workers)
+
+
+class Kill(Strike):
+    def strike(self, workers):
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+
+class LimitMemory(Strike):
+    def strike(self, workers):
+        import resource
+
+        for worker in workers:
+            resource.prlimit(worker.pid, resource.RLIMIT_AS, (1, 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a system does to a process is different elsewhere")
+@pytest.mark.parametrize("strike", ["Kill", "LimitMemory"])
+def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(train, pictures, strike):
+    small = [*SMALL, f"data.root={pictures}", "data.batch_size=2", "trainer.max_epochs=2"]
+    earlier = set(multiprocessing.active_children())
+    with pytest.raises(SystemExit) as exit_:
+        train(*small, "data.num_workers=2", f"+callbacks.strike._target_=test_image_folder.{strike}")
+    assert exit_.value.code.startswith("A worker process ")
+    assert "memory" in exit_.value.code
+    assert "data.num_workers=0" in exit_.value.code
+    assert set(multiprocessing.active_children()) <= earlier
+    assert train(*small, "data.num_workers=0")
+
+
+@pytest.fixture
+def small_shared_memory():
+    """A command in a container with 1 MB of shared memory; the rest of the machine keeps its own."""
+    if not shutil.which("unshare"):
+        pytest.skip("there is no unshare")
+    prefix = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    prefix += ['mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    tried = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no other /dev/shm can be mounted: {tried.stderr}")
+    return prefix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train.py", "predict.py"])
+def test_full_shared_memory_ends_the_command_with_its_remedies(small_shared_memory, train, pictures, tmp_path, name):
+    arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={pictures}"]
+    arguments += ["data.num_workers=2", "trainer.max_epochs=1"]
+    remedy = "data.num_workers=0"
+    if name == "predict.py":
+        arguments = [*train(*arguments), pictures, "--output", tmp_path / "out.json"]
+        remedy = "--num-workers=0"
+    command = [*small_shared_memory, sys.executable, str(ROOT / name), *map(str, arguments)]
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    (message,) = (line for line in done.stderr.splitlines() if "/dev/shm" in line)
+    assert "--shm-size" in message
+    assert remedy in message
+    assert "Traceback" not in done.stderr
+    subprocess.run([*command, remedy], cwd=tmp_path, env=one_thread, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """As uint8 tensors the pictures beyond the first 1,000 would take 111 MB."""
+    write_pictures(tmp_path / "few", 1, seed=0)
+    (content,) = ((path.read_bytes()) for path in (tmp_path / "few/red").iterdir())
+    peaks = {}
+    for count in (1_000, 10_000):
+        for color in ("red", "green"):
+            folder = tmp_path / str(count) / color
+            folder.mkdir(parents=True)
+            for number in range(count // 2):
+                (folder / f"{number}.jpg").write_bytes(content)
+        code = (
+            "import re, resource, runpy, sys; sys.argv = ['train.py', *sys.argv[2:]];"
+            "script = sys.path[0] + '/train.py';"
+            "runpy.run_path(script, run_name='__main__');"
+            # By getrusage a process has at least the peak of the one that started it.
+            "mine = int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]);"
+            "print(max(mine, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
+        )
+        overrides = ["data=image_folder", f"data.root={tmp_path / str(count)}", "data.image_shape=[3,64,64]"]
+        overrides += ["model=cnn", "data.num_workers=2", "data.batch_size=128", "trainer.max_epochs=1"]
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", "-", *overrides],
+            cwd=tmp_path,
+            # So that glibc gives back at once what is freed; else it keeps up to hundreds of MB for later.
+            env=environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        peaks[count] = int(done.stdout.splitlines()[-1])  # in KiB
+    assert peaks[10_000] - peaks[1_000] < 55_000, peaks
+
+
+# Which files are images, and which folders splits
+
+IF = [*SMALL, "data.num_workers=0", "trainer.max_epochs=1"]
+
+
+@pytest.mark.parametrize(("train_name", "val_name"), [("train", "valid"), ("Training", "Validation"), ("TRAIN", "dev")])
+def test_usual_names_of_splits_are_understood(tmp_path, train_name, val_name):
+    for number, name in enumerate((train_name, val_name, "Test")):
+        write_pictures(tmp_path / "P" / name, 10 + number, seed=number)
+    data = make(tmp_path / "P", tmp_path)
+    assert [len(dataset) for dataset in (data.train_set, data.val_set, data.test_set)] == [30, 33, 36]
+
+
+def test_two_folders_of_one_split_are_refused(train, tmp_path):
+    for name in ("train", "val", "valid"):
+        write_pictures(tmp_path / "P" / name, 5, seed=0)
+    with pytest.raises(SystemExit, match="are both a folder for val"):
+        train(*IF, f"data.root={tmp_path / 'P'}")
+
+
+def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, capfd):
+    """Whatever its name ends in."""
+    for color, value in (("blue", 40), ("red", 200)):
+        folder = tmp_path / "P" / color
+        folder.mkdir(parents=True)
+        for number, ending in enumerate(("jpg", "JPG", "jfif", "gif", "webp", "tif", "dat", "png", "bmp", "avif")):
+            kind = {"jpg": "jpeg", "jfif": "jpeg", "dat": "jpeg", "tif": "tiff"}.get(ending.lower(), ending)
+            try:
+                Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.{ending}", format=kind)
+            except (KeyError, OSError):  # of formats that this Pillow was built without
+                Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.png")
+        (folder / "notes.txt").write_text("no image")
+    (train_run,) = train(*IF, f"data.root={tmp_path / 'P'}")
+    assert sum(map(len, splits(train_run / "split.csv").values())) == 20
+    with pytest.raises(SystemExit) as exit_:
+        script("predict.py", train_run, tmp_path / "P", "--output", "x.json")
+    assert exit_.value.code.count("skipped") == exit_.value.code.count("notes.txt") == 2
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 20
+
+
+def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, capfd):
+    for name in ("train", "test"):
+        write_pictures(tmp_path / "P" / name, 5, seed=0)
+    (tmp_path / "P/README.md").write_text("about")
+    (tmp_path / "P/extra").mkdir()
+    shutil.copy(tmp_path / "P/train/red/0_00.jpg", tmp_path / "P/train/stray.jpg")
+    (tmp_path / "P/train/red/labels.json").write_text("{}")
+    (tmp_path / "P/train/red/.DS_Store").write_text("hidden")
+    (run,) = train(*IF, f"data.root={tmp_path / 'P'}")
+    printed = capfd.readouterr().out
+    assert printed.count("are left out") == 1
+    assert "4 things" in printed
+    for name in ("README.md", "extra", "train/stray.jpg", "train/red/labels.json"):
+        assert name in printed
+    script("resume.py", run, "trainer.max_epochs=2")
+    script("evaluate.py", run)
+    printed = capfd.readouterr()
+    assert "left out" not in printed.out + printed.err
+
+
+def test_pictures_that_were_moved(train, script, pictures, capfd):
+    (run,) = train(*IF, f"data.root={pictures}")
+    moved = pictures.rename(pictures.with_name("elsewhere"))
+    with pytest.raises(SystemExit, match=r"moved, say where they are: data\.root=FOLDER"):
+        script("evaluate.py", run)
+    script("evaluate.py", run, f"data.root={moved}")
+    test = next(iter(splits(run / "split.csv")["test"]))
+    (moved / test).unlink()
+    with pytest.raises(SystemExit, match=r"out by data\.skip_broken=true"):
+        script("evaluate.py", run, f"data.root={moved}")
+    script("evaluate.py", run, f"data.root={moved}", "data.skip_broken=true")
+
+
+# Pixels of more than 8 bits
+
+
+def saved(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "options"),
+    [
+        ("16.png", numpy.array([[0, 128 << 8, 65535]], numpy.uint16), {}),
+        ("16.tif", numpy.array([[0, 128 << 8, 65535]], numpy.uint16), {}),
+        ("float.tif", numpy.array([[0, 128 / 255, 1]], numpy.float32), {}),
+        ("12.tif", numpy.array([[0, 2056, 4095]], numpy.uint16), {"tiffinfo": {281: 4095}}),
+        ("32.tif", numpy.array([[0, 128 * 257, 65535]], numpy.int32), {"tiffinfo": {281: 65535}}),
+    ],
+)
+def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options):
+    found = read_picture(saved(tmp_path / name, pixels, **options), 1)
+    assert found.flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "reason"),
+    [
+        ("float.tif", numpy.array([[0, 300]], numpy.float32), "floats from 0 to 300"),
+        ("negative.tif", numpy.array([[-1, 1]], numpy.float32), "floats from -1 to 1"),
+        ("nan.tif", numpy.array([[0, numpy.nan]], numpy.float32), "floats from nan"),
+        ("32.tif", numpy.array([[0, 70000]], numpy.int32), "32-bit numbers from 0 to 70000"),
+        ("12.png", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
+        ("12.tif", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
+    ],
+)
+def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_picture(saved(tmp_path / name, pixels), 1)
+
+
+# Names
+
+
+@pytest.mark.parametrize(("pixels", "tag"), [("uint16", 262), ("float32", 262), ("uint8", 339)])
+def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[tag] = 0 if tag == 262 else (2,)
+    values = numpy.full((8, 8), 60_000 if pixels == "uint16" else 1).astype(pixels)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
+    with pytest.raises(ValueError, match="save it as a PNG"):
+        read_picture(str(tmp_path / "a.tif"), 1)
+
+
+@pytest.mark.parametrize("folders", [("val", "test"), ("blue", "red", "test")])
+def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
+    for folder in folders:
+        write_pictures(tmp_path / "P" / folder, 8, seed=0)
+    with pytest.raises(SystemExit, match="with folders in it, and none of the training pictures: name that train"):
+        train(*SMALL, f"data.root={tmp_path / 'P'}")
+
+
+@pytest.mark.parametrize("name", ["???", "${seed}", "a\nb"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
+def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, pictures, name):
+    (pictures / "red").rename(pictures / name)
+    with pytest.raises(SystemExit, match=r"data\.class_names has .* means something else"):
+        train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
+def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
+    write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
+    os.rename(os.fsencode(tmp_path / "P/red"), os.fsencode(tmp_path / "P") + b"/caf\xe9")
+    for color in (tmp_path / "P").iterdir():
+        os.rename(color / "0_00.jpg", os.fsencode(color) + b"/caf\xe9.jpg")
+    (run,) = train(*SMALL, "data.num_workers=0", "trainer.max_epochs=2", f"data.root={tmp_path / 'P'}")
+    script("evaluate.py", run, "--json")
+    for name in ("results/p.csv", "more/results/p.json"):
+        script("predict.py", run, tmp_path / "P", "--output", name)
+    assert b"caf\xe9.jpg" in (tmp_path / "results/p.csv").read_bytes()
+    rows = json.loads((tmp_path / "more/results/p.json").read_text())
+    assert sum(os.fsencode(row["input"]).endswith(b"caf\xe9.jpg") for row in rows) == 2
+    script("predict.py", run, tmp_path / "P")
+    script("resume.py", run, "trainer.max_epochs=3")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("output", ["file/p.csv", "n" * 300 + "/p.csv"])
+def test_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output):
+    (tmp_path / "file").touch()
+    for verb, words in (("predict.py", ["4"]), ("export.py", ["--format", "pt2"])):
+        with pytest.raises(SystemExit, match=r"^--output .* cannot be written: "):
+            script(verb, line, *words, "--output", output)

@@ -1,0 +1,86 @@
+"""What a model logs by a plain `self.log` in each step, and how often it costs something."""
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.regression import MeanSquaredError
+
+from torch_starter.callbacks.sparse_logging import SparseLogging
+
+
+class Model(LightningModule):
+    """Logs in each step a value, a mean over the epoch and a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.metric = MeanSquaredError()
+
+    def training_step(self, batch):
+        (x,) = batch
+        y = self.layer(x)
+        self.metric.update(y, x)
+        self.log("train/value", float(self.global_step))
+        self.log("train/mean", x.mean(), on_epoch=True, on_step=False)
+        self.log("train/metric", self.metric, on_step=False, on_epoch=True)
+        return (y - x).square().mean()
+
+    def validation_step(self, batch):
+        self.log("val/mean", batch[0].mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """Trains for two epochs of ten steps; returns the trainer and the steps in which Lightning was called."""
+
+    def fit(*callbacks, **options):
+        calls, log = [], LightningModule.log
+
+        def counted(self, name, value, *args, **kwargs):
+            calls.append((self.global_step, name))
+            return log(self, name, value, *args, **kwargs)
+
+        monkeypatch.setattr(LightningModule, "log", counted)
+        torch.manual_seed(0)
+        loader = DataLoader(TensorDataset(torch.arange(10.0)[:, None]), batch_size=1)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            num_sanity_val_steps=0,
+            **options,
+        )
+        model = Model()
+        trainer.fit(model, loader, loader)
+        monkeypatch.undo()
+        assert "log" not in vars(model), "the model is as it was"
+        return trainer, calls
+
+    return fit
+
+
+def test_metrics_are_those_of_plain_lightning(fit):
+    plain, _ = fit(log_every_n_steps=5)
+    sparse, _ = fit(SparseLogging(), log_every_n_steps=5)
+    assert sparse.callback_metrics.keys() == plain.callback_metrics.keys()
+    for name, value in plain.callback_metrics.items():
+        assert sparse.callback_metrics[name].item() == value.item(), name
+    assert sparse.callback_metrics["train/mean"] == 4.5
+
+
+def test_what_nobody_sees_is_left_out(fit):
+    _, calls = fit(SparseLogging(), log_every_n_steps=5)
+    assert [step for step, name in calls if name == "train/value"] == [4, 9, 14, 19]
+    assert [step for step, name in calls if name == "train/metric"] == [0, 10]
+    assert len([step for step, name in calls if name == "train/mean"]) == 20
+    _, calls = fit(SparseLogging(), log_every_n_steps=0, check_val_every_n_epoch=2)
+    assert [step for step, name in calls if name == "train/value"] == [19], "beside the validation"

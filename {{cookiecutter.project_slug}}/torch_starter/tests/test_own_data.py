@@ -1,0 +1,155 @@
+"""Data of one's own that the model does not take: one message with dtypes, shapes and the remedy, before training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from project_for_tests import PACKAGE
+
+MODULE = """
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+N = 12
+x = torch.rand({size})
+y = torch.arange(N) % 3
+{change}
+
+
+class Own(LightningDataModule):
+    image_shape = {shape}
+
+    def __init__(self, **values):
+        super().__init__()
+
+    def train_dataloader(self):
+        samples = [{sample} for x, y in zip(x, y)]
+        return DataLoader(samples, 4, shuffle={shuffle})
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+    test_dataloader = val_dataloader
+
+    def find_inputs(self, words):
+        return words
+
+    def read_input(self, word):
+        return {read}
+"""
+REGRESSION = ["~data", "trainer.max_epochs=1", "scheduler=constant"]
+CLASSIFICATION = [
+    *REGRESSION,
+    "model=cnn",
+    "+data.image_shape=[1,8,8]",
+    "+data.num_classes=3",
+    "+data.mean=[0.5]",
+    "+data.std=[0.5]",
+]
+GOOD = {"size": "N, 1", "change": "y = y[:, None].float()", "sample": "(x, y)", "shuffle": "True", "shape": "None"}
+IMAGES = {**GOOD, "size": "N, 1, 8, 8", "change": "x = (255 * x).to(torch.uint8)", "shape": "[1, 8, 8]"}
+READ = "torch.tensor([float(word)])"
+
+
+@pytest.fixture
+def train_on(own_project):
+    """Trains on a data module with some lines of its own."""
+
+    def train_on(arguments=REGRESSION, read=READ, **parts):
+        Path(PACKAGE, "own.py").write_text(MODULE.format(**GOOD | parts, read=read), encoding="utf-8")
+        own_project("train.py", *arguments, f"+data._target_={PACKAGE}.own.Own", "hydra.run.dir=run")
+
+    return train_on
+
+
+@pytest.mark.parametrize(
+    ("parts", "found", "remedy"),
+    [
+        ({"change": "x, y = x.double(), y[:, None].float()"}, "x float64 (4, 1)", "x.to(torch.float32)"),
+        ({"change": "y = y[:, None].double()"}, "y float64 (4, 1)", "y.to(torch.float32)"),
+        ({"change": "y = y.float()"}, "y float32 (4,)", "y[:, None]"),
+        ({}, "y int64 (4,)", "y[:, None].to(torch.float32)"),
+        ({"change": "x, y = x[:, 0], y[:, None].float()"}, "x float32 (4,)", "x[:, None]"),
+        ({"size": "N, 3"}, "x float32 (4, 3)", "Change x"),
+        ({"sample": "dict(x=x, y=y)"}, "a dict of x: float32 (4, 1)", "a tuple (x, y)"),
+        ({"sample": "x"}, "gives: float32 (4, 1)", "a tuple (x, y)"),
+        ({"sample": "(x, y, y)"}, "int64 (4,), int64 (4,)", "a tuple (x, y)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_regression_says_what_it_takes(train_on, parts, found, remedy):
+    with pytest.raises(SystemExit) as exit_:
+        train_on(**{"change": ""} | parts)
+    message = str(exit_.value.code)
+    assert found in message
+    assert "LinearRegression takes: x float32 (N, 1), y float32 (N, 1)" in message
+    assert remedy in message
+    assert not list(Path("run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "remedy"),
+    [
+        ("", "images float32 (4, 1, 8, 8)", "(255 * images).round().to(torch.uint8)"),
+        ("x = x.double()", "images float64", "(255 * images).round().to(torch.uint8)"),
+        (f"{IMAGES['change']}; y = y.float()", "labels float32 (4,)", "labels.to(torch.int64)"),
+        (f"{IMAGES['change']}; y = y.to(torch.uint8)", "labels uint8 (4,)", "labels.to(torch.int64)"),
+        (f"{IMAGES['change']}; y = y[:, None]", "labels int64 (4, 1)", "labels.squeeze(1)"),
+        (f"{IMAGES['change']}; y = torch.eye(3)[y]", "labels float32 (4, 3)", "labels.argmax(dim=1)"),
+        (f"{IMAGES['change']}; y = y + 1", "to 3", "Number the classes from 0"),
+        (f"{IMAGES['change']}; y = y - 1", "from -1", "Number the classes from 0"),
+    ],
+)
+def test_a_classifier_says_what_it_takes(train_on, change, found, remedy):
+    with pytest.raises(SystemExit) as exit_:
+        train_on(CLASSIFICATION, **IMAGES | {"change": change, "shuffle": "False"})
+    message = str(exit_.value.code)
+    assert found in message
+    assert "images uint8 (N, 1, H, W), labels int64 (N,) from 0 to 2" in message
+    assert remedy in message
+    assert not list(Path("run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("shuffle", ["True", "False"])
+def test_a_data_set_without_samples_is_named(train_on, shuffle):
+    with pytest.raises(SystemExit, match="train_dataloader of the data module has no batch"):
+        train_on(change="x, y = x[:0], y[:0]", shuffle=shuffle)
+
+
+def test_data_without_a_batch_size_are_trained_on_evaluated_and_predicted(train_on, own_project, capfd):
+    train_on()
+    own_project("evaluate.py", "run", "--json")
+    own_project("predict.py", "run", "1", "2.5", "--output", "p.json")
+    assert len(json.loads(Path("p.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("read", "found"),
+    [("torch.tensor(float(word))", "x float32 (1,)"), ("torch.tensor([int(word)])", "x int64 (1, 1)")],
+)
+def test_an_input_that_the_model_does_not_take_is_described_as_batches_are(train_on, own_project, read, found):
+    train_on(read=read)
+    with pytest.raises(SystemExit) as exit_:
+        own_project("predict.py", "run", "1")
+    assert f"read_input gives: {found}\nLinearRegression takes: x float32 (N, 1)" in str(exit_.value.code)
+
+
+def test_double_precision_takes_double_data(train_on):
+    train_on([*REGRESSION, "trainer.precision=64-true"], change="x, y = x.double(), y[:, None].double()")
+    assert Path("run/results.json").exists()
+
+
+def test_a_missing_test_set_is_named_before_training(train_on, own_project, monkeypatch):
+    monkeypatch.setitem(GOOD, "read", READ)
+    text = MODULE.replace("test_dataloader = val_dataloader", "")
+    Path(PACKAGE, "own.py").write_text(text.format(**GOOD), encoding="utf-8")
+    command = ["train.py", *REGRESSION, f"+data._target_={PACKAGE}.own.Own", "hydra.run.dir=run"]
+    with pytest.raises(SystemExit, match="Own has no test_dataloader") as exit_:
+        own_project(*command)
+    assert not Path("run").exists()
+    remedy = str(exit_.value.code).partition("if need be ")[2]
+    Path(PACKAGE, "own2.py").write_text(text.format(**GOOD) + f"\n    {remedy}\n", encoding="utf-8")
+    own_project(*command[:-2], f"+data._target_={PACKAGE}.own2.Own", "hydra.run.dir=run")

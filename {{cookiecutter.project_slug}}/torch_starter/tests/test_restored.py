@@ -1,0 +1,146 @@
+"""What was typed is obeyed, or refused if a checkpoint has it otherwise."""
+
+import json
+
+import pytest
+import torch
+
+from project_for_tests import ROOT, weights
+
+QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
+
+
+def test_change_of_what_the_checkpoint_holds_is_refused(classifier, script):
+    before = {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()}
+    for change, message in {
+        "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so that it would have no effect",
+        "model.std=[0.9]": r"model\.std is \[0\.9\].* \[0\.3081\], so that it would have no effect",
+        "model.network.channels=[8,8,8]": r"channels is \[8, 8, 8\].* \[16, 32, 64\], which do not fit",
+        "optimizer.lr=0.5": "no effect",
+    }.items():
+        for verb in ("evaluate", "export", "resume"):
+            if (ROOT / f"{verb}.py").exists():
+                with pytest.raises(SystemExit, match=message):
+                    script(f"{verb}.py", classifier, change)
+    assert {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()} == before
+
+
+def test_change_of_what_it_does_not_hold_is_obeyed(train, script, digits, tmp_path, capfd):
+    small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1", "model=mlp"]
+    (run,) = train("experiment=mnist", f"data.root={digits}", *small)
+    script("resume.py", run, "model.network.dropout=0.9", "trainer.max_epochs=3")
+    loss = {"dropped": json.loads((run / "results.json").read_text())["metrics"]["train/loss"]}
+    train("experiment=mnist", f"data.root={digits}", *small, "trainer.max_epochs=3", "hydra.run.dir=r2")
+    loss["not dropped"] = json.loads((tmp_path / "r2/results.json").read_text())["metrics"]["train/loss"]
+    assert loss["dropped"] > loss["not dropped"]
+    capfd.readouterr()
+    script("evaluate.py", run, "data.batch_size=7")
+    assert "test/acc" in capfd.readouterr().out
+
+
+def test_new_run_that_contradicts_the_checkpoint_it_starts_from(train, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1")
+    for change, message in {
+        "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so that it would have no effect",
+        "optimizer=sgd": r"optimizer is torch\.optim\.SGD, .* with torch\.optim\.Adam,",
+        "scheduler=step": r"scheduler is torch\.optim\.lr_scheduler\.StepLR",
+        "model.in_features=2": "in_features is 2, .* do not fit",
+        "trainer.max_epochs=20": r"comes after 20 epochs, .* trainer\.max_epochs=40",
+        "trainer.max_steps=20": "comes after 20 steps",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2", change)
+        assert not (tmp_path / "r2").exists()
+    for word in ("best", "hpc", "nowhere/last.ckpt", "r1"):
+        with pytest.raises(SystemExit, match=f"ckpt_path is {word}: there is no such file"):
+            train(*QUICK, f"ckpt_path={word}")
+
+
+def test_checkpoint_of_another_network_without_its_config(train, digits, tmp_path):
+    small = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.num_workers=0"]
+    train(*small, "trainer.max_epochs=1", "hydra.run.dir=r1")
+    (tmp_path / "r1/checkpoints/last.ckpt").rename(tmp_path / "alone.ckpt")
+    with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
+        train(*small, "model=mlp", "ckpt_path=alone.ckpt")
+    with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
+        train(*small, "model=mlp", "weights=alone.ckpt")
+
+
+def test_new_run_from_a_checkpoint_goes_on(train, tmp_path):
+    train("trainer.max_epochs=30", "callbacks.regression_figures=null", "hydra.run.dir=whole")
+    train(*QUICK, "hydra.run.dir=r1")
+    train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2")
+    assert weights(tmp_path / "r2").keys() == weights(tmp_path / "whole").keys()
+    assert all(map(torch.equal, weights(tmp_path / "r2").values(), weights(tmp_path / "whole").values()))
+
+
+def test_new_run_with_the_weights_of_another_and_nothing_else(train, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1")
+    still = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "hydra.run.dir=r2"]
+    train("weights=r1/checkpoints/last.ckpt", *still)
+    assert all(map(torch.equal, weights(tmp_path / "r1").values(), weights(tmp_path / "r2").values()))
+    results = json.loads((tmp_path / "r2/results.json").read_text())
+    assert (results["epochs"], results["steps"]) == (1, 1)
+    with pytest.raises(SystemExit, match="ckpt_path and weights are both set"):
+        train("weights=r1/checkpoints/last.ckpt", "ckpt_path=r1/checkpoints/last.ckpt")
+
+
+def test_patience_of_a_resumed_run_is_the_one_that_was_typed(train, script, tmp_path):
+    each = ["trainer.max_epochs=60", "trainer.check_val_every_n_epoch=1", "callbacks.last_checkpoint.times=null"]
+    never = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9"]
+    (run,) = train(*each, *never, "callbacks.early_stopping.patience=3")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 4
+    script("resume.py", run, "callbacks.early_stopping.patience=100")
+    assert json.loads((run / "results.json").read_text())["epochs"] == 60
+
+
+@pytest.mark.parametrize("verb", ["evaluate.py", "export.py"])
+def test_run_is_asked_by_one_process(line, script, verb):
+    with pytest.raises(
+        SystemExit,
+        match=r"trainer\.devices=2 trainer\.num_nodes=1: evaluate.py, predict.py and export.py use one device",
+    ):
+        script(verb, line, "trainer.devices=2")
+
+
+def test_what_a_run_folder_decides_is_refused(line, script):
+    for change in ("weights=x.ckpt", "ckpt_path=x.ckpt", "hydra.run.dir=r2", "run_dir=r2"):
+        for verb in ("evaluate.py", "resume.py"):
+            with pytest.raises(SystemExit, match="has its own folder and checkpoints, so it has no effect"):
+                script(verb, line, change)
+
+
+def test_resumed_run_does_not_end_before_its_checkpoint(line, script):
+    with pytest.raises(
+        SystemExit, match=r"max_epochs is 5, but .* was trained for 60 epochs.* trainer\.max_epochs=120\."
+    ):
+        script("resume.py", line, "trainer.max_epochs=5")
+    with pytest.raises(SystemExit, match="fast_dev_run tries out a new run"):
+        script("resume.py", line, "trainer.fast_dev_run=true")
+
+
+def test_another_run_that_is_advised_is_of_the_same_data(classifier, script):
+    with pytest.raises(SystemExit) as exit_:
+        script("resume.py", classifier, "optimizer.lr=0.5", "trainer.max_epochs=5")
+    assert "python train.py experiment=mnist" in str(exit_.value.code)
+    assert str(exit_.value.code).endswith("optimizer.lr=0.5")
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_nothing_to_evaluate_is_said(line, script, split):
+    with pytest.raises(SystemExit, match=f"Nothing was measured: {split} has no batch"):
+        script("evaluate.py", line, "--split", split, f"trainer.limit_{split}_batches=0")
+
+
+def test_part_of_the_training_data_can_be_evaluated(classifier, script, capfd):
+    found = []
+    for share in (1.0, 0.2):
+        capfd.readouterr()
+        script("evaluate.py", classifier, "--split", "train", f"trainer.limit_train_batches={share}", "--json")
+        found.append(json.loads("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["train/loss"])
+    assert found[0] != found[1]
+
+
+def test_two_checkpoints_of_one_name_are_refused(train):
+    with pytest.raises(SystemExit, match=r"Two callbacks write last\.ckpt"):
+        train(*QUICK, "callbacks.best_checkpoint.filename=last")

@@ -1,0 +1,222 @@
+"""What is refused changes nothing, and no run is taken for another."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from project_for_tests import ROOT, environment
+
+QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_refused_run_leaves_the_other_as_it_was(train, script, tmp_path, capfd):
+    train(*QUICK, "seed=1", "hydra.run.dir=r1")
+    before = contents(tmp_path)
+    for changes in (["optimizer=sgd", "data.slope=-7"], ["seed=3"], [], ["trainer.fast_dev_run=true"]):
+        with pytest.raises(SystemExit, match="r1 holds a run, which was not changed"):
+            train(*QUICK, *changes, "hydra.run.dir=r1")
+    assert contents(tmp_path) == before
+    loss = json.loads((tmp_path / "r1/results.json").read_text())["metrics"]["test/loss"]
+    capfd.readouterr()
+    script("evaluate.py", "r1", "--json")
+    assert json.loads("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["test/loss"] == loss
+
+
+def test_run_without_checkpoints_is_not_overwritten_either(train, tmp_path):
+    train(*QUICK, "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null", "hydra.run.dir=r1")
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit, match="r1 holds a run"):
+        train(*QUICK, "seed=1", "hydra.run.dir=r1")
+    assert contents(tmp_path) == before
+
+
+def test_fast_dev_run_makes_way_for_the_run(train, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1", "trainer.fast_dev_run=true")
+    train(*QUICK, "hydra.run.dir=r1")
+    assert json.loads((tmp_path / "r1/results.json").read_text())["epochs"] == 20
+
+
+def test_mistake_leaves_no_folder(train, tmp_path):
+    (good,) = train(*QUICK)
+    before = contents(tmp_path)
+    for mistake in (
+        "trainer.accelerator=tpu",
+        "data.batch_size=0",
+        "optimizer.lr=-1",
+        "ckpt_path=nowhere.ckpt",
+        "callbacks.best_checkpoint.monitor=val/losss",
+        "trainer.devices=99",
+    ):
+        for folder in ([], ["hydra.run.dir=r2"]):
+            with pytest.raises(SystemExit):
+                train(*QUICK, mistake, *folder)
+            assert contents(tmp_path) == before
+        assert not (tmp_path / "r2").exists()
+        assert list(good.parent.iterdir()) == [good]
+
+
+def test_mistake_leaves_what_else_lies_in_the_folder(train, tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job/slurm-7.out").write_text("queued")
+    with pytest.raises(SystemExit):
+        train(*QUICK, "data.batch_size=0", "hydra.run.dir=job")
+    assert [path.name for path in contents(tmp_path / "job") if path.name != ".lock"] == ["slurm-7.out"]
+    train(*QUICK, "hydra.run.dir=job")
+
+
+def test_refused_resume_leaves_the_run_as_it_was(train, script, tmp_path):
+    (run,) = train(*QUICK)
+    before = contents(run)
+    for mistake in ("data.batch_size=0", "model.linear=1", "trainer.devices=99", "trainer.accelerator=tpu"):
+        with pytest.raises(SystemExit):
+            script("resume.py", run, "trainer.max_epochs=40", mistake)
+        after = contents(run)
+        assert after.keys() == before.keys()
+        assert {path.name for path in after if after[path] != before[path]} <= {"train.log"}
+
+
+def test_refused_resume_is_not_the_latest_run(train, script, tmp_path, capfd):
+    (first,) = train(*QUICK)
+    (second,) = train(*QUICK)
+    for mistake in ("trainer.devices=99", "trainer.max_epochs=5", "trainer.fast_dev_run=true"):
+        with pytest.raises(SystemExit):
+            script("resume.py", first, "trainer.max_epochs=40", mistake)
+    capfd.readouterr()
+    script("evaluate.py", "latest")
+    assert second.name in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("mistake", ["optimizer=sgd,adamm", "trainer.max_epoch=1,2", "data=linear,nope"])
+def test_refused_multirun_changes_nothing(line, tmp_path, mistake):
+    """In a process of its own, at whose end it is taken back."""
+    command = [sys.executable, ROOT / "train.py", "-m", *QUICK, mistake]
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/multirun.yaml").write_text("of a former one")
+    before = {path: text for path, text in contents(tmp_path).items() if path.name != ".lock"}
+    for folder in ("new/multirun", "there", line):
+        done = subprocess.run(
+            [*command, f"hydra.sweep.dir={folder}"], cwd=tmp_path, env=environment(), capture_output=True
+        )
+        assert done.returncode == 1
+        assert {path: text for path, text in contents(tmp_path).items() if path.name != ".lock"} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_finished_run_that_is_requeued_stays_as_it_was(train, pictures, tmp_path):
+    """What its data filled in, such as the number of classes, too."""
+    small = ["data=image_folder", "data.image_shape=[3,16,16]", "model=cnn", "data.num_workers=0"]
+    command = [*small, f"data.root={pictures}", "trainer.max_epochs=1", "hydra.run.dir=r1"]
+    train(*command)
+    before = contents(tmp_path / "r1/.hydra")
+    train(*command, "ckpt_path=last")
+    assert contents(tmp_path / "r1/.hydra") == before
+
+
+def test_run_goes_on_with_none_but_itself(train, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1")
+    before = contents(tmp_path)
+    for change in ("optimizer=sgd", "optimizer.lr=0.5", "scheduler=step", "+optimizer.amsgrad=true"):
+        with pytest.raises(SystemExit, match=r"r1 holds the state of an? (optimizer|scheduler)"):
+            train(*QUICK, change, "hydra.run.dir=r1", "ckpt_path=last")
+        assert contents(tmp_path) == before
+    train("trainer.max_epochs=30", "callbacks.regression_figures=null", "hydra.run.dir=r1", "ckpt_path=last")
+    assert json.loads((tmp_path / "r1/results.json").read_text())["epochs"] == 30
+
+
+def test_two_commands_at_once_in_one_folder(tmp_path):
+    command = [sys.executable, ROOT / "train.py", *QUICK, "hydra.run.dir=r1"]
+    settings = {"cwd": tmp_path, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen([*command, f"seed={seed}"], text=True, **settings) for seed in (1, 2)]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    winner = 1 + [process.returncode for process in both].index(0)
+    assert re.match("r1 (is being trained by process|holds a run)", errors[2 - winner])
+    overrides = json.loads((tmp_path / "r1/results.json").read_text())["overrides"]
+    assert f"seed={winner}" in overrides
+
+
+# Which run is meant
+
+
+def test_latest_is_the_latest_that_can_be_used(train, script, tmp_path, capfd):
+    (good,) = train(*QUICK)
+    train(*QUICK, "trainer.fast_dev_run=true")
+    for verb, arguments in {"evaluate": [], "predict": ["4"], "export": ["--format", "pt2"], "resume": []}.items():
+        for latest in ([], ["latest"]) if (ROOT / f"{verb}.py").exists() else ():
+            capfd.readouterr()
+            script(f"{verb}.py", *latest, *arguments)
+            assert str(good.relative_to(tmp_path)) in "".join(capfd.readouterr())
+
+
+def test_without_a_run_that_can_be_used_the_message_names_the_latest(train, script):
+    (run,) = train(*QUICK, "trainer.fast_dev_run=true")
+    with pytest.raises(SystemExit, match=rf"has a checkpoint; the latest is .*{run.name}"):
+        script("evaluate.py")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
+def test_every_verb_says_which_run_and_checkpoint_it_used(line, script, tmp_path, capfd, verb):
+    capfd.readouterr()
+    options = ["--format", "pt2"] if verb == "export" else []
+    script(f"{verb}.py", *(["4"] if verb == "predict" else []), "--checkpoint", "last", *options)
+    assert f"{line.relative_to(tmp_path)}, last.ckpt\n" in "".join(capfd.readouterr())
+
+
+def test_mistyped_run_is_not_taken_for_an_input(train, script, tmp_path):
+    train(*QUICK, "hydra.run.dir=outputs/a/good")
+    shutil.copytree(tmp_path / "outputs/a/good", tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "headless")
+    (tmp_path / "headless/.hydra/config.yaml").unlink()
+    (tmp_path / "x.jpg").touch()
+    for word, meant in {
+        "outputs/a/god": "outputs/a/good",
+        "outpts/a/good": "outputs/a/good",
+        "latets": "latest",
+        "god": "good",
+        "outputs/a/x.v1": "",
+        "outputs/a": "",
+        "outputs": "",
+        "headless": "",
+    }.items():
+        for verb in ("predict.py", "evaluate.py"):
+            with pytest.raises(SystemExit, match=rf"^{re.escape(word)} is no run folder") as exit_:
+                script(verb, word, *(["x.jpg"] if verb == "predict.py" else []))
+            assert not meant or f"Did you mean {meant}?" in exit_.value.code
+
+
+def test_input_that_is_not_there_is_no_run(classifier, script, tmp_path):
+    """Beside an image that can be read, which is predicted."""
+    from PIL import Image
+
+    Image.new("L", (28, 28)).save(tmp_path / "there.png")
+    with pytest.raises(SystemExit, match=r"^gone\.png: skipped"):
+        script("predict.py", "gone.png", "there.png", "--output", "x.json")
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 1
+
+
+def test_a_path_within_a_run_names_the_run(line, train, script, tmp_path):
+    train(*QUICK)
+    for within, checkpoint in (("checkpoints/last.ckpt", "last"), ("checkpoints", "best")):
+        for verb, words in (("predict.py", ["4"]), ("evaluate.py", [])):
+            with pytest.raises(SystemExit) as exit_:
+                script(verb, line / within, *words)
+            run, option = re.search(r"Name that: (.*) (--\S+)", str(exit_.value.code)).groups()
+            assert option == f"--checkpoint={checkpoint}"
+            script(verb, run, *words, option)
+
+
+def test_end_of_a_run_names_what_can_be_typed(train, script, capfd):
+    for folder in ([], ["hydra.run.dir=r1"]):
+        train(*QUICK, *folder)
+        command = re.search(r"^predict +python (predict\.py .*) INPUT…$", capfd.readouterr().out, re.MULTILINE)[1]
+        script(*command.split(), "4")
+    train(*QUICK, "trainer.fast_dev_run=true")
+    assert "checkpoints     none: no epoch has ended" in capfd.readouterr().out

@@ -1,0 +1,123 @@
+"""Which module may import which: README.md of this package, read from the imports."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from project_for_tests import COMMANDS, LIBRARY
+
+PROJECT = LIBRARY.parent
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if "tests" not in path.relative_to(LIBRARY).parts)
+YOURS = sorted(
+    path
+    for package in PROJECT.glob("*/__init__.py")
+    if package.parent != LIBRARY
+    for path in package.parent.rglob("*.py")
+)
+FRAMEWORKS = "filelock hydra lightning matplotlib numpy omegaconf optuna PIL rich tensorboard torch torchmetrics"
+FRAMEWORKS += " torchvision yaml onnxruntime onnxscript IPython"
+# Names that OmegaConf and Hydra give to keys.
+KEYS = ("_target_", "_partial_")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, types: bool = True) -> set[str]:
+    """Modules that a file imports, wherever in it; without those under TYPE_CHECKING if ``types`` is False."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ]
+    package = name_of(path).split(".") if path.name == "__init__.py" else name_of(path).split(".")[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_module_imports_frameworks_and_this_package_alone(path):
+    assert tops(path) <= {"torch_starter", *FRAMEWORKS.split(), *sys.stdlib_module_names}
+
+
+def test_modules_import_each_other_in_one_direction():
+    names = {name_of(path) for path in MODULES}
+    graph = {name_of(path): (imports(path, types=False) & names) - {"torch_starter"} for path in MODULES}
+    done: set[str] = set()
+    while left := {name for name in graph if name not in done}:
+        ready = {name for name in left if graph[name] - {name} <= done}
+        assert ready, f"a circle among {sorted(left)}"
+        done |= ready
+
+
+def test_module_does_not_name_a_package_of_the_project():
+    for package in {path.relative_to(PROJECT).parts[0] for path in YOURS}:
+        for path in MODULES:
+            assert not re.search(rf"\b{package}\b", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_imports_this_package_and_at_most_train(command):
+    path = PROJECT / f"{command}.py"
+    allowed = {"torch_starter", "hydra", "lightning", "omegaconf", *sys.stdlib_module_names}
+    assert tops(path) - allowed <= ({"train"} if command in ("resume", "sweep") else set())
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_project_imports_no_command():
+    for path in YOURS:
+        assert not tops(path) & set(COMMANDS), path
+
+
+@pytest.mark.parametrize("path", [*MODULES, *YOURS, *PROJECT.glob("*.py")], ids=name_of)
+def test_private_names_of_others_are_used_in_compat_alone(path):
+    """Own are those of `self`, of this module, and of a class of this module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+    }
+    foreign = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and re.fullmatch(r"_[a-zA-Z]\w*", node.attr)
+        and node.attr not in (*own, *KEYS)
+    }
+    imported = {name for name in imports(path) if re.search(r"\._[a-zA-Z]", name)}
+    if path.name != "compat.py":
+        assert foreign | imported == set()
+
+
+def test_readme_lists_every_module_and_a_test_that_exists():
+    page = (LIBRARY / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
+    listed = [name for cell, *_ in rows for name in re.findall(r"`([\w/]+(?:\.py|/))`", cell)]
+    for path in MODULES:
+        name = path.relative_to(LIBRARY).as_posix()
+        if path.name != "__init__.py":
+            folder, _, file = name.rpartition("/")
+            assert name in listed or f"{folder}/" in listed or file in listed, name
+    for _, _, cell in rows:
+        tests = re.findall(r"`(?:tests/)?(test_\w+\.py)`", cell)
+        assert tests
+        for name in tests:
+            assert (Path(__file__).parent / name).exists() or "project's" in cell, name

@@ -1,0 +1,201 @@
+"""Pictures of what a classifier gets right and wrong."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import make_grid
+
+from torch_starter.figures import fonts_for, gather_rows, is_due, remove_callback, show
+
+from ..models.image_classifier import ImageClassifier
+
+ROWS, COLUMNS = 3, 5
+
+
+class ClassifierFigures(Callback):
+    """Draws ``confusion_matrix``, ``class_accuracy`` and ``confidently_wrong``, as ``val/…`` and at the end ``test/…``.
+
+    Other models than an ImageClassifier are left to other callbacks.
+
+    Args:
+        times: that each picture is drawn in a run for the validation set, at most.
+    """
+
+    def __init__(self, times: int) -> None:
+        self.times = int(times)
+        self.drawn = 0  # the last epoch of which there are pictures
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.drawn = state_dict["drawn"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, ImageClassifier):
+            remove_callback(trainer, self)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        self._start(pl_module, not trainer.sanity_checking and is_due(trainer, self.times, self.drawn))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        if self.is_wanted:
+            self._collect(outputs["logits"], batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_wanted:
+            self._draw(trainer, "val")
+            self.drawn = trainer.current_epoch + 1
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        self._start(pl_module, is_wanted=True)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_wanted:
+            self._draw(trainer, "test")
+
+    def _start(self, pl_module: ImageClassifier, is_wanted: bool) -> None:
+        self.is_wanted = is_wanted
+        if is_wanted:
+            self.matrix = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
+            self.wrong: list[Tensor] = []  # images, labels, predictions, probabilities
+
+    def _collect(self, logits: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        probabilities, predictions = logits.float().softmax(dim=1).max(dim=1)
+        self.matrix.update(predictions, labels)
+        wrong = predictions != labels
+        found = [values[wrong] for values in (images, labels, predictions, probabilities)]
+        if self.wrong:
+            found = [torch.cat(pair) for pair in zip(self.wrong, found, strict=True)]
+        self.wrong = _most_certain(found)
+
+    def _draw(self, trainer: Trainer, stage: str) -> None:
+        matrix = self.matrix.compute().cpu()  # of all processes
+        images, labels, predictions, probabilities = _most_certain([gather_rows(v) for v in self.wrong])
+        if not trainer.is_global_zero:
+            return
+        names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
+        # The name of a folder need not be text.
+        names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
+        with fonts_for(names):
+            show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
+            show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
+            figure = confidently_wrong(images.cpu(), labels.cpu(), predictions.cpu(), probabilities.cpu(), names)
+            show(trainer, f"{stage}/confidently_wrong", figure)
+
+
+def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:
+    """Of images, labels, predictions and probabilities those with the greatest probabilities."""
+    most = wrong[3].argsort(descending=True)[: ROWS * COLUMNS]
+    return [values[most] for values in wrong]
+
+
+def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
+    """How often each class was taken for each.
+
+    Args:
+        matrix: numbers of samples, int64 (classes, classes); rows are true classes, columns predicted ones.
+        names: of the classes.
+    """
+    figure, axes = _axes(names, 6.4, xlabel="predicted", ylabel="true", title="confusion matrix")
+    share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
+    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
+    _label(axes.set_yticks, names)
+    if len(names) <= 20:  # more numbers could not be read
+        # in_layout: the layout need not measure what is within the axes anyway.
+        for row, column in matrix.nonzero().tolist():
+            color = "white" if share[row, column] > 0.5 else "black"
+            count = int(matrix[row, column])
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9, in_layout=False)
+    return figure
+
+
+def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
+    """The share of each class that was recognised, and that of all samples.
+
+    Args:
+        matrix: as for ``confusion_matrix``.
+        names: of the classes.
+    """
+    # nan, which is not drawn, for a class without samples
+    accuracies = (matrix.diagonal() / matrix.sum(dim=1)).tolist()
+    overall = float(matrix.trace() / matrix.sum().clamp(min=1))
+    title = f"accuracy per class, {overall:.4f} over all (dashed)"
+    figure, axes = _axes(names, 4.8, ylabel="accuracy", title=title)
+    axes.axhline(overall, color="black", linestyle="--", linewidth=1)
+    axes.plot(accuracies, "o", color="black")
+    axes.margins(y=0.15)
+    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
+    if len(names) <= 20:
+        for label, accuracy in enumerate(accuracies):
+            if math.isnan(accuracy):
+                continue
+            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "in_layout": False}
+            axes.annotate(f"{accuracy:.3f}", (label, accuracy), fontsize=8, **above)
+    return figure
+
+
+def confidently_wrong(
+    images: Tensor, labels: Tensor, predictions: Tensor, probabilities: Tensor, names: Sequence[str]
+) -> Figure:
+    """The wrong predictions that the model was most certain of.
+
+    Args:
+        images: uint8 (N, C, H, W), at most ROWS * COLUMNS.
+        labels: true classes, int64 (N,).
+        predictions: int64 (N,).
+        probabilities: that the model gave to its predictions, (N,), 0 to 1.
+        names: of the classes.
+    """
+    height, width = images.shape[-2:]
+    gap = max(8, height // 2)  # for the text, which is the same size whatever the image is
+    figure = Figure(figsize=(7.2, 5.4))
+    axes = figure.add_axes((0, 0, 1, 0.94), title="most confidently wrong" if len(images) else "nothing is wrong")
+    axes.axis("off")
+    blank = images.new_full((ROWS * COLUMNS - len(images), *images.shape[1:]), 255)
+    grid = make_grid(torch.cat([images, blank]), nrow=COLUMNS, padding=gap, pad_value=255)
+    axes.imshow(grid.permute(1, 2, 0).numpy())
+    axes.set_ylim(grid.shape[1], gap / 2)
+    for number, (label, prediction, probability) in enumerate(
+        zip(labels.tolist(), predictions.tolist(), probabilities.tolist(), strict=True)
+    ):
+        row, column = divmod(number, COLUMNS)
+        axes.text(
+            gap + column * (width + gap) + width / 2,
+            gap + row * (height + gap) + height,
+            f"is {names[label]}\nsays {names[prediction]}, {probability:.3f}",
+            ha="center",
+            va="top",
+            fontsize=9,
+        )
+    return figure
+
+
+def _axes(names: Sequence[str], height: float, **kwargs: Any) -> tuple[Figure, Axes]:
+    """One diagram, 6.4 inches wide, with room for the names of the classes."""
+    # Measuring every text takes as long as drawing it; a digit has room enough without.
+    figure = Figure(figsize=(6.4, height), layout="constrained" if _are_long(names) else None)
+    return figure, figure.add_subplot(**kwargs)
+
+
+def _are_long(names: Sequence[str]) -> bool:
+    return max(map(len, names)) > 3
+
+
+def _label(set_ticks: Any, names: Sequence[str], **kwargs: Any) -> None:
+    """A tick for each class, or for as many as can be read."""
+    step = math.ceil(len(names) / 30)
+    set_ticks(range(0, len(names), step), names[::step], **kwargs)
