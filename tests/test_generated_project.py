@@ -60,6 +60,12 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
     assert " passed" in run(*SUITE, "torch_starter", cwd=awkward)
 
 
+def test_its_examples_work(awkward):
+    """The slow tests, but for those of minutes: what is compiled, each pair of data and model, the tutorials."""
+    left_out = ["--ignore", "tests/test_matrix.py", "--ignore", "tests/test_tutorials.py", "-k", "not compile"]
+    assert " passed" in run(*SUITE, "-m", "slow", *left_out, cwd=awkward)
+
+
 @pytest.mark.slow
 def test_its_slow_tests_pass(project):
     for suite in ("tests", "torch_starter"):

@@ -22,7 +22,7 @@ def metrics(run):
     return json.loads((run / "results.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_it_learns_digits(train, digits, model):
     (run,) = train(*SMALL, f"data.root={digits}", f"model={model}", "trainer.max_epochs=8")
     # A guess is right once in ten.
@@ -30,6 +30,7 @@ def test_it_learns_digits(train, digits, model):
     assert metrics(run)["val/acc"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
 def test_every_optimizer_learns_by_its_name_alone(train, digits, optimizer):
     (run,) = train(*SMALL, f"data.root={digits}", f"optimizer={optimizer}", "trainer.max_epochs=6")
@@ -38,12 +39,14 @@ def test_every_optimizer_learns_by_its_name_alone(train, digits, optimizer):
     assert metrics(run)["test/loss"] < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
 def test_every_scheduler_learns_by_its_name_alone(train, digits, scheduler):
     (run,) = train(*SMALL, f"data.root={digits}", f"scheduler={scheduler}", "trainer.max_epochs=6")
     assert metrics(run)["test/acc"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_result(train, digits):
     """0 is a seed like any other, and another seed is another run."""
 
@@ -63,6 +66,7 @@ def test_the_best_checkpoint_is_plain_tensors_with_the_preprocessing_inside(trai
         assert weights["std"].item() == pytest.approx(0.3081)
 
 
+@pytest.mark.slow
 def test_training_can_start_from_a_checkpoint(train, digits):
     arguments = [*SMALL, f"data.root={digits}", "model=mlp", "scheduler=constant"]
     (first,) = train(*arguments, "trainer.max_epochs=2")
@@ -93,6 +97,7 @@ def test_a_setting_that_does_not_fit_is_explained(train, digits, arguments, mess
     assert len(exit_.value.code.splitlines()) <= 4
 
 
+@pytest.mark.slow
 def test_dark_on_bright(classifier, script, tmp_path):
     image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy())
     image.save(tmp_path / "bright.png")
@@ -103,6 +108,7 @@ def test_dark_on_bright(classifier, script, tmp_path):
         assert (bright["label"], bright["probability"]) == (dark["label"], dark["probability"])
 
 
+@pytest.mark.slow
 def test_a_drawing_anywhere_on_a_sheet(train, digits, script, tmp_path):
     """The digits of the training drawn on sheets of many sizes, for a network that has seen soft edges."""
     blur = "+data.augmentation.blur={_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}"
@@ -130,6 +136,7 @@ def test_a_drawing_anywhere_on_a_sheet(train, digits, script, tmp_path):
     assert right >= 54, f"{right} of 60"
 
 
+@pytest.mark.slow
 def test_a_blank_sheet_is_named(classifier, script, tmp_path):
     Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
     with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):

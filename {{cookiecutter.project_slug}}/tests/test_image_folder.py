@@ -25,6 +25,7 @@ def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "resnet18"])
 def test_grey_images_from_a_folder(train, script, pictures, tmp_path, model):
     size = ["data.image_shape=[1,16,16]", f"model={model}", *(["model.image_size=16"] if model == "resnet18" else [])]
@@ -39,6 +40,7 @@ def test_grey_images_from_a_folder(train, script, pictures, tmp_path, model):
     assert len(json.loads((tmp_path / "out.json").read_text())) == 30
 
 
+@pytest.mark.slow
 def test_letters_that_no_usual_font_has(train, tmp_path, capfd, recwarn):
     """Drawn in another font, or named once where there is none."""
     write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))

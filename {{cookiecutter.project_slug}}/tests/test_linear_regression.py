@@ -43,6 +43,7 @@ def test_the_fitted_line_is_the_least_squares_line(train, closed_form, capfd):
     assert 4 * slope + intercept == pytest.approx(14, abs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
 def test_every_optimizer_finds_the_line_by_its_name_alone(train, closed_form, optimizer):
     (run,) = train(f"optimizer={optimizer}", "trainer.check_val_every_n_epoch=100")
@@ -50,17 +51,20 @@ def test_every_optimizer_finds_the_line_by_its_name_alone(train, closed_form, op
     assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
 def test_every_scheduler_lets_sgd_find_the_line(train, closed_form, scheduler):
     (run,) = train("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_epochs=200")
     assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_noise_free_line_is_found_exactly(train):
     (run,) = train("data.noise=0", "data.slope=-1.5", "data.intercept=7", "optimizer=sgd", "trainer.max_epochs=200")
     assert line(run / "checkpoints/best.ckpt") == pytest.approx(torch.tensor([-1.5, 7.0]), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_gradients_are_clipped_in_mixed_precision(train, optimizer):
     """Of fused optimizers, too."""
@@ -69,6 +73,7 @@ def test_gradients_are_clipped_in_mixed_precision(train, optimizer):
     assert (run / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_plateau_is_found_in_validations_not_in_the_epochs_between(train):
     rare = ["trainer.check_val_every_n_epoch=20", "trainer.max_epochs=200"]
     (run,) = train("optimizer=sgd", "optimizer.lr=1e-4", "scheduler=plateau", "scheduler.patience=2", *rare)
@@ -77,6 +82,7 @@ def test_a_plateau_is_found_in_validations_not_in_the_epochs_between(train):
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
 
 
+@pytest.mark.slow
 def test_early_stopping_is_on_by_name(train):
     (run,) = train("callbacks=early_stopping")
     assert json.loads((run / "results.json").read_text())["epochs"] < 500

@@ -6,6 +6,7 @@ DATA = ["linear", "mnist", "fashion_mnist", "kmnist", "cifar10", "torchvision", 
 MODELS = ["linear_regression", "cnn", "mlp", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small", "torchvision"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("data", DATA)
 def test_it_trains_or_says_why_not(train, digits, photos, pictures, data, model):

@@ -51,6 +51,7 @@ ELSEWHERE = ("trainer=", "trainer.num_nodes", "trainer.sync_batchnorm", "model",
 ELSEWHERE += ("data.skip_broken", 'data.root="', "experiment=transfer", "weights_only")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", [span for span in overrides(README) if not span.startswith(ELSEWHERE)])
 def test_every_override_of_the_text_trains(span, train, request, tmp_path):
     is_of_images = span.startswith(("data.", "trainer.limit_train_batches"))
@@ -89,7 +90,7 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     write_idx_pair(raw, "train", 6000, seed=0)
     write_idx_pair(raw, "t10k", 200, seed=1)
-    write_pictures(project / "PICTURES", 12, seed=0)
+    write_pictures(project / "PICTURES", 6, seed=0)
     shutil.copy(project / "PICTURES/red/0_00.jpg", project / "PHOTO.jpg")
     # Weights where torch looks before it downloads them.
     weights = project / "torch/hub/checkpoints" / Path(MobileNet_V3_Small_Weights.DEFAULT.url).name
@@ -110,6 +111,7 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     assert list(project.glob("outputs/*/*/results.json"))
 
 
+@pytest.mark.slow
 def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
     small = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1"]
     (line,), (classifier,) = train("trainer.max_epochs=2"), train("experiment=mnist", *small)

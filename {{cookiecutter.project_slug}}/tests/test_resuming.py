@@ -5,7 +5,7 @@ import pytest
 from conftest import weights
 
 
-@pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
+@pytest.mark.parametrize("experiment", ["linear_regression", pytest.param("mnist", marks=pytest.mark.slow)])
 def test_resumed_run_equals_uninterrupted_run(train, script, digits, experiment):
     data = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50"] if experiment == "mnist" else []
     command = [f"experiment={experiment}", *data, "scheduler=constant"]

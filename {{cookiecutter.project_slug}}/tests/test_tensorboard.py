@@ -32,6 +32,7 @@ def mnist(digits):
     return ["experiment=mnist", f"data.root={digits}", *small]
 
 
+@pytest.mark.slow
 def test_the_readme_has_every_tag(train, mnist):
     rows = re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", README.partition("| tag |")[2], re.MULTILINE)
     for arguments, experiment in ((["trainer.max_epochs=20"], "linear_regression"), (mnist, "images")):
@@ -44,6 +45,7 @@ def test_the_readme_has_every_tag(train, mnist):
         assert tags["graph"]
 
 
+@pytest.mark.slow
 def test_the_curves_of_every_run(train, mnist):
     (run,) = train(*mnist, "trainer.log_every_n_steps=1")
     curves = {tag: events(run).Scalars(tag) for tag in ("train/lr", "train/epoch_seconds", "train/samples_per_second")}
@@ -59,6 +61,7 @@ def test_the_curves_of_every_run(train, mnist):
         assert samples.value >= 500 / seconds.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "steps"),
     [("trainer.max_epochs=40", range(7, 40, 8)), ("trainer.max_epochs=3", [0, 1, 2]), ("max_steps", [0, 1, 3, 7])],
@@ -76,6 +79,7 @@ def test_pictures_of_a_regression(train, limit, steps):
     check_files(run, read)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_classifier(train, mnist):
     (run,) = train(*mnist)
     read = events(run)
@@ -87,6 +91,7 @@ def test_pictures_of_a_classifier(train, mnist):
     check_files(run, read)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_once_in_an_epoch_however_often_it_is_validated(train, mnist):
     (run,) = train(*mnist, "trainer.val_check_interval=2")
     assert len(events(run).Scalars("val/loss")) == 15
@@ -104,17 +109,20 @@ def check_files(run, read):
         assert 0.5 < (pixels == 255).mean() < 0.99 or "wrong" in tag, "neither empty nor full"
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_without_tensorboard(train):
     (run,) = train("trainer.max_epochs=2", "~logger")
     assert (run / "figures/train_fitted_line.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_to_infinity_is_drawn_as_long_as_there_is_something_to_see(train):
     (run,) = train("optimizer=sgd", "optimizer.lr=10", "trainer.max_epochs=40", "callbacks.finite_loss=null")
     steps = [picture.step for picture in events(run).Images("train/fitted_line")]
     assert steps == [7]
 
 
+@pytest.mark.slow
 def test_config_and_hyperparameters(train):
     (run,) = train("trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01", "trainer.gradient_clip_val=1")
     read = events(run)
@@ -133,12 +141,14 @@ def test_config_and_hyperparameters(train):
     assert OmegaConf.load(run / "hparams.yaml")["optimizer.lr"] == 0.01
 
 
+@pytest.mark.slow
 def test_graph(train, mnist):
     (run,) = train(*mnist, "trainer.max_epochs=1", "model=mlp")
     nodes = {node.name for node in events(run).Graph().node}
     assert any("MLP[network]" in name and "Linear" in name for name in nodes)
 
 
+@pytest.mark.slow
 def test_the_graph_leaves_the_run_as_it_is(train, mnist):
     """Dropout draws the same numbers, and batch normalisation sees nothing twice."""
     for model in ("cnn", "mlp"):
@@ -160,12 +170,14 @@ class Untraceable(torch.nn.Linear):
         return super().forward(images.flatten(1))
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced_has_no_graph(train, mnist, capfd):
     (run,) = train(*mnist, "trainer.max_epochs=1", "model.network._target_=test_tensorboard.Untraceable")
     assert not events(run).Tags()["graph"]
     assert "no graph of the model: not to be traced" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_shows(train, script, tmp_path):
     (run,) = train("trainer.max_epochs=20")
     script("resume.py", run, "trainer.max_epochs=30")
@@ -182,6 +194,7 @@ class Fixed(torch.nn.Module):
         return images.flatten(1)[:, :3]
 
 
+@pytest.mark.slow
 def test_the_most_confidently_wrong_come_first(tmp_path):
     skip_if_deleted(["model=cnn"])
     config = OmegaConf.load(ROOT / "configs/model/cnn.yaml")
@@ -204,6 +217,7 @@ def test_the_most_confidently_wrong_come_first(tmp_path):
     assert (tmp_path / "figures/test_confidently_wrong.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "name"), [(1, "x"), (10, "a rather long name"), (200, "name")])
 def test_pictures_of_any_number_of_classes(num_classes, name):
     skip_if_deleted(["model=cnn"])
@@ -222,6 +236,7 @@ def test_pictures_of_any_number_of_classes(num_classes, name):
         assert not any(left.overlaps(right) for left, right in pairwise(labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 15])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
 def test_pictures_of_any_number_of_mistakes(count, shape):

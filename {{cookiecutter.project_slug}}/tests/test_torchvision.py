@@ -55,6 +55,7 @@ def pretrained(tmp_path_factory, monkeypatch):
 # Any network by its name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet34", "squeezenet1_1", "googlenet", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"]
 )
@@ -63,6 +64,7 @@ def test_any_classifier_by_its_name(train, digits, name):
     train(*SMALL, "model=torchvision", f"model.name={name}", *quick)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
@@ -110,6 +112,7 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name
         assert model.backbone(found).allclose(features[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train, script, pictures):
     network = pretrained("resnet18")
     small = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model.image_size=32"]
@@ -135,6 +138,7 @@ class Shape(torch.nn.Module):
         return images
 
 
+@pytest.mark.slow
 def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretrained):
     for overrides, size in (
         (["model=resnet18"], 28),
@@ -149,6 +153,7 @@ def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretraine
         assert model.network.backbone[0].seen == (1, 1, size, size)
 
 
+@pytest.mark.slow
 def test_grey_images_give_what_they_give_in_colour(pretrained):
     network = pretrained("resnet18")
     _, grey = make("data=mnist", "model=resnet18")
@@ -161,6 +166,7 @@ def test_grey_images_give_what_they_give_in_colour(pretrained):
         assert grey.eval().backbone(images).allclose(expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
     network = pretrained("resnet18")
     frozen = ["optimizer=sgd", "optimizer.lr=0", "scheduler=constant", "trainer.limit_train_batches=2"]
@@ -170,6 +176,7 @@ def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
     assert weights(run)["network.backbone.conv1.weight"].allclose(expected)
 
 
+@pytest.mark.slow
 def test_without_a_network_the_message_says_which_file_belongs_where(train, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     weights = models.MobileNet_V3_Small_Weights.DEFAULT.value
@@ -188,6 +195,7 @@ TRANSFER = ["experiment=transfer", "model=resnet18", "data.image_shape=[3,32,32]
 TRANSFER += ["data.num_workers=0", "callbacks.fine_tuning.unfreeze_backbone_at_epoch=2", "data.batch_size=16"]
 
 
+@pytest.mark.slow
 def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, train, pictures):
     network = pretrained("resnet18")
     command = [*TRANSFER, f"data.root={pictures}", "trainer.log_every_n_steps=1"]
@@ -206,6 +214,7 @@ def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, trai
     assert rates[0].step == 8, "the first step of the third epoch"
 
 
+@pytest.mark.slow
 def test_it_is_resumed_to_the_bit(pretrained, train, script, pictures):
     pretrained("resnet18")
     command = [*TRANSFER, f"data.root={pictures}", "callbacks.classifier_figures=null"]
@@ -216,6 +225,7 @@ def test_it_is_resumed_to_the_bit(pretrained, train, script, pictures):
         assert all(weights(parts)[name].equal(value) for name, value in weights(whole).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["step", "plateau", "cosine", "one_cycle"])
 def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretrained, train, pictures, scheduler):
     pretrained("resnet18")
@@ -227,6 +237,7 @@ def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretraine
             train(*command)
 
 
+@pytest.mark.slow
 def test_a_network_without_a_backbone_is_not_fine_tuned(train, pictures):
     with pytest.raises(SystemExit, match=r"Without it: callbacks\.fine_tuning=null"):
         train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={pictures}", "data.num_workers=0")
@@ -239,6 +250,7 @@ has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"),
 needs_compiler = pytest.mark.skipif(not has_compiler, reason="torch.compile needs a C++ compiler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small"])
 def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
     plain, compiled = (make("data=mnist", f"model={model}", f"model.compile={flag}")[1] for flag in ("false", "true"))
@@ -247,6 +259,7 @@ def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
     assert compiled.network._compiled_call_impl is not None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
     small = ["data=mnist", "model=cnn", "model.network.channels=[8]"]  # a compiler takes its time for each layer
@@ -263,6 +276,7 @@ def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
         assert ours.grad.allclose(theirs.grad, atol=1e-4), name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_with_a_path_that_depends_on_the_data(train, digits, script):
     command = [*SMALL, f"data.root={digits}", "model=dynamic", "data.mean=[0.28]", "trainer.max_epochs=2"]
@@ -275,12 +289,14 @@ def test_a_compiled_run_with_a_path_that_depends_on_the_data(train, digits, scri
     script("resume.py", compiled, "trainer.max_epochs=3", "model.compile=false")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_line(train):
     (plain,), (compiled,) = train("trainer.max_epochs=20"), train("trainer.max_epochs=20", "model.compile=true")
     assert weights(compiled)["linear.weight"].allclose(weights(plain)["linear.weight"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_so(digits, tmp_path):
     variables = environment() | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={digits}", "model.compile=true"]
@@ -294,6 +310,7 @@ def test_without_a_compiler_it_says_so(digits, tmp_path):
 # A path that depends on the input
 
 
+@pytest.mark.slow
 def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
     _, model = make("data=mnist", "model=dynamic")
     network = model.network.eval()
@@ -307,6 +324,7 @@ def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
     assert network.dark[0].weight.grad is None, "a path that was not taken is not in the graph"
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_can_be_exported(train, script, digits):
     # Not MNIST's mean: these digits are brighter.
     images = draw_digits(200, seed=1)[0][:, None] / 255

@@ -204,6 +204,7 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_it_runs_as_a_script_and_its_numbers_are_right(project, chapter):
     if chapter in TRAINED:
@@ -343,6 +344,7 @@ def test_exercise_4():
     assert arrival == 34  # instead of 107
 
 
+@pytest.mark.slow
 def test_exercise_5(train):
     def results(*overrides):
         (run,) = train("trainer.max_epochs=100", *overrides)  # fewer, so that the test is shorter
@@ -398,6 +400,7 @@ def test_exercise_7():
     assert derivative(1.001) == 1 / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

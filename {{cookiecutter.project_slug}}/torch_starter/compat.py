@@ -80,19 +80,11 @@ def unscale_before_step(optimizer: "Optimizer") -> "Optimizer":
 
 # A DataLoader cannot be closed (pytorch/pytorch#64766): its workers end when Python happens to collect its iterator,
 # which a traceback may keep alive.
-def stop_workers(iterator: Any) -> None:
-    """Ends the worker processes of a DataLoader's iterator now."""
-    iterator._shutdown_workers()
-
-
-def running_iterator(loader: "DataLoader[Any]") -> Any:
-    """The iterator of a DataLoader with persistent workers, which keeps it; None if they have not started."""
-    return loader._iterator
-
-
-def forget_iterator(loader: "DataLoader[Any]") -> None:
-    """Lets a DataLoader start its persistent workers anew."""
-    loader._iterator = None
+def stop_workers(loader: "DataLoader[Any]") -> None:
+    """Ends the persistent workers of a DataLoader now, if there are any; its next iteration starts others."""
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
 
 
 # TensorBoardLogger closes the writer after training; SummaryWriter opens it anew only for its own methods, of which

@@ -1,6 +1,5 @@
 """Turns what the user can mend into one short message; HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
-import difflib
 import functools
 import inspect
 import io
@@ -28,7 +27,7 @@ from omegaconf.errors import (
 )
 
 from . import project
-from .mistakes import FULL_ERROR, Mistake, nearest, printable
+from .mistakes import FULL_ERROR, Mistake, close_to, nearest, printable
 
 
 def explained(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +205,7 @@ def _unknown_key(full_key: str, parent: Any) -> str:
     name = full_key.rpartition(".")[2]
     keys = [key for key in map(str, parent) if key != "hydra" and not key.startswith("_")]
     # Importing the target may take seconds, which a typo need not wait for.
-    if "_target_" in parent and not difflib.get_close_matches(name, keys, n=1, cutoff=0.8):
+    if "_target_" in parent and not close_to(name, keys, cutoff=0.8):
         target = parent["_target_"]
         with suppress(Exception):  # a target that cannot be imported, or has no signature
             if name in inspect.signature(hydra.utils.get_object(target)).parameters:

@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +33,7 @@ def train_run(*overrides: str) -> Run:
 
     Raises:
         Mistake: what `train.py` would say, if the user can mend it.
+        KeyboardInterrupt: if it is interrupted; `resume.py` goes on with the run.
     """
     folder = None
 
@@ -44,6 +47,10 @@ def train_run(*overrides: str) -> Run:
         try:
             with job_context():
                 run_job(task, overrides)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes of it
+                raise error.__context__ from None
+            raise
         except Exception as error:
             message = explanation(error)
             if message is None or isinstance(error, Mistake):
@@ -92,9 +99,9 @@ def _train_of_the_project() -> Callable[[DictConfig], None]:
 
 @contextmanager
 def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """What reads the command line reads this one; afterwards it, the log and Hydra's messages are as they were."""
+    """What reads the command line reads this one; afterwards it, the log and the signals are as they were."""
     argv, root, full = sys.argv, logging.getLogger(), os.environ.get(FULL_ERROR)
-    handlers, level = root.handlers[:], root.level
+    handlers, level, at_interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
     sys.argv = [str(shown(project.ROOT / script)), *arguments]
     os.environ[FULL_ERROR] = "1"
     try:
@@ -104,6 +111,8 @@ def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
         os.environ.pop(FULL_ERROR)
         if full is not None:
             os.environ[FULL_ERROR] = full
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, at_interrupt)  # Lightning ignores it, once a run was interrupted
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:] = handlers

@@ -37,5 +37,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
     choices = sorted(words)
     if not choices:
         return ""
-    matches = difflib.get_close_matches(word, choices, n=1)
-    return (f" Did you mean {matches[0]}?" if matches else "") + f"\nChoices: {', '.join(choices)}"
+    return "".join(f" Did you mean {name}?" for name in close_to(word, choices)) + f"\nChoices: {', '.join(choices)}"
+
+
+def close_to(word: str, words: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Up to ``count`` of ``words`` that are spelled much like ``word``, by difflib's ratio, the closest first."""
+    return difflib.get_close_matches(word, sorted(words), count, cutoff)

@@ -1,13 +1,12 @@
 """Which run is meant: by its folder, or the latest one beneath `outputs`."""
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .files import shown
-from .mistakes import Mistake
+from .mistakes import Mistake, close_to
 from .trust import refuse_links
 
 OUTPUTS = Path("outputs")
@@ -109,7 +108,7 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
         Mistake: if it is a folder of runs, or nothing that there is; it names the nearest run.
     """
     path = Path(word)
-    if any(folder.name == "checkpoints" and is_run(folder.parent) for folder in (path, *path.parents)):
+    if _run_around(path):
         raise Mistake(_no_run(word))
     if word == "latest" or is_run(path) or is_input or path.is_file():
         return
@@ -122,15 +121,20 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
         raise Mistake(_no_run(word))
 
 
+def _run_around(path: Path) -> Path | None:
+    """The run whose folder of checkpoints, or a file in it, is ``path``."""
+    folders = (folder for folder in (path, *path.parents) if folder.name == "checkpoints")
+    return next((folder.parent for folder in folders if is_run(folder.parent)), None)
+
+
 def _no_run(word: str) -> str:
     """That a folder is no run, and which one may be meant."""
     path, latest = Path(word), latest_first()
-    for folder in (path, *path.parents):
-        if folder.name == "checkpoints" and is_run(folder.parent):
-            name = path.stem if path.suffix == ".ckpt" else "best"
-            return f"{word} is in a run folder. Name that: {folder.parent} --checkpoint={name}"
+    if run := _run_around(path):
+        name = path.stem if path.suffix == ".ckpt" else "best"
+        return f"{word} is in a run folder. Name that: {run} --checkpoint={name}"
     beside = [run for folder in (path, path.parent) for run in folder.glob("*") if is_run(run)]
-    near = difflib.get_close_matches(word, {"latest", *map(str, (*beside, *latest))}, n=1)
+    near = close_to(word, {"latest", *map(str, (*beside, *latest))})
     return (
         f"{word} is no run folder: there is no {path / '.hydra/config.yaml'}."
         + (f" Did you mean {near[0]}?" if near else "")

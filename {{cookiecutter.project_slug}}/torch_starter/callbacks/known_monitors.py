@@ -33,15 +33,15 @@ class KnownMonitors(Callback):
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
         self.knows_validation = self.has_validated = self.knows_all = False
-        files = [(c.dirpath, c.filename) for c in checkpoints if isinstance(c, ModelCheckpoint)]
-        for folder, name in files:
-            if name and files.count((folder, name)) > 1:
+        checkpoints = [callback for callback in checkpoints if isinstance(callback, ModelCheckpoint)]
+        files = [(checkpoint.dirpath, checkpoint.filename) for checkpoint in checkpoints]
+        for checkpoint, file in zip(checkpoints, files, strict=True):
+            name, top = checkpoint.filename, checkpoint.save_top_k
+            if name and files.count(file) > 1:
                 raise MisconfigurationException(
                     f"Two callbacks write {name}.ckpt, and one would replace the other. Give one another name, as in "
                     "callbacks.best_checkpoint.filename=best"
                 )
-        for checkpoint in trainer.checkpoint_callbacks:
-            top, name = getattr(checkpoint, "save_top_k", 1), getattr(checkpoint, "filename", None)
             if top not in (0, 1) and name and "{" not in name and not has_version_counter(checkpoint):
                 # Lightning would write each to the same file, and call the last one the best.
                 raise MisconfigurationException(

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import protocols
-from ..compat import forget_iterator, running_iterator, stop_workers
+from ..compat import stop_workers
 
 
 class TensorBatches:
@@ -140,9 +140,9 @@ class Workers:
         self.datasets = _Several(datasets)
         self.count = count
         self.requests: list[Any] = []
-        self.loader = self._loader(self.requests, persistent=True)
+        self.loader = self._loader(self.requests)
         self.owner: object = None  # of the batches that are under way
-        self.passing: Any = None  # what iterates over other batches in the meantime, by processes of its own
+        self.passing: DataLoader[Any] | None = None  # of other batches in the meantime, by processes of its own
 
     def batches(self, dataset: protocols.Dataset, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
         """The batches of ``dataset`` at these indices, in order; some are made ahead of their time."""
@@ -150,9 +150,9 @@ class Workers:
         requests = [(number, epoch, indices.numpy()) for indices in batches]
         if self.owner:
             # Validation in the middle of an epoch: what is made ahead for the epoch must not be lost.
-            self.passing = iter(self._loader(requests, persistent=False))
+            self.passing = self._loader(requests)
             yield from self.passing
-            self.passing = None
+            self._stop_passing()
             return
         me = self.owner = object()
         self.requests[:] = requests
@@ -167,22 +167,23 @@ class Workers:
 
     def stop(self) -> None:
         """Ends the processes, now and not when Python happens to collect this. When needed they start again."""
-        if (iterator := running_iterator(self.loader)) is not None:
-            stop_workers(iterator)
-            forget_iterator(self.loader)
-        if self.passing is not None:
-            stop_workers(self.passing)
-            self.passing = None
+        stop_workers(self.loader)
+        self._stop_passing()
         self.owner = None
 
-    def _loader(self, requests: list[Any], persistent: bool) -> DataLoader[Any]:
+    def _stop_passing(self) -> None:
+        if self.passing:
+            stop_workers(self.passing)
+            self.passing = None
+
+    def _loader(self, requests: list[Any]) -> DataLoader[Any]:
         return DataLoader(
             self.datasets,
             batch_sampler=requests,
             num_workers=self.count,
             collate_fn=shared,
             worker_init_fn=_ignore_ctrl_c,
-            persistent_workers=persistent,
+            persistent_workers=True,  # until they are stopped
             pin_memory=torch.cuda.is_available(),
             # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
             generator=Generator(),

@@ -59,16 +59,13 @@ def test_what_you_compose_may_use_any_class():
 
 def test_workers_of_a_loader_end_at_once_and_start_anew():
     loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
-    assert compat.running_iterator(loader) is None
-    iterator = iter(loader)
-    next(iterator)
-    assert compat.running_iterator(loader) is iterator
+    next(iter(loader))
     children = multiprocessing.active_children()
     assert children
-    compat.stop_workers(iterator)
+    compat.stop_workers(loader)
     assert not set(children) & set(multiprocessing.active_children())
-    compat.forget_iterator(loader)
     assert len(list(loader)) == 4
+    compat.stop_workers(loader)
 
 
 @pytest.mark.parametrize("is_unscaled", [True, False])

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 
 import numpy
 import pytest
 import torch
+from lightning import Callback
 from PIL import Image
 
 import torch_starter
@@ -127,6 +129,26 @@ def test_a_mistake_is_one_message_and_leaves_nothing(folder, overrides, message)
 def test_a_fault_keeps_its_traceback(folder):
     with pytest.raises(ZeroDivisionError):
         torch_starter.train_run("+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0")
+
+
+class Interrupt(Callback):
+    """What somebody does who stops a cell."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupted_cell_can_be_gone_on_with(folder, script, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    stop = "+callbacks.interrupt._target_=test_python.Interrupt"
+    with pytest.raises(KeyboardInterrupt):
+        torch_starter.train_run("trainer.max_epochs=4", "callbacks.last_checkpoint.times=null", stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "go on with   python resume.py" in capfd.readouterr().out
+    (run,) = (path.parent for path in folder.glob("outputs/*/*/.hydra"))
+    assert (run / "checkpoints/last.ckpt").exists()
+    assert not (run / "results.json").exists()
 
 
 CELLS = """

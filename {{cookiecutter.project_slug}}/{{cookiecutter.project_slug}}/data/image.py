@@ -1,6 +1,5 @@
 """Images of torchvision's data sets that fit in memory."""
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch_starter.data.batches import BatchLoader, TensorBatches, workers_for
 from torch_starter.data.download import download
 from torch_starter.data.drawing import center_ink
 from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
+from torch_starter.mistakes import close_to
 
 
 class ImageDataModule(LightningDataModule):
@@ -66,7 +66,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if dataset not in datasets.__all__:
-            nearest = ", ".join(difflib.get_close_matches(dataset, datasets.__all__)) or "none"
+            nearest = ", ".join(close_to(dataset, datasets.__all__, count=3)) or "none"
             raise MisconfigurationException(
                 f"data.dataset is {dataset}, which torchvision.datasets does not have. Nearest: {nearest}."
             )

@@ -1,7 +1,6 @@
 """torchvision's networks for images, from the beginning or from pretrained weights."""
 
 import copy
-import difflib
 import logging
 import os
 from collections import OrderedDict
@@ -16,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision import models
+
+from torch_starter.mistakes import close_to
 
 from .image_classifier import ImageClassifier
 
@@ -61,7 +62,7 @@ class TorchvisionClassifier(ImageClassifier):
     ) -> None:
         known = models.list_models(models)
         if name not in known:
-            nearest = ", ".join(difflib.get_close_matches(name, known)) or "none"
+            nearest = ", ".join(close_to(name, known, count=3)) or "none"
             raise MisconfigurationException(
                 f"model.name is {name}, which is no classifier in torchvision.models. Nearest: {nearest}."
             )
