@@ -68,7 +68,9 @@ def test_it_installs_into_an_empty_environment_where_every_module_is_found(wheel
     uv("pip", "install", "--python", environment, path)
     assert "compatible" in uv("pip", "check", "--python", environment)
     modules = [name.removesuffix(".py").replace("/", ".") for name in zipfile.ZipFile(path).namelist()]
-    modules = [name for name in modules if name.startswith(("best_net.", "torch_starter.")) and not name.endswith("__init__")]
+    modules = [
+        name for name in modules if name.startswith(("best_net.", "torch_starter.")) and not name.endswith("__init__")
+    ]
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = f"import importlib; [importlib.import_module(name) for name in {modules}]"
     done = subprocess.run([python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)

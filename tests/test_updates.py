@@ -172,7 +172,9 @@ def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
     assert run(sys.executable, "evaluate.py", "outputs/old", "--json", cwd=project) == before
     run(sys.executable, "resume.py", "outputs/old", "trainer.max_epochs=30", cwd=project)
     assert json.loads((project / "outputs/old/results.json").read_text())["epochs"] == 30
-    weights = [torch.load(project / "outputs" / name / "checkpoints/best.ckpt", weights_only=True) for name in ("old", "new")]
+    weights = [
+        torch.load(project / "outputs" / name / "checkpoints/best.ckpt", weights_only=True) for name in ("old", "new")
+    ]
     assert weights[0]["state_dict"].keys() == weights[1]["state_dict"].keys()
 
 
