@@ -81,12 +81,12 @@ class Run:
         (metrics,) = found
         return dict(metrics)
 
-    def predict(self, inputs: "Sequence[object] | Tensor") -> list[dict[str, Any]]:
+    def predict(self, inputs: "str | Path | float | Sequence[object] | Tensor") -> list[dict[str, Any]]:
         """The rows that `predict.py` prints, in the order of the inputs.
 
         Args:
-            inputs: numbers, or paths of images or folders, as `predict.py` takes them; or a tensor (N, …) of samples as
-                the data module serves them, which are then called 0, 1, ….
+            inputs: a number or the path of an image or folder, as `predict.py` takes them, or several; or a tensor
+                (N, …) of samples as the data module serves them, which are then called 0, 1, ….
 
         Returns:
             for each input a dict of its name, ``input``, and the columns of the model.
@@ -94,13 +94,16 @@ class Run:
         Raises:
             Mistake: if an input cannot be read.
         """
+        from torch import Tensor
+
         from .prediction import find_inputs, predict, predict_tensor
 
         rows: list[dict[str, Any]] = []
-        if hasattr(inputs, "dtype"):
-            predict_tensor(self, inputs, rows.extend)  # pyrefly: ignore[bad-argument-type]
+        if isinstance(inputs, Tensor):
+            predict_tensor(self, inputs, rows.extend)
             return rows
-        unreadable = predict(self, find_inputs(self, [str(word) for word in inputs]), rows.extend)
+        words = [inputs] if isinstance(inputs, str | Path | int | float) else inputs
+        unreadable = predict(self, find_inputs(self, [str(word) for word in words]), rows.extend)
         if unreadable:
             raise Mistake("\n".join(unreadable))
         return rows
@@ -135,7 +138,9 @@ def load_run(
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay
     if not is_augmented and "augmentation" in config.data:
         config.data.augmentation = None
-    # As configs/train.yaml has it: what Lightning says about itself.
+    # What Lightning says about itself, as configs/train.yaml has it.
+    from . import quiet  # noqa: F401
+
     for name in ("utilities.rank_zero", "accelerators.cuda"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     with instantiate_only_targets_of(config):

@@ -30,6 +30,7 @@ class KnownBatches(Callback):
             MisconfigurationException: if it does not take such images, or gives another number of logits, or the mean
                 or standard deviation of the data is for another number of channels.
         """
+        self.checked: set[Any] = set()  # the stages whose first batch was compared
         data = trainer.datamodule
         formats: Any = getattr(pl_module, "batch_format", None)
         if not (image_shape := getattr(data, "image_shape", None)) or not formats:
@@ -70,9 +71,10 @@ class KnownBatches(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx == 0:
-            stage = trainer.state.stage
+        stage = trainer.state.stage
+        if batch_idx == 0 and stage not in self.checked:
             assert stage is not None
+            self.checked.add(stage)
             check(pl_module, batch, "read_input" if trainer.predicting else f"{stage.dataloader_prefix}_dataloader")
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from ..compat import has_version_counter
+from ..figures import remove_callback
 from ..mistakes import nearest
 
 
@@ -32,7 +33,7 @@ class KnownMonitors(Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
-        self.knows_validation = self.has_validated = self.knows_all = False
+        self.knows_validation = self.has_validated = False
         checkpoints = [callback for callback in checkpoints if isinstance(callback, ModelCheckpoint)]
         files = [(checkpoint.dirpath, checkpoint.filename) for checkpoint in checkpoints]
         for checkpoint, file in zip(checkpoints, files, strict=True):
@@ -67,11 +68,11 @@ class KnownMonitors(Callback):
         Raises:
             MisconfigurationException: if a monitor is not among them.
         """
-        if not self.has_validated or self.knows_all:
+        if not self.has_validated:
             return
         if type(pl_module).on_train_epoch_end is LightningModule.on_train_epoch_end:
             self._check(trainer, is_validation=False)
-        self.knows_all = True
+        remove_callback(trainer, self)
 
     def _check(self, trainer: Trainer, is_validation: bool) -> None:
         names = [name for name in trainer.callback_metrics if name.startswith("val") or not is_validation]

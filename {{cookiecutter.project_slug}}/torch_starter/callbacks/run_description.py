@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
 from ..compat import uncompiled
+from ..figures import remove_callback
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class RunDescription(Callback):
         for logger in trainer.loggers if is_start and alone else []:
             if isinstance(logger, TensorBoardLogger):
                 _add_graph(logger, pl_module, batch)
+        remove_callback(trainer, self)
 
 
 def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -49,6 +49,7 @@ def test_predictions_are_the_rows_of_predict(line, script, folder):
     rows = json.loads((folder / "rows.json").read_text())
     run = torch_starter.load_run(line)
     assert run.predict([4, "-1e-3"]) == rows
+    assert run.predict(4)[0]["y"] == pytest.approx(rows[0]["y"], rel=1e-6)
     assert run.predict(torch.tensor([[4.0], [-1e-3]])) == [row | {"input": str(i)} for i, row in enumerate(rows)]
     with pytest.raises(Mistake, match="cat: skipped, it is not a number"):
         run.predict([4, "cat"])
