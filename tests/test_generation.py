@@ -112,6 +112,7 @@ FILES = """
     tests/test_linear_regression.py
     tests/test_matrix.py
     tests/test_readme.py
+    tests/test_resuming.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
     torch_starter/README.md
@@ -190,6 +191,7 @@ FILES = """
     torch_starter/tests/small_project/configs/scheduler/plateau.yaml
     torch_starter/tests/small_project/configs/scheduler/step.yaml
     torch_starter/tests/small_project/configs/sweep/linear_regression.yaml
+    torch_starter/tests/small_project/configs/sweep/mnist.yaml
     torch_starter/tests/small_project/configs/train.yaml
     torch_starter/tests/small_project/configs/trainer/auto.yaml
     torch_starter/tests/small_project/configs/trainer/ddp.yaml

@@ -37,7 +37,7 @@ def test_it_holds_both_packages_and_all_that_the_configs_name(wheel):
         f"{package}/{name}"
         for package in ("best_net", "torch_starter")
         for name in files(project / package)
-        if "__pycache__" not in name and not name.startswith("tests/")
+        if "__pycache__" not in name and not name.startswith("tests/") and not name.endswith(".md")
     }
     assert {name for name in names if ".dist-info/" not in name} == packages
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
