@@ -64,7 +64,7 @@ def find(bench: "Bench", runs: int) -> float:
     """Seconds to find the latest of so many runs, with the files that a run leaves."""
     import os
 
-    from runs import find
+    from torch_starter.run_lookup import find
 
     folder = bench.folder / f"runs-{runs}"
     for number in range(0 if folder.exists() else runs):

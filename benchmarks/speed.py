@@ -300,14 +300,15 @@ def linear_regression(bench: Bench) -> None:
 
 def throughput(bench: Bench) -> None:
     """Row 5, with the batches of the experiment, and with `data.batch_size=1024` for evaluate.py."""
-    from runs import load
+    from torch_starter import load_run
 
     for model in ("cnn", "mlp"):
         run = bench.new_run()
         short = ["trainer.max_epochs=1", "trainer.limit_train_batches=5", f"hydra.run.dir={run}"]
         bench.process("train.py", *bench.mnist, f"model={model}", *short)
         for overrides in ([], ["data.batch_size=1024"]):
-            config, data, ours, trainer, _ = load(run, "last", overrides)
+            loaded = load_run(run, "last", overrides)
+            config, data, ours, trainer = loaded.config, loaded.data, loaded.model, loaded.trainer
             clock = Clock()
             trainer.callbacks.append(clock)
             data.setup("fit")
