@@ -64,7 +64,7 @@ def find(bench: "Bench", runs: int) -> float:
     """Seconds to find the latest of so many runs, with the files that a run leaves."""
     import os
 
-    from torch_starter.run_lookup import find
+    from torch_starter.run_lookup import find, has_checkpoint
 
     folder = bench.folder / f"runs-{runs}"
     for number in range(0 if folder.exists() else runs):
@@ -80,7 +80,7 @@ def find(bench: "Bench", runs: int) -> float:
             (run / name).touch()
     os.chdir(folder)
     start = time.perf_counter()
-    find(["latest"])
+    find(["latest"], has_checkpoint)
     seconds = time.perf_counter() - start
     os.chdir(bench.project)
     return seconds
