@@ -22,8 +22,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
 
     folder, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.has_checkpoint)
-    # The training images as they are, not as training sees them.
-    run = load_run(folder, arguments.checkpoint, overrides, is_augmented=False)
+    # The training images are measured as they are, not as training sees them.
+    run = load_run(folder, arguments.checkpoint, overrides, is_augmented=arguments.split != "train")
     metrics = run.evaluate(arguments.split)
     if arguments.json:
         about = {"run": str(folder), "checkpoint": arguments.checkpoint, "split": arguments.split}

@@ -37,7 +37,8 @@ def main() -> None:
     if not words:
         raise Mistake(f"No inputs for {shown(folder)}. Pass numbers, image files, or folders.")
     run = load_run(folder, arguments.checkpoint)
-    names, classes = find_inputs(run, words), getattr(run.data, "class_names", None)
+    names = find_inputs(run, words, arguments.invert)
+    classes = getattr(run.data, "class_names", None)
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
         # Between rows on the same terminal a bar would only flicker.
         has_bar = bool(arguments.output) or not sys.stdout.isatty()

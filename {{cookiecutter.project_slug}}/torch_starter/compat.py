@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
+    from lightning import Trainer
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
     from torch.nn import Module
@@ -106,6 +107,12 @@ def uncompiled(model: "Module") -> Iterator[None]:
     finally:
         for module, call in compiled.items():
             module._compiled_call_impl = call
+
+
+# By which its loggers decide; `global_step` counts the steps of all optimizers.
+def logged_batches(trainer: "Trainer") -> int:
+    """How many batches Lightning has offered to the loggers."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 # ModelCheckpoint keeps this argument under a private name alone.

@@ -19,6 +19,6 @@ def has_help_page(main: Callable[..., Any]) -> Callable[..., Any]:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(*args)
         groups = "\n".join(f"{group}: {', '.join(choices)}" for group, choices in project.groups().items())
-        print((project.CONFIGS / "help.txt").read_text(encoding="utf-8").format(groups=groups), end="")
+        print((project.CONFIGS / "help.txt").read_text(encoding="utf-8").replace("{groups}", groups), end="")
 
     return helpful_main

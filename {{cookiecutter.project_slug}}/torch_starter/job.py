@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,6 +21,7 @@ from .explanations import explanation
 from .files import shown
 from .loaded_run import Run, load_run
 from .mistakes import FULL_ERROR, Mistake
+from .run_lookup import has_checkpoint
 
 
 def train_run(*overrides: str) -> Run:
@@ -32,7 +34,8 @@ def train_run(*overrides: str) -> Run:
         the run with its best checkpoint, as ``load_run`` returns it.
 
     Raises:
-        Mistake: what `train.py` would say, if the user can mend it.
+        Mistake: what `train.py` would say, if the user can mend it; or if the run has no checkpoint, as with
+            ``trainer.fast_dev_run=true``.
         KeyboardInterrupt: if it is interrupted; `resume.py` goes on with the run.
     """
     folder = None
@@ -57,7 +60,10 @@ def train_run(*overrides: str) -> Run:
                 raise
             raise Mistake(message) from error
     assert folder is not None
-    return load_run(folder)
+    if not has_checkpoint(Path(folder)):
+        raise Mistake(f"{shown(folder)} was trained, and has no checkpoint that could be loaded.")
+    is_best = (Path(folder) / "checkpoints/best.ckpt").exists()
+    return load_run(folder, "best" if is_best else "last")
 
 
 def job_context() -> Any:
@@ -100,14 +106,14 @@ def _train_of_the_project() -> Callable[[DictConfig], None]:
 @contextmanager
 def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
     """What reads the command line reads this one; afterwards it, the log and the signals are as they were."""
-    argv, root, full = sys.argv, logging.getLogger(), os.environ.get(FULL_ERROR)
+    argv, path, root, full = sys.argv, sys.path[:], logging.getLogger(), os.environ.get(FULL_ERROR)
     handlers, level, at_interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
     sys.argv = [str(shown(project.ROOT / script)), *arguments]
     os.environ[FULL_ERROR] = "1"
     try:
         yield
     finally:
-        sys.argv = argv
+        sys.argv, sys.path[:] = argv, path
         os.environ.pop(FULL_ERROR)
         if full is not None:
             os.environ[FULL_ERROR] = full

@@ -1,5 +1,6 @@
 """A finished run in Python: its config, its data, its trained model, its metrics and predictions."""
 
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -31,25 +32,34 @@ ON_ONE_DEVICE = (
 KNOWN_BATCHES = {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A run, as ``load_run`` loads it.
 
     Attributes:
         folder: the run folder, an absolute path.
         config: the composed config, with the changes that were asked for.
-        model: the LightningModule in eval mode, with the weights of ``checkpoint``.
         data: the LightningDataModule; it has read nothing yet.
         trainer: with which the run is asked: on one device, and without loggers and checkpoints.
         checkpoint: the file of the weights.
+        module: the LightningModule, whose weights ``trainer`` loads when it is used; see ``model``.
     """
 
     folder: Path
     config: DictConfig
-    model: "LightningModule"
     data: "LightningDataModule"
     trainer: "Trainer"
     checkpoint: Path
+    module: "LightningModule"
+
+    @functools.cached_property
+    def model(self) -> "LightningModule":
+        """The LightningModule in eval mode, with the weights of ``checkpoint``, as float32 on the CPU."""
+        saved = checkpoints.read(self.checkpoint)
+        self.module.configure_model()
+        self.module.on_load_checkpoint(saved)
+        self.module.load_state_dict(saved["state_dict"], strict=self.module.strict_loading)
+        return self.module.eval()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -60,21 +70,26 @@ class Run:
         """The metrics of a split, by name.
 
         Args:
-            split: ``train``, ``val`` or ``test``.
+            split: ``train``, ``val`` or ``test``. The training samples are as training sees them, unless the run was
+                loaded with ``is_augmented=False``, as `evaluate.py` does it.
 
         Raises:
             Mistake: if nothing was measured.
         """
+        options: Any = {"ckpt_path": self.checkpoint, "weights_only": True, "verbose": False}
         if split == "test":
-            found = self.trainer.test(self.model, self.data, verbose=False)
+            found = self.trainer.test(self.module, self.data, **options)
         elif split == "val":
-            found = self.trainer.validate(self.model, self.data, verbose=False)
+            found = self.trainer.validate(self.module, self.data, **options)
         else:
             # Lightning validates on whatever it is given, and calls it so.
             self.data.prepare_data()
             self.data.setup("fit")
-            self.trainer.limit_val_batches = self.trainer.limit_train_batches
-            found = self.trainer.validate(self.model, self.data.train_dataloader(), verbose=False)
+            limit, self.trainer.limit_val_batches = self.trainer.limit_val_batches, self.trainer.limit_train_batches
+            try:
+                found = self.trainer.validate(self.module, self.data.train_dataloader(), **options)
+            finally:
+                self.trainer.limit_val_batches = limit
             found = [{name.replace("val/", "train/", 1): value for name, value in metrics.items()} for metrics in found]
         if not found:
             raise Mistake(f"Nothing was measured: {split} has no batch, or trainer.limit_…_batches is 0.")
@@ -121,7 +136,8 @@ def load_run(
         is_augmented: whether the training split is served as training sees it.
 
     Returns:
-        the run, on one device, without loggers: using it leaves no trace.
+        the run, on one device, without loggers: using it writes nothing. (The ranks that torchrun or SLURM have set in
+        the environment are removed.)
 
     Raises:
         Mistake: if there is no such run or checkpoint, or something in the folder is refused.
@@ -155,8 +171,4 @@ def load_run(
             )
         if config.callbacks.get("known_batches") == KNOWN_BATCHES:
             trainer.callbacks.append(hydra.utils.instantiate(KNOWN_BATCHES))
-    saved = checkpoints.read(path)
-    model = trainer.precision_plugin.convert_module(model)  # before, so that weights of 64 bits keep them
-    model.on_load_checkpoint(saved)
-    model.load_state_dict(saved["state_dict"])
-    return Run(folder, config, model.eval(), data, trainer, path)
+    return Run(folder, config, data, trainer, path, model)

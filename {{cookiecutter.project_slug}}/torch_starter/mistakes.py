@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from here, see below
+IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from ``explained``
 
 
 class Mistake(Exception):

@@ -20,14 +20,18 @@ Write = Callable[[list[Row]], None]
 BATCH_SIZE = 32
 
 
-def find_inputs(run: "Run", words: Sequence[str]) -> list[str]:
+def find_inputs(run: "Run", words: Sequence[str], is_inverted: bool = False) -> list[str]:
     """The names of the inputs that the words of a command line mean.
 
     Raises:
-        Mistake: if the data module cannot read inputs.
+        Mistake: if the data module cannot read inputs, or invert them.
     """
     if not hasattr(run.data, "read_input"):
-        raise Mistake(f"{type(run.data).__name__} has no find_inputs and read_input: see data/linear.py for both.")
+        raise Mistake(
+            f"{type(run.data).__name__} has no find_inputs and read_input: see torch_starter/protocols.py for both."
+        )
+    if is_inverted and not hasattr(run.data, "invert"):
+        raise Mistake(f"{type(run.data).__name__} has nothing to invert. Remove --invert.")
     return list(run.data.find_inputs(words))
 
 
@@ -55,15 +59,13 @@ def predict(
         a line for each input that cannot be read.
     """
     data, unreadable, readable = run.data, [], deque()
-    read_input = data.read_input
-    if is_inverted:
-        if not hasattr(data, "invert"):
-            raise Mistake(f"{type(data).__name__} has nothing to invert. Remove --invert.")
-        read_input = _Inverted(data)
+    read_input = _Inverted(data) if is_inverted else data.read_input
     if len(names) <= _batch_size(run):
         num_workers = 0
     elif num_workers is None:
         num_workers = getattr(data, "num_workers", 0)
+    else:
+        num_workers = max(0, num_workers)
     batches = _read(_Inputs(names, read_input), _batch_size(run), num_workers, readable, unreadable, has_bar)
     with contextlib.closing(batches):
         _predict_batches(run, batches, readable, write)
@@ -95,7 +97,7 @@ def _predict_batches(run: "Run", batches: "Iterable[Tensor]", names: deque[str],
     callback = LambdaCallback(on_predict_batch_end=on_predict_batch_end)
     run.trainer.callbacks.append(callback)
     try:
-        run.trainer.predict(run.model, batches, return_predictions=False)
+        run.trainer.predict(run.module, batches, return_predictions=False, ckpt_path=run.checkpoint, weights_only=True)
     finally:
         run.trainer.callbacks.remove(callback)
 

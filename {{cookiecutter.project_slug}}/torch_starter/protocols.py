@@ -86,12 +86,9 @@ class Loader(Protocol):
 
     Attributes:
         dataset: whose length the first line of a run shows. Without it: no length.
-        shuffle_seed: None for the same order in each epoch, which ``trainer.overfit_batches`` sets. Without it:
-            Lightning does so for a DataLoader.
     """
 
     dataset: Any
-    shuffle_seed: int | None
 
     def batch_sizes(self) -> list[int]:
         """Samples in each batch of an epoch, of all processes together. Without it: they share each batch evenly."""

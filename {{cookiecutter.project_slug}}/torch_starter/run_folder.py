@@ -1,4 +1,4 @@
-"""A run folder: what a run leaves in it, and how to find it, read it and go on with it.
+"""A run folder: what a run leaves in it, and who may write to it.
 
 outputs/EXPERIMENT/DATE_TIME/
 ├── .hydra/                  the composed config, completed by what only the data know, and the overrides

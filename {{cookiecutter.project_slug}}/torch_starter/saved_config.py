@@ -154,7 +154,21 @@ def read_saved(run: Path) -> dict[str, Any]:
 FORMER_MODULES = {
     "callbacks.classifier_figures": "{package}.figures.classifier",
     "callbacks.regression_figures": "{package}.figures.regression",
-    "callbacks": "torch_starter.callbacks",
+    **{
+        f"callbacks.{name}": f"torch_starter.callbacks.{name}"
+        for name in (
+            "curves",
+            "fine_tuning",
+            "finite_loss",
+            "global_batch",
+            "known_batches",
+            "known_monitors",
+            "last_checkpoint",
+            "progress",
+            "resumable",
+            "run_description",
+        )
+    },
 }
 
 

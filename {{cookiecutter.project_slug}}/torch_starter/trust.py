@@ -95,7 +95,11 @@ CLASSES_OF = (
 )
 ALLOWED = (*CLASSES_OF, *FUNCTIONS_OF)
 # What may write files, wherever it is in a config.
-WRITERS = ("lightning.", "torch_starter.", *(f"{package}.figures." for package in PACKAGES))
+WRITERS = (
+    "lightning.",
+    "torch_starter.",
+    *(f"{package}.{folder}." for package in PACKAGES for folder in ("callbacks", "figures")),
+)
 # Keys that are paths. In callbacks, loggers and trainer they must be in the run folder.
 PATHS = re.compile(r"(.*_)?(dir|dirpath|directory|folder|root|path|split_file|weights)")
 # What a format may stand for in a file name: a name, and how many digits. `{epoch:c}` would be a dot in epoch 46.

@@ -41,7 +41,8 @@ class KnownBatches(Callback):
                     f"data.{key} is {list(values)}: {len(values)} numbers, but images have {image_shape[0]} channels "
                     f"(data.image_shape is {list(image_shape)})."
                 )
-        if stage == "fit" and IMAGES.match(next(iter(formats.values()))):
+        images, *others = formats.values()
+        if stage == "fit" and IMAGES.match(images) and len(others) == 1 and others[0].startswith("int64 (N,)"):
             _try(pl_module, image_shape)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +89,7 @@ def _try(model: Any, image_shape: Sequence[int]) -> None:
     try:
         # Compiling it for a single image takes a minute.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-            shape = tuple(model(torch.zeros(1, *image_shape, dtype=torch.uint8)).shape)
+            output = model(torch.zeros(1, *image_shape, dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise MisconfigurationException(
@@ -100,9 +101,9 @@ def _try(model: Any, image_shape: Sequence[int]) -> None:
             module.training = mode
     *_, labels = model.batch_format.values()
     *_, greatest = _parts(labels)
-    if greatest and shape != (1, int(greatest) + 1):
+    if greatest and isinstance(output, Tensor) and output.shape != (1, int(greatest) + 1):
         raise MisconfigurationException(
-            f"{name} gives {list(shape[1:])} numbers per image; the data have {int(greatest) + 1} classes."
+            f"{name} gives {list(output.shape[1:])} numbers per image; the data have {int(greatest) + 1} classes."
         )
 
 

@@ -133,9 +133,6 @@ class Resumable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.has_started = True
-        if trainer.overfit_batches and hasattr(trainer.train_dataloader, "shuffle_seed"):
-            # The same batches in each epoch. Lightning sees to it for a DataLoader, but not for another loader.
-            trainer.train_dataloader.shuffle_seed = None
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         self._stop_at_once()
         self._restore_metrics(trainer)  # for what reads one before it is measured again

@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torchmetrics import Metric
 
+from ..compat import logged_batches
 from ..optimization import is_logged
 
 
@@ -14,18 +15,21 @@ class SparseLogging(Callback):
 
     ``log`` takes longer than a training step of a small network. So it does nothing where nothing would come of it:
 
-    - in training, for a value that no logger writes in this step, unless a validation follows, that shows it too;
+    - in training, for a value that no logger writes in this step, except in the last step of an epoch; where each is
+      a single step, in that of an epoch that is validated;
     - for a ``torchmetrics.Metric`` that is computed at the end of the epoch, after the first step.
 
-    A mean over the steps of an epoch (``on_epoch=True``) is not left out. With several processes each value is the mean
-    over all of them, weighted by their shares of the batch.
+    A mean over the steps of an epoch (``on_epoch=True``) is not left out. With several processes what is logged in a
+    step is averaged over all of them, in validation and test weighted by their shares of the batch, so that all must
+    log it; ``rank_zero_only=True`` is left as it is.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer = trainer
         self.batch: Any = None  # while a step is under way
         self.is_training_step = False
-        self.metrics: set[str] = set()  # those of this epoch that are logged already
+        self.dataloader_idx = 0
+        self.metrics: set[Any] = set()  # those of this epoch that are logged already
         vars(pl_module).pop("log", None)  # of a stage that ended by an exception
         pl_module.log = _Log(self, pl_module.log)
 
@@ -38,7 +42,7 @@ class SparseLogging(Callback):
     on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.batch, self.is_training_step = batch, True
+        self.batch, self.dataloader_idx, self.is_training_step = batch, 0, True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,7 +52,7 @@ class SparseLogging(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.batch = batch
+        self.batch, self.dataloader_idx = batch, dataloader_idx
 
     on_test_batch_start = on_validation_batch_start
 
@@ -60,10 +64,11 @@ class SparseLogging(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def is_seen(self) -> bool:
-        """Whether a logger writes in this training step, or a validation follows."""
+        """Whether a logger writes in this training step, or it is the last one of an epoch."""
         trainer = self.trainer
         is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        return (trainer.is_last_batch and is_validated) or is_logged(trainer, trainer.global_step + 1)
+        is_last = trainer.is_last_batch and (is_validated or trainer.num_training_batches > 1)
+        return is_last or is_logged(trainer, logged_batches(trainer) + 1)
 
 
 class _Log:
@@ -77,15 +82,16 @@ class _Log:
         callback = self.callback
         if isinstance(value, Metric):
             if options.get("on_step") is False:
-                if name in callback.metrics:
+                if (name, callback.dataloader_idx) in callback.metrics:
                     return
-                callback.metrics.add(name)
+                callback.metrics.add((name, callback.dataloader_idx))
         elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.is_seen():
             return
-        elif callback.trainer.world_size > 1 and callback.batch is not None:
-            options.setdefault("sync_dist", True)
-            # A float: Lightning's mean over processes rounds whole numbers down.
-            options.setdefault("batch_size", float(extract_batch_size(callback.batch)))
+        elif callback.trainer.world_size > 1 and callback.batch is not None and not options.get("rank_zero_only"):
+            options["sync_dist"] = True
+            if options.get("batch_size") is None:
+                # A float: Lightning's mean over processes rounds whole numbers down.
+                options["batch_size"] = float(extract_batch_size(callback.batch))
         self.log(name, value, *args, **options)
 
     def __deepcopy__(self, memo: Any) -> "_Log":

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -124,6 +125,14 @@ def rank_and_count() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def shuffle_seed(data: LightningDataModule) -> int | None:
+    """The seed of a data module, for its training batches; None if its trainer wants the same batches in each epoch.
+
+    (With ``trainer.overfit_batches`` Lightning stops the shuffling of a DataLoader, but not of another loader.)
+    """
+    return None if data.trainer is not None and data.trainer.overfit_batches else data.seed
 
 
 class Workers:

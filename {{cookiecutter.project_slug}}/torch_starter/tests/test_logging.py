@@ -83,4 +83,25 @@ def test_what_nobody_sees_is_left_out(fit):
     assert [step for step, name in calls if name == "train/metric"] == [0, 10]
     assert len([step for step, name in calls if name == "train/mean"]) == 20
     _, calls = fit(SparseLogging(), log_every_n_steps=0, check_val_every_n_epoch=2)
-    assert [step for step, name in calls if name == "train/value"] == [19], "beside the validation"
+    assert [step for step, name in calls if name == "train/value"] == [9, 19], "the last step of each epoch"
+    _, calls = fit(SparseLogging(), log_every_n_steps=0, check_val_every_n_epoch=2, limit_train_batches=1)
+    assert [step for step, name in calls if name == "train/value"] == [1], "of single steps the validated one"
+
+
+class TwoLoaders(Model):
+    def __init__(self):
+        super().__init__()
+        self.metrics = torch.nn.ModuleList([MeanSquaredError(), MeanSquaredError()])
+
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        self.metrics[dataloader_idx].update(batch[0], batch[0] + dataloader_idx)
+        self.log("val/metric", self.metrics[dataloader_idx], on_step=False, on_epoch=True)
+
+
+def test_each_loader_has_its_metric(tmp_path):
+    loaders = [DataLoader(TensorDataset(torch.arange(4.0)[:, None])) for _ in range(2)]
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[SparseLogging()], default_root_dir=tmp_path, **options)
+    (first, second) = trainer.validate(TwoLoaders(), loaders, verbose=False)
+    assert first == {"val/metric/dataloader_idx_0": 0}
+    assert second == {"val/metric/dataloader_idx_1": 1}

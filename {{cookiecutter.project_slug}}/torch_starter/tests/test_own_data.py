@@ -153,3 +153,38 @@ def test_a_missing_test_set_is_named_before_training(train_on, own_project, monk
     remedy = str(exit_.value.code).partition("if need be ")[2]
     Path(PACKAGE, "own2.py").write_text(text.format(**GOOD) + f"\n    {remedy}\n", encoding="utf-8")
     own_project(*command[:-2], f"+data._target_={PACKAGE}.own2.Own", "hydra.run.dir=run")
+
+
+CALLBACK = """
+from lightning import Callback
+
+
+class Mine(Callback):
+    pass
+"""
+MODEL = """
+from torch import nn
+
+from small_task.points import LinearRegression
+
+
+class Late(LinearRegression):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        del self.linear
+
+    def configure_model(self):
+        self.linear = nn.Linear(1, 1)
+"""
+
+
+def test_a_callback_and_a_model_of_ones_own_are_trained_evaluated_and_resumed(own_project):
+    """The callback lies where those of the template did before; the model makes its layers late."""
+    folder = Path(PACKAGE, "callbacks")
+    folder.mkdir()
+    for path, text in {"callbacks/__init__.py": "", "callbacks/mine.py": CALLBACK, "late.py": MODEL}.items():
+        Path(PACKAGE, path).write_text(text, encoding="utf-8")
+    mine = [f"+callbacks.mine._target_={PACKAGE}.callbacks.mine.Mine", f"model._target_={PACKAGE}.late.Late"]
+    own_project("train.py", *mine, "trainer.max_epochs=2", "hydra.run.dir=run")
+    for verb, *arguments in (["evaluate.py"], ["predict.py", "1"], ["resume.py", "trainer.max_epochs=3"]):
+        own_project(verb, "run", *arguments)

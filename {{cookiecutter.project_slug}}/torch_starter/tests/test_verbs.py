@@ -191,7 +191,8 @@ def test_dark_on_bright(classifier, script, tmp_path):
 
 def test_what_cannot_be_inverted_says_so(line, script):
     with pytest.raises(SystemExit, match="Points has nothing to invert"):
-        script("predict.py", line, 4, "--invert")
+        script("predict.py", line, 4, "--invert", "--output", "rows.csv")
+    assert not list(line.parents[2].glob("rows.csv*"))
 
 
 def test_a_folder_without_an_image_is_named(classifier, script, tmp_path):

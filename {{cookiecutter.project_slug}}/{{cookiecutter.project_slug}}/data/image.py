@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, TensorBatches, workers_for
+from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
 from torch_starter.data.download import download
 from torch_starter.data.drawing import center_ink
 from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
@@ -200,7 +200,7 @@ class ImageDataModule(LightningDataModule):
         return image if self.ink_size else 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, workers_for
+from torch_starter.data.batches import BatchLoader, shuffle_seed, workers_for
 from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import find_pictures, fit, read_picture
 from torch_starter.data.splits import make_splits, read_splits, write_splits
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class ImageFolderDataModule(LightningDataModule):
     """A folder of pictures of any size, one subfolder per class, perhaps within ``train``, ``val`` and ``test``.
 
-    The splits may have other usual names, see ``NAMES``. What is left out, such as files that are no pictures, is
-    counted and named when the splits are made.
+    The splits may have other usual names, see torch_starter/data/splits.py. What is left out, such as files
+    that are no pictures, is counted and named when the splits are made.
 
     Of ``val`` and ``test``, what is not there is cut from the training pictures: with the seed, the same share of each
     class. Which picture is in which split is written into the run folder, and read there when the run is resumed or
@@ -143,7 +143,7 @@ class ImageFolderDataModule(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

@@ -6,7 +6,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from torch_starter.data.batches import BatchLoader, TensorBatches
+from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
 
 
 class LinearDataModule(LightningDataModule):
@@ -76,7 +76,7 @@ class LinearDataModule(LightningDataModule):
             raise ValueError("it is not a number") from None
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed=self.seed)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self))
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size)

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import MNIST
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, TensorBatches, workers_for
+from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
 from torch_starter.data.download import download
 from torch_starter.data.images import find_pictures, fit, normalization_constants, read_picture
 from torch_starter.optimization import optimizer_and_scheduler
@@ -84,7 +84,7 @@ class Digits(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, workers_for
+from torch_starter.data.batches import BatchLoader, shuffle_seed, workers_for
 from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import find_pictures, fit, read_picture
 from torch_starter.data.splits import make_splits, read_splits, write_splits
@@ -111,7 +111,7 @@ class ImageFolder(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, self.seed, self.workers)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from torch_starter.data.batches import BatchLoader, TensorBatches
+from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
 from torch_starter.figures import is_due, show
 from torch_starter.optimization import optimizer_and_scheduler
 
@@ -36,7 +36,7 @@ class Points(LightningDataModule):
             raise ValueError("it is not a number") from None
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, self.seed)
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self))
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size)
