@@ -61,8 +61,15 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
 
 
 def test_its_examples_work(awkward):
-    """The slow tests, but for those of minutes: what is compiled, each pair of data and model, the tutorials."""
-    left_out = ["--ignore", "tests/test_matrix.py", "--ignore", "tests/test_tutorials.py", "-k", "not compile"]
+    """The slow tests, but for those of minutes: what is compiled, schedulers, each pair of data and model, the tutorials."""
+    left_out = [
+        "--ignore",
+        "tests/test_matrix.py",
+        "--ignore",
+        "tests/test_tutorials.py",
+        "-k",
+        "not compile and not scheduler",
+    ]
     assert " passed" in run(*SUITE, "-m", "slow", *left_out, cwd=awkward)
 
 

@@ -73,6 +73,7 @@ def test_it_is_downloaded_once(server, tmp_path):
     assert len(server.requests) == 4
 
 
+@pytest.mark.slow
 def test_two_processes_on_an_empty_folder_download_once(server, tmp_path):
     context = multiprocessing.get_context("spawn")
     arguments = (tmp_path, datasets.MNIST.mirrors, datasets.MNIST.resources)

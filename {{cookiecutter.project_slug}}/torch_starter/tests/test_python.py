@@ -140,7 +140,10 @@ class Interrupt(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupted_cell_can_be_gone_on_with(folder, script, capfd):
+def test_an_interrupted_cell_can_be_gone_on_with(folder, capfd, request):
+    # A process in the background of a shell ignores it.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     before = signal.getsignal(signal.SIGINT)
     stop = "+callbacks.interrupt._target_=test_python.Interrupt"
     with pytest.raises(KeyboardInterrupt):
