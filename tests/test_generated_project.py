@@ -61,7 +61,7 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
 
 
 def test_its_examples_work(awkward):
-    """The slow tests, but for those of minutes: what is compiled, schedulers, each pair of data and model, the tutorials."""
+    """The slow tests, but for those of minutes: compiled ones, schedulers, pairs of data and model, tutorials."""
     left_out = [
         "--ignore",
         "tests/test_matrix.py",
