@@ -60,17 +60,10 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
     assert " passed" in run(*SUITE, "torch_starter", cwd=awkward)
 
 
-def test_its_examples_work(awkward):
-    """The slow tests, but for those of minutes: compiled ones, schedulers, pairs of data and model, tutorials."""
-    left_out = [
-        "--ignore",
-        "tests/test_matrix.py",
-        "--ignore",
-        "tests/test_tutorials.py",
-        "-k",
-        "not compile and not scheduler",
-    ]
-    assert " passed" in run(*SUITE, "-m", "slow", *left_out, cwd=awkward)
+def test_its_readme_and_its_figures_are_true(awkward):
+    """Of the slow tests those that are not for a week: what README.md says, what is drawn, images of one's own."""
+    files = [f"tests/test_{name}.py" for name in ("readme", "tensorboard", "image_folder")]
+    assert " passed" in run(*SUITE, "-m", "slow", *files, cwd=awkward)
 
 
 @pytest.mark.slow

@@ -230,7 +230,14 @@ def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_
     assert set(steps[0]) == set(steps[1])
 
 
-@pytest.mark.parametrize("end", ["early_stopping", "early_stopping_of_rare_validations", "max_steps"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("early_stopping", marks=pytest.mark.slow),
+        "early_stopping_of_rare_validations",
+        pytest.param("max_steps", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_before_its_early_end_it_ends_there(start, folder, end):
     options = ["train.py", *ENDS[end], "callbacks.regression_figures=null", "callbacks.run_description=null"]
     status, printed, calls = start(*options, f"hydra.run.dir={end}")

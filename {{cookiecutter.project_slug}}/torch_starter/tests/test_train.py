@@ -226,6 +226,7 @@ def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
     assert "in on_train_epoch_end" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train, tmp_path, capfd):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason='needs pip install -e ".[sweep]"')
     rich.reconfigure(width=200)
