@@ -59,11 +59,11 @@ def test_what_you_compose_may_use_any_class():
 
 def test_workers_of_a_loader_end_at_once_and_start_anew():
     loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
+    before = set(multiprocessing.active_children())  # of other tests
     next(iter(loader))
-    children = multiprocessing.active_children()
-    assert children
+    (worker,) = set(multiprocessing.active_children()) - before
     compat.stop_workers(loader)
-    assert not set(children) & set(multiprocessing.active_children())
+    assert worker not in multiprocessing.active_children()
     assert len(list(loader)) == 4
     compat.stop_workers(loader)
 
