@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-IS_FULL = os.environ.get(FULL_ERROR) == "1"  # for whoever started this; later Hydra gets it from ``explained``
+IS_FULL = os.environ.get(FULL_ERROR) == "1"  # as the user set it; ``explained`` sets it for Hydra
 
 
 class Mistake(Exception):

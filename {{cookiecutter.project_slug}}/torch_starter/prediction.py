@@ -1,7 +1,6 @@
 """Predictions of a loaded run for inputs by name, in order, while further inputs are read."""
 
 import contextlib
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -139,10 +138,6 @@ def _collate(samples: "list[Tensor | str]") -> "tuple[Tensor | None, list[str | 
     return default_collate(tensors) if tensors else None, errors
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process ends the workers
-
-
 def _read(
     inputs: _Inputs,
     batch_size: int,
@@ -167,12 +162,14 @@ def _read(
     from lightning.fabric.utilities.data import suggested_max_num_workers
     from torch.utils.data import DataLoader
 
+    from .data.batches import ignore_ctrl_c
+
     loader = DataLoader(
         inputs,  # pyrefly: ignore[bad-argument-type]
         batch_size,
         num_workers=min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=ignore_ctrl_c,
     )
     console = rich.console.Console(stderr=True)
     waiting = None

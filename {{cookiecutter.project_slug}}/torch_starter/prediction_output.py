@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import math
 import os
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import make_folder_of
+from .files import make_folder_of, to_json
 from .mistakes import Mistake
 from .run_lookup import is_run
 
@@ -58,11 +57,7 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
         nonlocal count
         if path.suffix == ".json":
             for row in rows:
-                values = {
-                    name: None if isinstance(value, float) and not math.isfinite(value) else value
-                    for name, value in row.items()
-                }
-                file.write((",\n" if count else "[\n") + textwrap.indent(json.dumps(values, indent=2), "  "))
+                file.write((",\n" if count else "[\n") + textwrap.indent(to_json(row), "  "))
                 count += 1  # at once: an interruption says how many there are
         else:
             writer = csv.DictWriter(file, rows[0] if rows else ["input"], lineterminator="\n")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def complete(config: DictConfig, data: Any) -> None:
     """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
 
-    The run folder keeps it, so that whoever reads the run later needs no data.
+    The run folder keeps it, so that the run can be read later without the data.
 
     Args:
         config: of the run; changed in place.
@@ -78,7 +78,7 @@ def is_job_of_multirun() -> bool:
 def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:
     """The config of a run with some changes, once it is known that nothing in it can run code or lead elsewhere.
 
-    The folder may come from somebody else, may have been moved, and may be older than a key that the configs
+    The folder may be untrusted, moved, or older than a key that the configs
     have today: such a key gets the value that ``train.py`` would give it.
 
     Args:

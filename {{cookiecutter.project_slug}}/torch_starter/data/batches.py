@@ -191,7 +191,7 @@ class Workers:
             batch_sampler=requests,
             num_workers=self.count,
             collate_fn=shared,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=ignore_ctrl_c,
             persistent_workers=True,  # until they are stopped
             pin_memory=torch.cuda.is_available(),
             # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
@@ -225,7 +225,7 @@ def shared(batch: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-def _ignore_ctrl_c(worker: int) -> None:
+def ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the training process ends the workers
 
 
