@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from ..files import write_bytes
 from .images import is_image
@@ -208,3 +209,92 @@ def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # file names need not be text
+
+
+def cut_rows(
+    count: int, labels: Tensor | None, shares: Mapping[str, float], seed: int, num_folds: int | None, fold: int
+) -> dict[str, Tensor]:
+    """Deals out rows to ``train``, ``val`` and ``test``; of labeled rows, to each the same share of each class.
+
+    Args:
+        count: how many rows there are.
+        labels: their classes, int64 (count,); None: no classes.
+        shares: of the rows, for ``val`` and ``test`` where they are to be cut, in (0, 1); at least one row.
+        seed: of the choice.
+        num_folds: in place of a share for ``val``, into how many folds what is not test is cut; None: no folds.
+        fold: which of them is ``val``, from 0.
+
+    Returns:
+        the numbers of the rows in each split, int64.
+
+    Raises:
+        MisconfigurationException: if a class has too few rows for each split to get one, or a fold does not exist.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    classes = [order] if labels is None else [order[labels[order] == label] for label in labels.unique()]
+    if num_folds is not None:
+        shares = {split: share for split, share in shares.items() if split != "val"}
+    parts: dict[str, list[Tensor]] = {split: [] for split in ("train", *shares)}
+    for rows in classes:
+        for split, share in shares.items():
+            taken = max(1, round(share * len(rows)))
+            parts[split].append(rows[:taken])
+            rows = rows[taken:]
+        if not len(rows):
+            needed = 1 + len(shares)
+            what = "The table" if labels is None else "A class"
+            raise MisconfigurationException(
+                f"{what} has too few rows: training, and what is cut off for {' and '.join(shares)}, need at least "
+                f"{needed}. Add rows, or name the split of each in a column: data.split_column=…"
+            )
+        parts["train"].append(rows)
+    splits = {split: torch.cat(rows) for split, rows in parts.items()}
+    if num_folds is not None:
+        splits["train"], splits["val"] = take_fold(splits["train"], num_folds, fold)
+    return splits
+
+
+def rows_by_name(names: Sequence[str | None], where: str) -> dict[str, list[int]]:
+    """The numbers of the rows in each split, by what a column says, such as ``train``, ``valid`` or ``Test``.
+
+    Raises:
+        MisconfigurationException: if a name is none of a split, or no row is for training.
+    """
+    known = {name: split for split, names_of in NAMES.items() for name in names_of}
+    splits: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        split = known.get(str(name).strip().lower())
+        if split is None:
+            raise MisconfigurationException(f"{where} has {name!r} in row {row + 1}; it can have train, val and test.")
+        splits.setdefault(split, []).append(row)
+    if "train" not in splits:
+        raise MisconfigurationException(f"{where} has no row for train.")
+    return splits
+
+
+def read_row_splits(path: Path, count: int, table: str) -> dict[str, Tensor]:
+    """The numbers of the rows in each split, from a file of ``write_row_splits``.
+
+    Raises:
+        MisconfigurationException: if the table has another number of rows since.
+    """
+    _, *names = path.read_text(encoding="utf-8").splitlines()
+    if len(names) != count:
+        raise MisconfigurationException(
+            f"{table} has {count} rows, but {path} has the splits of {len(names)}: the table has changed since this "
+            "run was started. Name the former table, data.file=…, or start a new run."
+        )
+    return {split: torch.tensor([row for row, name in enumerate(names) if name == split]) for split in SPLITS}
+
+
+def write_row_splits(path: Path, splits: Mapping[str, Tensor]) -> None:
+    names = [""] * sum(map(len, splits.values()))
+    for split, rows in splits.items():
+        for row in rows.tolist():
+            names[row] = split
+    write_bytes(path, ("\n".join(["split", *names]) + "\n").encode())
+
+
+def take_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
+    mask = torch.arange(len(order)) % num_folds == fold
+    return order[~mask], order[mask]

@@ -1,24 +1,24 @@
 """Classification of images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from torch_starter.data.images import normalization_constants
+from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
 from torch_starter.optimization import optimizer_and_scheduler
 
 
 class ImageClassifier(LightningModule):
-    """Any network from images to logits, trained with cross-entropy.
+    """Any network from images to logits.
 
-    Takes raw images and normalises them itself, with constants that its checkpoint holds, so that
+    Takes raw images and normalizes them itself, with constants that its checkpoint holds, so that
     training, evaluation and whatever is built on a checkpoint cannot disagree about it.
 
     Args:
@@ -26,6 +26,8 @@ class ImageClassifier(LightningModule):
         num_classes: number of classes.
         mean: of the training images, per channel, on the scale 0 to 1.
         std: standard deviation of the training images, likewise.
+        loss: from logits and labels to a number.
+        metrics: of logits and labels, by names.
         compile: whether ``torch.compile`` makes the network faster; it needs a C++ compiler, and a minute.
         optimizer: partial, see ``optimizer_and_scheduler``.
         scheduler: partial, see ``optimizer_and_scheduler``.
@@ -40,6 +42,8 @@ class ImageClassifier(LightningModule):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        loss: nn.Module,
+        metrics: Mapping[str, Metric | None],
         compile: bool,
         optimizer: "partial[Optimizer]",
         scheduler: "partial[LRScheduler]",
@@ -54,9 +58,10 @@ class ImageClassifier(LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()  # in place: a wrapper would change the keys of the checkpoint
-        self.train_acc, self.val_acc, self.test_acc = (
-            MulticlassAccuracy(num_classes, average="micro", validate_args=False) for _ in range(3)
-        )
+        batch = num_classes + 1
+        refuse_misfits(loss, metrics, torch.zeros(batch, num_classes), torch.zeros(batch, dtype=torch.int64))
+        self.loss = loss
+        self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
         self.optimizer = optimizer
         self.scheduler = scheduler
         # Compared with the data before training.
@@ -88,15 +93,22 @@ class ImageClassifier(LightningModule):
         return {"label": label, "probability": probability}
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """What Lightning minimises, ``loss``, and what callbacks look at, ``logits`` (N, num_classes)."""
+        """What Lightning minimizes, ``loss``, and what callbacks look at, ``logits`` (N, num_classes)."""
         images, labels = batch
         logits = self(images)
-        loss = cross_entropy(logits, labels)
-        accuracy = getattr(self, f"{stage}_acc")
-        accuracy.update(logits, labels)
+        loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, prog_bar=True)
-        self.log(f"{stage}/acc", accuracy, prog_bar=True, on_step=False, on_epoch=True)
+        getattr(self, f"{stage}_metrics").update(logits, labels)
         return {"loss": loss, "logits": logits}
+
+    def on_train_epoch_end(self) -> None:
+        log_metrics(self, self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        log_metrics(self, self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        log_metrics(self, self.test_metrics)
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

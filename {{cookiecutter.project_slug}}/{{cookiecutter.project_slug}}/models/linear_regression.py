@@ -1,31 +1,45 @@
 """Linear regression by gradient descent."""
 
+from collections.abc import Mapping
 from functools import partial
 
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
+from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
 from torch_starter.optimization import optimizer_and_scheduler
 
 
 class LinearRegression(LightningModule):
-    """y = weight * x + bias, by least squares.
+    """y = weight * x + bias, by gradient descent on a loss: with ``loss=mse``, least squares.
 
     Args:
         in_features: numbers per sample in x.
+        loss: from predictions and targets, both (N, 1), to a number.
+        metrics: of predictions and targets, both (N,), by names.
         compile: whether ``torch.compile`` is used.
         optimizer: partial, see ``optimizer_and_scheduler``.
         scheduler: partial, see ``optimizer_and_scheduler``.
     """
 
     def __init__(
-        self, in_features: int, compile: bool, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]"
+        self,
+        in_features: int,
+        loss: nn.Module,
+        metrics: Mapping[str, Metric | None],
+        compile: bool,
+        optimizer: "partial[Optimizer]",
+        scheduler: "partial[LRScheduler]",
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, 1)
+        refuse_misfits(loss, metrics, torch.zeros(2), torch.zeros(2))
+        self.loss = loss
+        self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
         # Compared with the data before training.
         self.batch_format = {"x": f"float32 (N, {in_features})", "y": "float32 (N, 1)"}
         if compile:
@@ -52,9 +66,20 @@ class LinearRegression(LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         x, y = batch
-        loss = mse_loss(self(x), y)
+        predictions = self(x)
+        loss = self.loss(predictions, y)
         self.log(f"{stage}/loss", loss, prog_bar=True)
+        getattr(self, f"{stage}_metrics").update(predictions.squeeze(1), y.squeeze(1))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        log_metrics(self, self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        log_metrics(self, self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        log_metrics(self, self.test_metrics)
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 from torchvision import models
 
 from torch_starter.mistakes import close_to
@@ -39,6 +40,8 @@ class TorchvisionClassifier(ImageClassifier):
         num_classes: number of classes.
         mean: of the training images, per channel, on the scale 0 to 1; not used with weights.
         std: standard deviation of the training images, likewise.
+        loss: see ``ImageClassifier``.
+        metrics: see ``ImageClassifier``.
         compile: see ``ImageClassifier``.
         optimizer: see ``ImageClassifier``.
         scheduler: see ``ImageClassifier``.
@@ -56,6 +59,8 @@ class TorchvisionClassifier(ImageClassifier):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        loss: nn.Module,
+        metrics: Mapping[str, Metric | None],
         compile: bool,
         optimizer: "partial[Optimizer]",
         scheduler: "partial[LRScheduler]",
@@ -83,7 +88,7 @@ class TorchvisionClassifier(ImageClassifier):
         if min(image_shape[1:]) < size:
             layers = {"enlarge": nn.Upsample((size, size), mode="bilinear"), **layers}
         network = nn.Sequential(OrderedDict(layers))
-        super().__init__(network, num_classes, mean, std, compile, optimizer, scheduler)
+        super().__init__(network, num_classes, mean, std, loss, metrics, compile, optimizer, scheduler)
         self.name = name
         self.weights = chosen
         self.channels = channels

@@ -1,0 +1,429 @@
+"""Tables as people have them: files of rows, what their columns hold, and the numbers that a network takes."""
+
+import csv
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from ..mistakes import close_to
+
+if TYPE_CHECKING:
+    from polars import DataFrame, Series
+
+log = logging.getLogger(__name__)
+
+LAYOUT = "Its first line names the columns, and each other line is a row."
+# What people write where a value is missing.
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?")
+# 2024-03-01, 1.3.2024, 03/01/2024, perhaps with a time.
+DATE = r"^\d{1,4}([-/.])\d{1,2}[-/.]\d{1,4}([T ].*)?$"
+# More different words than this are no categories, but names or texts.
+MOST_WORDS = 1000
+# A column of a table as the config of a run keeps it, see ``describe``.
+Column = dict[str, Any]
+
+
+def read_table(
+    file: str, separator: str | None = None, decimal: str | None = None, as_text: bool = False
+) -> "DataFrame":
+    """The rows of a CSV or Parquet file; of a CSV file in UTF-8, UTF-16 or Windows-1252, with or without a BOM.
+
+    Rows without any value, and a column without a name (the row numbers that pandas writes), are left out.
+
+    Args:
+        file: a path; one that ends in .parquet or .pq is read as Parquet, any other as CSV.
+        separator: between the columns; None: what the first line has most of, of comma, semicolon, tab and bar.
+        decimal: the decimal separator, "." or ","; None: a comma where the file has 3,5 and is not separated by commas.
+        as_text: whether each value stays text, as it is in the file.
+
+    Raises:
+        MisconfigurationException: if it is no such file, is empty, or its rows are not all as long as the first.
+    """
+    try:
+        import polars
+    except ImportError as error:
+        raise MisconfigurationException(
+            f'{error}. Install what reading tables needs: pip install -e ".[table]"'
+        ) from error
+    path = Path(file).expanduser()
+    _refuse_file(path)
+    if path.suffix.lower() in (".parquet", ".pq"):
+        try:
+            table = polars.read_parquet(path)
+        except polars.exceptions.PolarsError as error:
+            raise MisconfigurationException(f"{path} is no Parquet file: {_first_line(error)}") from error
+        table = table.select(polars.all().cast(polars.String)) if as_text else table
+    else:
+        table = _read_csv(path, separator, decimal, as_text)
+    table = table.rename({name: name.strip() for name in table.columns})
+    text = polars.col(polars.String).str.strip_chars()
+    # What stands for a missing value can have blanks around it.
+    table = table.with_columns(polars.when(text.is_in(MISSING)).then(None).otherwise(text).name.keep())
+    table = table.filter(~polars.all_horizontal(polars.all().is_null()))
+    if "" in table.columns:
+        log.info(f"{path}: the column without a name is left out.")
+        table = table.drop("")
+    if table.height == 0:
+        raise MisconfigurationException(
+            f"{path} has no rows. Its first line names the columns, each other one is a row."
+        )
+    return table
+
+
+def _refuse_file(path: Path) -> None:
+    """Raises MisconfigurationException if a path is no file of rows."""
+    if not path.is_file():
+        nearest = close_to(path.name, [other.name for other in path.parent.glob("*") if other.is_file()], count=3)
+        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise MisconfigurationException(f"The table {path} {what}.{hint}")
+    with path.open("rb") as file:
+        start = file.read(8)
+    # An OpenDocument or a new Excel file is a ZIP archive, an old Excel file an OLE one.
+    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")) or path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise MisconfigurationException(
+            f"{path} is a spreadsheet. Open it in its program, save the sheet as CSV (File, Save As or Download), and "
+            f"pass that: {path.with_suffix('.csv')}"
+        )
+    if not start:
+        raise MisconfigurationException(f"{path} is empty. {LAYOUT}")
+
+
+def _read_csv(path: Path, separator: str | None, decimal: str | None, as_text: bool) -> "DataFrame":
+    import polars
+
+    encoding, sample = _start_of(path)
+    header = sample[0] if sample else ""
+    if separator is None:
+        separator = max(",;\t|", key=lambda mark: len(_cells(header, mark)))
+    names = [name.strip() for name in _cells(header, separator)]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise MisconfigurationException(f"{path} has two columns of the name {', '.join(twice)}. Rename one.")
+    if decimal is None:
+        cells = [cell.strip() for line in sample[1:] for cell in _cells(line, separator)]
+        has_comma = any(re.fullmatch(r"-?\d+,\d+", cell) for cell in cells)
+        decimal = "," if has_comma and separator != "," else "."
+    options: dict[str, Any] = {"separator": separator, "null_values": list(MISSING), "encoding": encoding}
+    if as_text:
+        options |= {"infer_schema": False}
+    elif decimal == ",":
+        options |= {"decimal_comma": True}
+    try:
+        try:
+            table = polars.read_csv(path, infer_schema_length=10_000, **options)
+        except polars.exceptions.ComputeError as error:
+            if "could not parse" not in str(error):
+                raise
+            table = polars.read_csv(
+                path, infer_schema_length=None, **options
+            )  # a column begins otherwise than it goes on
+    except polars.exceptions.PolarsError as error:
+        _refuse_ragged(path, encoding, separator, len(names))
+        raise MisconfigurationException(f"{path} cannot be read: {_first_line(error)}") from error
+    if table.height and table[table.columns[-1]].null_count():
+        _refuse_ragged(path, encoding, separator, len(names))  # which polars fills up
+    if decimal == "," and as_text:
+        number = r"^\s*-?\d*,\d+\s*$"
+        text = polars.col(polars.String)
+        table = table.with_columns(
+            polars.when(text.str.contains(number)).then(text.str.replace(",", ".")).otherwise(text).name.keep()
+        )
+    return table
+
+
+def _start_of(path: Path) -> tuple[str, list[str]]:
+    """The encoding of a text file, and its first lines."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            encoding = "utf-16"
+        else:
+            encoding = "utf8"
+            try:
+                while chunk := file.read(1 << 24):  # Windows-1252 may begin as ASCII
+                    chunk.decode("ascii")
+                start.decode("ascii")
+            except UnicodeDecodeError:
+                encoding = "utf8" if _is_utf_8(path) else "windows-1252"
+    text = start.decode({"utf8": "utf-8-sig"}.get(encoding, encoding), errors="replace")
+    lines = text.splitlines()
+    return encoding, lines[:-1] if len(start) == 1 << 16 else lines
+
+
+def _is_utf_8(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            while file.read(1 << 24):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator), [])
+
+
+def _refuse_ragged(path: Path, encoding: str, separator: str, count: int) -> None:
+    """Raises MisconfigurationException if a row has more or fewer cells than the first line."""
+    with path.open(encoding={"utf8": "utf-8-sig"}.get(encoding, encoding), newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        for row in reader:
+            if row and len(row) != count:
+                raise MisconfigurationException(
+                    f"{path}, line {reader.line_num} has {len(row)} columns, but the first line names {count}. Is a "
+                    f"{separator!r} in a text without quotes, or is something else the separator? data.separator=…"
+                )
+
+
+def as_numbers(column: "Series") -> "Series":
+    """A column as floats; null what is missing, infinite, or no number."""
+    import polars
+
+    numbers = column.cast(polars.Float64, strict=False).fill_nan(None)
+    return numbers.set(numbers.is_infinite().fill_null(False), None)
+
+
+def is_text(column: "Series") -> bool:
+    """Whether a column has words in it: text that is not all numbers."""
+    import polars
+
+    return column.dtype == polars.String and as_numbers(column).null_count() > column.null_count()
+
+
+def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[str]) -> list[Column]:
+    """What the training rows say about the columns that a network reads.
+
+    Args:
+        table: the training rows.
+        features: names of the columns.
+        categories: names of the columns of numbers whose values are names, such as postcodes.
+
+    Returns:
+        for each column its ``name``; and for numbers ``mean``, ``std`` and ``median``, and ``missing``, the share of
+        the rows without a value, in [0, 1); for words ``words``, sorted, and ``shares``, of the rows that have each.
+
+    Raises:
+        MisconfigurationException: if a column is neither; it says which, and what to do.
+    """
+
+    constant, empty, columns = [], [], []
+    for name in features:
+        column = table[name]
+        if column.null_count() == len(column):
+            empty.append(name)
+        elif column.n_unique() == 1:
+            constant.append(name)
+        elif name in categories or _refuse_unreadable(column):
+            columns.append(_describe_words(column))
+        else:
+            numbers = as_numbers(column)
+            if numbers.null_count() > column.null_count() + (column.is_nan().sum() if column.dtype.is_float() else 0):
+                raise MisconfigurationException(f"The column {name} has infinite numbers. {_remedy([name])}")
+            columns.append(
+                {
+                    "name": name,
+                    "mean": float(numbers.fill_null(numbers.median()).mean()),  # type: ignore[arg-type]
+                    "std": float(numbers.fill_null(numbers.median()).std(ddof=0)),  # type: ignore[arg-type]
+                    "median": float(numbers.median()),  # type: ignore[arg-type]
+                    "missing": numbers.null_count() / len(numbers),
+                }
+            )
+    if empty or constant:
+        what = (
+            f"no value in any training row: {', '.join(empty)}" if empty else f"one value only: {', '.join(constant)}"
+        )
+        raise MisconfigurationException(
+            f"Nothing can be learned from columns with {what}. Leave them out: data.ignore=[{','.join(empty + constant)}]"
+        )
+    return columns
+
+
+def _refuse_unreadable(column: "Series") -> bool:
+    """Whether a column has words in it.
+
+    Raises:
+        MisconfigurationException: if it has dates, or what is neither words nor numbers, or both.
+    """
+    import polars
+
+    name, values = column.name, column.drop_nulls()
+    if column.dtype.is_temporal() or (column.dtype == polars.String and values.str.contains(DATE).all()):
+        raise MisconfigurationException(
+            f"The column {name} has dates, such as {values[0]}; a network reads numbers. Put a number in its "
+            f"place, such as the year or the days since a first one. {_remedy([name])}"
+        )
+    if column.dtype == polars.Boolean or column.dtype.is_numeric():
+        return False
+    if column.dtype not in (polars.String, polars.Categorical, polars.Enum):
+        raise MisconfigurationException(f"The column {name} has values of type {column.dtype}. {_remedy([name])}")
+    if not is_text(column):
+        return False
+    numbers = as_numbers(values)
+    if count := len(numbers) - numbers.null_count():
+        word = values.filter(numbers.is_null())[0]
+        raise MisconfigurationException(
+            f"The column {name} is a mix of numbers and words: {count} of {len(values)} values are numbers, and one is "
+            f"{word!r}. Correct them; or take all for words: data.categories=[{name}]; or leave the column out: "
+            f"data.ignore=[{name}]"
+        )
+    return True
+
+
+def _describe_words(column: "Series") -> Column:
+    import polars
+
+    counts = column.cast(polars.String).drop_nulls().value_counts().sort(column.name)
+    if len(counts) > min(MOST_WORDS, max(10, len(column) // 2)):
+        raise MisconfigurationException(
+            f"The column {column.name} has {len(counts)} different words in {len(column)} training rows, which are too "
+            f"many for categories. {_remedy([column.name])}"
+        )
+    shares = [count / len(column) for count in counts["count"].to_list()]
+    return {"name": column.name, "words": counts[column.name].to_list(), "shares": shares}
+
+
+def _remedy(names: Sequence[str]) -> str:
+    return f"Or leave it out: data.ignore=[{','.join(names)}]"
+
+
+def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
+    """The rows of a table as tensors can hold them.
+
+    Args:
+        table: has all of ``columns``, and perhaps others.
+        columns: see ``describe``.
+
+    Returns:
+        float32 (N, columns): numbers in their own unit; for a word its place in ``words``; NaN for what is missing, for
+        a word that is not there, and for a word where a number should be.
+    """
+    import polars
+
+    rows = torch.empty(table.height, len(columns))
+    for number, column in enumerate(columns):
+        values = table[column["name"]]
+        if "words" in column:
+            places = {word: place for place, word in enumerate(column["words"])}
+            text = values.cast(polars.String)
+            coded = text.replace_strict(list(places), list(places.values()), default=None, return_dtype=polars.Float32)
+        else:
+            coded = as_numbers(values).cast(polars.Float32)
+        rows[:, number] = torch.from_numpy(coded.fill_null(float("nan")).to_numpy(writable=True))
+    return rows
+
+
+class TableEncoder(nn.Module):
+    """From the rows of a table to numbers around 0, all of one size, with constants that a checkpoint holds.
+
+    A number is standardized. Where it is missing, the training median takes its place; if training rows miss some, a
+    further number flags it. A word is one-hot, less the shares that the words have in the training rows, so that a
+    missing word, or one that training had not, is 0: it counts as the average row. (One-hot and not an embedding:
+    a linear model then has a coefficient for each word, and the few words of a table need no fewer dimensions.)
+
+    Args:
+        columns: see ``describe``.
+
+    Attributes:
+        names: of the numbers that it gives, in order: of the columns of numbers, then of flags, then of words.
+    """
+
+    numbers: Tensor
+    flagged: Tensor
+    mean: Tensor
+    std: Tensor
+    median: Tensor
+    missing: Tensor
+    columns_of_words: Tensor
+    codes: Tensor
+    shares: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        numbers = [(place, column) for place, column in enumerate(columns) if "words" not in column]
+        flagged = [place for place, (_, column) in enumerate(numbers) if column["missing"]]
+        words = [
+            (place, code, share, f"{column['name']}={word}")
+            for place, column in enumerate(columns)
+            if "words" in column
+            for code, (word, share) in enumerate(zip(column["words"], column["shares"], strict=True))
+        ]
+        self.names = [column["name"] for _, column in numbers]
+        self.names += [f"{self.names[place]} is missing" for place in flagged]
+        self.names += [name for *_, name in words]
+        self._keep("numbers", [place for place, _ in numbers])
+        self._keep("flagged", flagged)
+        for key in ("mean", "std", "median"):
+            self._keep(key, [float(column[key]) for _, column in numbers])
+        self._keep("missing", [float(numbers[place][1]["missing"]) for place in flagged])
+        self._keep("columns_of_words", [place for place, *_ in words])
+        self._keep("codes", [float(code) for _, code, *_ in words])
+        self._keep("shares", [float(share) for _, _, share, _ in words])
+
+    def _keep(self, name: str, values: Sequence[float]) -> None:
+        dtype = torch.int64 if name in ("numbers", "flagged", "columns_of_words") else torch.float32
+        self.register_buffer(name, torch.tensor(values, dtype=dtype))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Float32 (N, columns), see ``encode``, to float32 (N, len(names))."""
+        numbers = rows.index_select(1, self.numbers)
+        is_missing = numbers.isnan()
+        numbers = (torch.where(is_missing, self.median, numbers) - self.mean) / self.std
+        flags = is_missing.index_select(1, self.flagged).to(rows.dtype) - self.missing
+        words = (rows.index_select(1, self.columns_of_words) == self.codes).to(rows.dtype) - self.shares
+        return torch.cat([numbers, flags, words], dim=1)
+
+    def coefficients(self, weights: Tensor) -> dict[str, float]:
+        """What a linear model on the encoded rows adds to its output, in units of that output.
+
+        Args:
+            weights: of the encoded rows, (len(names),).
+
+        Returns:
+            for a number what one more of its unit adds; for a flag and a word what it adds to the average row.
+        """
+        scale = torch.cat([self.std, weights.new_ones(len(weights) - len(self.std))])
+        added = (weights / scale).tolist()
+        start = len(self.std) + len(self.flagged)
+        for column in self.columns_of_words.unique():
+            ours = (self.columns_of_words == column).nonzero().flatten() + start
+            average = float((weights[ours] * self.shares[ours - start]).sum())
+            for place in ours.tolist():
+                added[place] -= average
+        return dict(zip(self.names, added, strict=True))
+
+
+def one_row(cells: Mapping[str, str]) -> "DataFrame":
+    """A table of a single row, as text, from its cells by column."""
+    import polars
+
+    return polars.DataFrame({name: [None if cell in MISSING else cell] for name, cell in cells.items()}, strict=False)
+
+
+def refuse_missing(table: "DataFrame", columns: Sequence[str], file: str) -> None:
+    """Raises MisconfigurationException if a table lacks columns; it names the nearest."""
+    for name in columns:
+        if name not in table.columns:
+            nearest = ", ".join(close_to(name, table.columns, count=3)) or ", ".join(table.columns[:10])
+            raise MisconfigurationException(f"{file} has no column {name}. Nearest: {nearest}.")
+
+
+def unreadable_cells(table: "DataFrame", columns: Sequence[Column]) -> Mapping[int, str]:
+    """By the number of a row, from 0, the first of its values that is no number where training had numbers."""
+    found: dict[int, str] = {}
+    for column in columns:
+        if "words" not in column:
+            values = table[column["name"]]
+            for row in (as_numbers(values).is_null() & values.is_not_null()).arg_true().to_list():
+                found.setdefault(row, f"{column['name']} is {values[row]}, which is no number")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,112 @@
+"""The metrics of the config: one collection per stage, logged at the end of each epoch."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+STAGES = ("train", "val", "test")
+
+
+def metrics_of_stages(metrics: Mapping[str, Metric | None]) -> Iterator[MetricCollection]:
+    """Yields the metrics of training, validation and test: copies, named ``train/NAME``, ``val/NAME``, ``test/NAME``.
+
+    Metrics that count the same, such as precision and recall, count it once.
+
+    Args:
+        metrics: by names; None is left out.
+    """
+    wanted: dict[str, Metric | MetricCollection] = {
+        name: metric for name, metric in metrics.items() if metric is not None
+    }
+    for stage in STAGES:
+        yield MetricCollection(copy.deepcopy(wanted), prefix=f"{stage}/")
+
+
+def log_metrics(model: LightningModule, metrics: MetricCollection) -> None:
+    """Logs what ``metrics`` have found in an epoch, of all processes, and lets them begin anew.
+
+    A metric with a value per class is logged as ``val/NAME/CLASS``, a matrix as ``val/NAME/TRUE/PREDICTED``.
+
+    Args:
+        model: within ``on_train_epoch_end``, ``on_validation_epoch_end`` or ``on_test_epoch_end``.
+        metrics: see ``metrics_of_stages``.
+    """
+    if not metrics:
+        return
+    classes = getattr(model.trainer.datamodule, "class_names", None) or ()
+    # Each process has the same values; without sync_dist Lightning would warn that they may differ.
+    options: dict[str, Any] = {"sync_dist": model.trainer.world_size > 1, "batch_size": 1}
+    for name, value in metrics.compute().items():
+        for entry, number in _entries(name, torch.as_tensor(value), classes):
+            model.log(entry, number.float(), prog_bar=entry == name, **options)
+    metrics.reset()
+
+
+def _entries(name: str, value: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The numbers in ``value``, with their names."""
+    if value.ndim == 0:
+        yield name, value
+        return
+    names = classes if len(classes) == len(value) else range(len(value))
+    for part, values in zip(names, value, strict=True):
+        yield from _entries(f"{name}/{part}", values, classes)
+
+
+def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], outputs: Tensor, targets: Tensor) -> None:
+    """Tries the loss and the metrics of the config, before they cost an epoch.
+
+    Args:
+        loss: from outputs and targets to a number.
+        metrics: by names, see ``metrics_of_stages``.
+        outputs: such as the model gives, of a small batch. One whose size differs from the number of classes: a loss
+            could take it for a batch of outputs otherwise.
+        targets: such as the data gives, of the same batch.
+
+    Raises:
+        MisconfigurationException: if one does not take them, the loss is not a single number, or a metric has no name.
+    """
+    if isinstance(metrics, Metric):
+        raise MisconfigurationException(
+            f"metrics is a {type(metrics).__name__} without a name. Put a line such as `mine:` above it in its file, "
+            "and indent the rest."
+        )
+    kind = "classes" if targets.dtype == torch.int64 else "numbers"
+    takes = f"{_kind(outputs)} and targets {_kind(targets)}, as a model of {kind} gives them"
+    try:
+        # What is counted in a loss, or drawn by it, is not changed by this. Shapes that differ are a warning of torch.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            value = copy.deepcopy(loss)(outputs, targets)
+    except Exception as error:  # of many types, depending on the loss
+        raise MisconfigurationException(
+            f"The loss {type(loss).__name__} does not take {takes}: {_first_line(error)}\nChoose another loss=…"
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim:
+        found = _kind(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise MisconfigurationException(
+            f"The loss {type(loss).__name__} gives {found}; training needs a single number: reduction=mean."
+        )
+    for name, metric in metrics.items():
+        try:
+            if metric is not None:
+                copy.deepcopy(metric).update(outputs, targets)
+        except Exception as error:  # likewise
+            raise MisconfigurationException(
+                f"The metric {name}, a {type(metric).__name__}, does not take {takes}: {_first_line(error)}\n"
+                f"Choose other metrics=[…], or leave it out: metrics.{name}=null"
+            ) from error
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,30 @@
+"""Cross-entropy with weights from the config."""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+
+class CrossEntropy(nn.CrossEntropyLoss):
+    """``torch.nn.CrossEntropyLoss``: of logits float (N, num_classes) and labels int64 (N,), the mean over a batch.
+
+    Args:
+        num_classes: number of classes.
+        weight: how much a sample of each class counts, one number per class; None: all the same.
+        label_smoothing: share of each label that is given to all classes alike, in [0, 1).
+
+    Raises:
+        MisconfigurationException: if there is not one weight for each class.
+    """
+
+    def __init__(self, num_classes: int, weight: Sequence[float] | None, label_smoothing: float) -> None:
+        if weight is not None and (isinstance(weight, str) or len(weight) != num_classes):
+            raise MisconfigurationException(
+                f"loss.weight is {weight}; it must be {num_classes} numbers, one per class, or balanced, or null."
+            )
+        super().__init__(
+            weight=None if weight is None else torch.tensor(weight, dtype=torch.float32),
+            label_smoothing=label_smoothing,
+        )
