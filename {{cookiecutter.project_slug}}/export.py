@@ -37,6 +37,8 @@ def main() -> None:
     difference = write_model(run.model, inputs, path, arguments.format)
     print(f"{shown(folder)}, {arguments.checkpoint}.ckpt")
     print(f"{shown(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
+    for number, line in enumerate(getattr(run.data, "describe_tensor", list)()):
+        print(f"  {number:<4} {line}")
     print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")
 
 

@@ -16,22 +16,22 @@ from torch_starter.prediction_output import hide_numbers, is_number, refuse_outp
 @explained
 def main() -> None:
     parser = argparse.ArgumentParser(
-        usage="python predict.py [RUN] INPUT… [--output FILE] [--checkpoint CHECKPOINT] [--invert] [--num-workers N]",
-        description="Numbers for a regression; image files, globs, folders for a classifier.",
+        usage="python predict.py [RUN] INPUT… [--output FILE] [--top N] [--probabilities] [--checkpoint CHECKPOINT] …",
+        description="Numbers for a line; images, globs, folders for a classifier; a file or COLUMN=VALUE … for a table.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
     parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     parser.add_argument("--output", type=Path, help="a .csv or .json file to write to, instead of the terminal")
-    parser.add_argument(
-        "--invert", action="store_true", help="images: dark on bright, where training had bright on dark"
-    )
+    parser.add_argument("--top", type=int, metavar="N", help="the N likeliest classes")
+    parser.add_argument("--probabilities", action="store_true", help="the probability of each class")
+    parser.add_argument("--invert", action="store_true", help="images: dark on bright, where training had the opposite")
     parser.add_argument("--num-workers", type=int, help="processes that read inputs; default: as the run has it")
     arguments = parser.parse_intermixed_args(hide_numbers(sys.argv[1:]))
     words = [word.removeprefix(" ") for word in arguments.words]
     if arguments.output:
         refuse_output(arguments.output)
 
-    run_lookup.refuse_mistyped(words[0], is_input=is_number(words[0]) or any(letter in words[0] for letter in "*?["))
+    run_lookup.refuse_mistyped(words[0], is_input=is_number(words[0]) or any(letter in words[0] for letter in "*?[="))
     folder, words = run_lookup.find(words, run_lookup.has_checkpoint)
     print(f"{shown(folder)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
     if not words:
@@ -42,7 +42,8 @@ def main() -> None:
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
         # Between rows on the same terminal a bar would only flicker.
         has_bar = bool(arguments.output) or not sys.stdout.isatty()
-        unreadable = predict(run, names, write, arguments.num_workers, arguments.invert, has_bar)
+        classes_of = {"top": arguments.top, "has_probabilities": arguments.probabilities}
+        unreadable = predict(run, names, write, arguments.num_workers, arguments.invert, has_bar, **classes_of)
     if unreadable:
         sys.exit("\n".join(unreadable))
 

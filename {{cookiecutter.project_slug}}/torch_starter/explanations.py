@@ -86,9 +86,10 @@ def explanation(error: BaseException) -> str | None:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f": it refers to {found[1]}" if found else ""
         return f"The checkpoint holds something else than numbers and text{what}. Loading it could run code: refused."
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: there is no such choice." + nearest(choice, error.options)
+        if options := error.options or project.groups().get(group):  # Hydra gives none for a list of choices
+            return f"{group}={choice}: there is no such choice." + nearest(choice, options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         return _unknown_key(str(cause.full_key), cause.parent_node)
     if isinstance(error, OverrideParseException):
@@ -110,7 +111,9 @@ def explanation(error: BaseException) -> str | None:
             return mistyped
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
-        return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
+        group = str(getattr(error, "full_key", "")).partition(".")[0]
+        group = group if group in ("loss", "metrics") else "model"
+        return f"{what}: the chosen {group} needs what the chosen data does not have. Choose another data= or {group}=."
     for misuse in (error, cause):
         # By name, because importing Lightning only to explain a slip would take seconds.
         if type(misuse).__name__ == "MisconfigurationException":
@@ -183,6 +186,8 @@ def _no_choice() -> str:
                 return "experiment is null unless you choose one: leave it out."
             if group == "logger":
                 return "logger takes the name of a choice. No logger at all is ~logger; one fewer is logger.NAME=null"
+            if group == "metrics":
+                return "metrics takes the names of choices. One fewer is metrics.NAME=null; none is metrics=[]"
             if group == "callbacks":
                 return "callbacks takes the name of a choice. One fewer is callbacks.NAME=null; none is ~callbacks"
             null = " none is scheduler=constant." if group == "scheduler" else ""

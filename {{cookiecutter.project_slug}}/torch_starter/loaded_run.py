@@ -3,7 +3,7 @@
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,12 +96,20 @@ class Run:
         (metrics,) = found
         return dict(metrics)
 
-    def predict(self, inputs: "str | Path | float | Sequence[object] | Tensor") -> list[dict[str, Any]]:
+    def predict(
+        self,
+        inputs: "str | Path | float | Sequence[object] | Mapping[str, object] | Tensor",
+        top: int | None = None,
+        probabilities: bool = False,
+    ) -> list[dict[str, Any]]:
         """The rows that `predict.py` prints, in the order of the inputs.
 
         Args:
-            inputs: a number or the path of an image or folder, as `predict.py` takes them, or several; or a tensor
-                (N, …) of samples as the data module serves them, which are then called 0, 1, ….
+            inputs: a number or the path of an image, folder or table, as `predict.py` takes them, or several; the cells
+                of one row of a table, by column; or a tensor (N, …) of samples as the data module serves them, which
+                are then called 0, 1, ….
+            top: how many of the likeliest classes a row has; None: the first.
+            probabilities: whether a row has the probability of each class.
 
         Returns:
             for each input a dict of its name, ``input``, and the columns of the model.
@@ -115,10 +123,13 @@ class Run:
 
         rows: list[dict[str, Any]] = []
         if isinstance(inputs, Tensor):
-            predict_tensor(self, inputs, rows.extend)
+            predict_tensor(self, inputs, rows.extend, top, probabilities)
             return rows
+        if isinstance(inputs, Mapping):
+            inputs = [f"{column}={value}" for column, value in inputs.items()]
         words = [inputs] if isinstance(inputs, str | Path | int | float) else inputs
-        unreadable = predict(self, find_inputs(self, [str(word) for word in words]), rows.extend)
+        names = find_inputs(self, [str(word) for word in words])
+        unreadable = predict(self, names, rows.extend, top=top, has_probabilities=probabilities)
         if unreadable:
             raise Mistake("\n".join(unreadable))
         return rows

@@ -41,6 +41,8 @@ def predict(
     num_workers: int | None = None,
     is_inverted: bool = False,
     has_bar: bool = False,
+    top: int | None = None,
+    has_probabilities: bool = False,
 ) -> list[str]:
     """Predicts inputs in batches of ``data.batch_size``, as `evaluate.py` takes them.
 
@@ -53,9 +55,14 @@ def predict(
         num_workers: processes that read inputs, if there are more than a batch; None: ``data.num_workers``.
         is_inverted: whether samples are inverted: dark on bright, where training had bright on dark.
         has_bar: whether standard error, if it is a terminal, shows the progress.
+        top: how many of the likeliest classes a row has; None: the first.
+        has_probabilities: whether a row has the probability of each class.
 
     Returns:
         a line for each input that cannot be read.
+
+    Raises:
+        Mistake: if ``top`` or ``has_probabilities`` is asked of a model that gives no probabilities.
     """
     data, unreadable, readable = run.data, [], deque()
     read_input = _Inverted(data) if is_inverted else data.read_input
@@ -67,31 +74,39 @@ def predict(
         num_workers = max(0, num_workers)
     batches = _read(_Inputs(names, read_input), _batch_size(run), num_workers, readable, unreadable, has_bar)
     with contextlib.closing(batches):
-        _predict_batches(run, batches, readable, write)
+        _predict_batches(run, batches, readable, write, top, has_probabilities)
     return unreadable
 
 
-def predict_tensor(run: "Run", samples: "Tensor", write: Write) -> None:
+def predict_tensor(
+    run: "Run", samples: "Tensor", write: Write, top: int | None = None, has_probabilities: bool = False
+) -> None:
     """Predicts samples (N, …), as the data module serves them, by their numbers."""
     batches = iter(samples.split(_batch_size(run)))  # Lightning would take a tuple for several loaders
-    _predict_batches(run, batches, deque(map(str, range(len(samples)))), write)
+    _predict_batches(run, batches, deque(range(len(samples))), write, top, has_probabilities)
 
 
 def _batch_size(run: "Run") -> int:
     return getattr(run.data, "batch_size", None) or BATCH_SIZE
 
 
-def _predict_batches(run: "Run", batches: "Iterable[Tensor]", names: deque[str], write: Write) -> None:
-    """Args: names: are filled before, or while, their samples are served."""
+def _predict_batches(
+    run: "Run", batches: "Iterable[Tensor]", names: deque[Any], write: Write, top: int | None, has_probabilities: bool
+) -> None:
+    """Args: names: are filled before, or while, their samples are served; numbers have no cells of their own."""
     from lightning.pytorch.callbacks import LambdaCallback
 
-    classes = getattr(run.data, "class_names", None)
+    describe = getattr(run.data, "describe_input", None)
 
     def on_predict_batch_end(trainer: Any, model: Any, output: "dict[str, Tensor]", *_: Any) -> None:
-        columns = {name: values.tolist() for name, values in output.items()}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [{"input": names.popleft(), **row} for row in rows]
-        write([row | {"label": classes[row["label"]]} for row in rows] if classes else rows)
+        rows = []
+        for prediction in _rows(output, getattr(run.data, "class_names", None), top, has_probabilities):
+            name = names.popleft()
+            row = dict(describe(name)) if describe and isinstance(name, str) else {"input": str(name)}
+            # A table may have a column `label` of its own.
+            row |= {f"predicted_{key}" if key in row else key: value for key, value in prediction.items()}
+            rows.append(row)
+        write(rows)
 
     callback = LambdaCallback(on_predict_batch_end=on_predict_batch_end)
     run.trainer.callbacks.append(callback)
@@ -99,6 +114,31 @@ def _predict_batches(run: "Run", batches: "Iterable[Tensor]", names: deque[str],
         run.trainer.predict(run.module, batches, return_predictions=False, ckpt_path=run.checkpoint, weights_only=True)
     finally:
         run.trainer.callbacks.remove(callback)
+
+
+def _rows(
+    output: "dict[str, Tensor]", classes: Sequence[str] | None, top: int | None, has_probabilities: bool
+) -> "Iterable[Row]":
+    """What ``predict_step`` returns, by row; ``label`` is the name of the class."""
+    output = dict(output)
+    probabilities = output.pop("probabilities", None)
+    if probabilities is None and (top or has_probabilities):
+        raise Mistake("The model gives no probabilities of classes. Remove --probabilities and --top.")
+
+    def name(label: int) -> Any:
+        return classes[label] if classes else label
+
+    columns = {key: values.tolist() for key, values in output.items()}
+    if "label" in columns:
+        columns["label"] = [name(label) for label in columns["label"]]
+    if probabilities is not None and top:
+        most = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+        for place in range(1, most.values.shape[1]):
+            columns[f"label_{place + 1}"] = [name(label) for label in most.indices[:, place].tolist()]
+            columns[f"probability_{place + 1}"] = most.values[:, place].tolist()
+    if probabilities is not None and has_probabilities:
+        columns |= {f"probability_{name(label)}": column for label, column in enumerate(probabilities.T.tolist())}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 class _Inverted:

@@ -41,6 +41,10 @@ class DataModule(Protocol):
         """
         ...
 
+    def class_counts(self) -> list[int]:
+        """How many training samples each class has, by label. Without it: ``loss.weight=balanced`` is refused."""
+        ...
+
     def find_inputs(self, words: Sequence[str]) -> Iterable[str]:
         """The names of the inputs that the words of `predict.py`'s command line mean. Without it: no predictions."""
         ...
@@ -52,6 +56,14 @@ class DataModule(Protocol):
             OSError: if it cannot be read; the others are predicted.
             ValueError: if it is of another kind, likewise.
         """
+        ...
+
+    def describe_input(self, name: str) -> dict[str, Any]:
+        """What a row of `predict.py` has before the prediction. Without it: ``input``, the name."""
+        ...
+
+    def describe_tensor(self) -> list[str]:
+        """A line for each column of a sample, for `export.py` to print. Without it: none."""
         ...
 
     def invert(self, sample: Tensor) -> Tensor:
@@ -77,7 +89,10 @@ class Model(Protocol):
     backbone: nn.Module
 
     def predict_step(self, batch: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`, each (N,); ``label`` holds numbers of classes. Without it: no predictions."""
+        """The columns of `predict.py`, each (N,); ``label`` holds numbers of classes. Without it: no predictions.
+
+        ``probabilities`` (N, num_classes), if they are there, are for ``--top`` and ``--probabilities``.
+        """
         ...
 
 

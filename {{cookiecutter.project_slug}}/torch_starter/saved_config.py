@@ -34,22 +34,46 @@ def complete(config: DictConfig, data: Any) -> None:
 
     Args:
         config: of the run; changed in place.
-        data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``.
+        data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``; its
+            ``class_counts()`` are what becomes of ``loss.weight=balanced``.
 
     Raises:
-        Mistake: if one is a text that a config cannot hold.
+        Mistake: if one is a text that a config cannot hold, or the numbers of a balanced loss are not known.
     """
-    if not hasattr(data, "facts"):
-        return
     before = OmegaConf.to_yaml(config)
-    for key, value in data.facts().items():
-        for name in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(name, str) and re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
+    for key, value in data.facts().items() if hasattr(data, "facts") else ():
+        for name in _texts(value):
+            if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
                 raise Mistake(f"data.{key} has {name!a}, which means something else in a config: rename it.")
         OmegaConf.update(config, f"data.{key}", value)
+    if _is_balanced(config):
+        if not hasattr(data, "class_counts"):
+            raise Mistake(
+                f"loss.weight=balanced needs to know how many samples each class has, and {type(data).__name__} has no "
+                "class_counts. Give a number per class: loss.weight=[1,2]"
+            )
+        counts = data.class_counts()
+        # Each class as a whole counts the same, and the average sample 1.
+        config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
     path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
     if path.exists() and completed != before:
         write_text(path, completed)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
+
+
+def _is_balanced(config: Any) -> bool:
+    loss = config.get("loss")
+    return bool(loss) and loss.get("weight") == "balanced"
 
 
 def read_overrides(run: Path) -> list[str]:
@@ -224,6 +248,8 @@ def refuse_without_effect(
     for key, value in (saved.get("data") or {}).items():
         if now["data"].get(key, "") is None:
             now["data"][key] = value  # what only the data know
+    if _is_balanced(now):
+        now["loss"]["weight"] = (saved.get("loss") or {}).get("weight")  # likewise
     # What a model may refer to; the folder may be untrusted.
     saved = {key: value for key, value in saved.items() if key not in ("run_dir", "callbacks", "logger", "trainer")}
     try:

@@ -62,9 +62,11 @@ class RunDescription(Callback):
 def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
     """The values that stand in a composed config, by their dotted names; a class by its name alone.
 
-    Left out is what only repeats another value (``${…}``), and how a run is watched: callbacks, loggers and folders.
+    Left out is what only repeats another value (``${…}``), what describes the data, and how a run is watched:
+    callbacks, loggers, metrics and folders.
     """
-    left_out, left_out_at_root = ("_partial_", "class_names"), ("callbacks", "logger", "ckpt_path", "run_dir")
+    left_out = ("_partial_", "class_names", "columns")
+    left_out_at_root = ("callbacks", "logger", "metrics", "ckpt_path", "run_dir")
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "_target_":

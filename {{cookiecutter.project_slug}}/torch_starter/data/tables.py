@@ -240,7 +240,7 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
             f"no value in any training row: {', '.join(empty)}" if empty else f"one value only: {', '.join(constant)}"
         )
         raise MisconfigurationException(
-            f"Nothing can be learned from columns with {what}. Leave them out: data.ignore=[{','.join(empty + constant)}]"
+            f"Nothing can be learned from columns with {what}. Leave them out: {_ignore(empty + constant)}"
         )
     return columns
 
@@ -290,7 +290,11 @@ def _describe_words(column: "Series") -> Column:
 
 
 def _remedy(names: Sequence[str]) -> str:
-    return f"Or leave it out: data.ignore=[{','.join(names)}]"
+    return f"Or leave it out: {_ignore(names)}"
+
+
+def _ignore(names: Sequence[str]) -> str:
+    return f"data.ignore=[{','.join(names)}]"
 
 
 def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
@@ -379,24 +383,29 @@ class TableEncoder(nn.Module):
         words = (rows.index_select(1, self.columns_of_words) == self.codes).to(rows.dtype) - self.shares
         return torch.cat([numbers, flags, words], dim=1)
 
-    def coefficients(self, weights: Tensor) -> dict[str, float]:
-        """What a linear model on the encoded rows adds to its output, in units of that output.
+    def coefficients(self, weights: Tensor, bias: Tensor) -> dict[str, float]:
+        """What a linear model on the encoded rows has found, in the units of the columns.
 
         Args:
             weights: of the encoded rows, (len(names),).
+            bias: (), of the same model.
 
         Returns:
-            for a number what one more of its unit adds; for a flag and a word what it adds to the average row.
+            ``intercept``, the output where all numbers are 0; for a number what one more of its unit adds; for a flag,
+            and for a word, what it adds to a row that is average in it.
         """
-        scale = torch.cat([self.std, weights.new_ones(len(weights) - len(self.std))])
-        added = (weights / scale).tolist()
-        start = len(self.std) + len(self.flagged)
+        count = len(self.std)
+        per_unit = (weights[:count] / self.std).double()
+        intercept = float(bias) - float((per_unit * self.mean).sum())
+        intercept -= float((weights[count : count + len(self.missing)] * self.missing).sum())
+        added = per_unit.tolist() + weights[count:].tolist()
         for column in self.columns_of_words.unique():
-            ours = (self.columns_of_words == column).nonzero().flatten() + start
-            average = float((weights[ours] * self.shares[ours - start]).sum())
+            places = (self.columns_of_words == column).nonzero().flatten()
+            ours = places + count + len(self.missing)
+            average = float((weights[ours] * self.shares[places]).sum())
             for place in ours.tolist():
                 added[place] -= average
-        return dict(zip(self.names, added, strict=True))
+        return {"intercept": intercept, **dict(zip(self.names, added, strict=True))}
 
 
 def one_row(cells: Mapping[str, str]) -> "DataFrame":

@@ -102,6 +102,10 @@ class ImageDataModule(LightningDataModule):
         names = ("num_classes", "class_names", "mean", "std")
         return {"image_shape": list(self.image_shape), **{name: getattr(self, name) for name in names}}
 
+    def class_counts(self) -> list[int]:
+        """How many training images each class has."""
+        return self.train_set.tensors[1].bincount(minlength=self.num_classes or 0).tolist()
+
     def setup(self, stage: str) -> None:
         if stage == "test":
             self.test_set = TensorBatches(*self._load(train=False))

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier gets right and wrong."""
+"""Figures of what a classifier gets right and wrong."""
 
 import math
 from collections.abc import Sequence
@@ -14,23 +14,22 @@ from torchvision.utils import make_grid
 
 from torch_starter.figures import fonts_for, gather_rows, is_due, remove_callback, show
 
-from ..models.image_classifier import ImageClassifier
-
 ROWS, COLUMNS = 3, 5
 
 
 class ClassifierFigures(Callback):
-    """Draws ``confusion_matrix``, ``class_accuracy`` and ``confidently_wrong``, as ``val/…`` and at the end ``test/…``.
+    """Draws ``confusion_matrix``, ``class_accuracy`` and, of images, ``confidently_wrong``: ``val/…`` and ``test/…``.
 
-    Other models than an ImageClassifier are left to other callbacks.
+    For a model with ``num_classes`` that takes one label per sample, as its ``batch_format`` says, and whose steps
+    return ``logits`` (N, num_classes). Other models are left to other callbacks.
 
     Args:
-        times: that each picture is drawn in a run for the validation set, at most.
+        times: that each figure is drawn in a run for the validation set, at most.
     """
 
     def __init__(self, times: int) -> None:
         self.times = int(times)
-        self.drawn = 0  # the last epoch of which there are pictures
+        self.drawn = 0  # the last epoch of which there are figures
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
@@ -39,10 +38,11 @@ class ClassifierFigures(Callback):
         self.drawn = state_dict["drawn"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(pl_module, ImageClassifier):
+        formats: Any = getattr(pl_module, "batch_format", {})
+        if not getattr(pl_module, "num_classes", None) or not list(formats.values())[-1].startswith("int64 (N,)"):
             remove_callback(trainer, self)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module, not trainer.sanity_checking and is_due(trainer, self.times, self.drawn))
 
     def on_validation_batch_end(
@@ -56,7 +56,7 @@ class ClassifierFigures(Callback):
             self._draw(trainer, "val")
             self.drawn = trainer.current_epoch + 1
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(pl_module, is_wanted=True)
 
     on_test_batch_end = on_validation_batch_end
@@ -65,7 +65,7 @@ class ClassifierFigures(Callback):
         if self.is_wanted:
             self._draw(trainer, "test")
 
-    def _start(self, pl_module: ImageClassifier, is_wanted: bool) -> None:
+    def _start(self, pl_module: Any, is_wanted: bool) -> None:
         self.is_wanted = is_wanted
         if is_wanted:
             self.matrix = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False).to(pl_module.device)
@@ -75,6 +75,8 @@ class ClassifierFigures(Callback):
         images, labels = batch
         probabilities, predictions = logits.float().softmax(dim=1).max(dim=1)
         self.matrix.update(predictions, labels)
+        if images.ndim != 4:
+            return
         wrong = predictions != labels
         found = [values[wrong] for values in (images, labels, predictions, probabilities)]
         if self.wrong:
@@ -83,7 +85,7 @@ class ClassifierFigures(Callback):
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         matrix = self.matrix.compute().cpu()  # of all processes
-        images, labels, predictions, probabilities = _most_certain([gather_rows(v) for v in self.wrong])
+        wrong = _most_certain([gather_rows(values) for values in self.wrong]) if self.wrong else None
         if not trainer.is_global_zero:
             return
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
@@ -92,8 +94,10 @@ class ClassifierFigures(Callback):
         with fonts_for(names):
             show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
             show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
-            figure = confidently_wrong(images.cpu(), labels.cpu(), predictions.cpu(), probabilities.cpu(), names)
-            show(trainer, f"{stage}/confidently_wrong", figure)
+            if wrong:
+                images, labels, predictions, probabilities = (part.cpu() for part in wrong)
+                figure = confidently_wrong(images, labels, predictions, probabilities, names)
+                show(trainer, f"{stage}/confidently_wrong", figure)
 
 
 def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:

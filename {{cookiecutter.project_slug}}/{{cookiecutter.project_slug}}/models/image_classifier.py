@@ -88,9 +88,10 @@ class ImageClassifier(LightningModule):
         return self._step(batch, "test")
 
     def predict_step(self, images: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`: label (N,), int64, and its probability (N,), 0 to 1."""
-        probability, label = self(images).softmax(dim=1).max(dim=1)
-        return {"label": label, "probability": probability}
+        """The columns of `predict.py`: label (N,), int64, its probability (N,), 0 to 1, and those of all classes."""
+        probabilities = self(images).softmax(dim=1)
+        probability, label = probabilities.max(dim=1)
+        return {"label": label, "probability": probability, "probabilities": probabilities}
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """What Lightning minimizes, ``loss``, and what callbacks look at, ``logits`` (N, num_classes)."""
