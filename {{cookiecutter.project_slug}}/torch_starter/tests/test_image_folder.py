@@ -245,6 +245,45 @@ def test_a_multirun_over_folds_validates_each_image_once(train, pictures):
     assert len({metrics(run)["val/loss"] for run in runs}) == 3
 
 
+# Rare classes
+
+
+def make_rare(pictures):
+    for path in sorted((pictures / "red").iterdir())[5:]:
+        path.unlink()
+
+
+def test_a_balanced_epoch_sees_a_rare_class_as_often(pictures, tmp_path):
+    make_rare(pictures)
+    data = make(pictures, tmp_path, "data.balance=true", "data.num_workers=0")
+    plain = make(pictures, tmp_path, "data.num_workers=0")
+    assert torch.cat([labels for _, labels in plain.train_dataloader()]).bincount().tolist() == [21, 21, 3]
+    loader, seen = data.train_dataloader(), []
+    for epoch in range(20):
+        loader.set_epoch(epoch)
+        seen += [labels for _, labels in loader]
+    shares = torch.cat(seen).bincount() / (20 * 45)
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+
+
+def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(train, script, pictures, tmp_path, capfd):
+    make_rare(pictures)
+    quick = [*SMALL, f"data.root={pictures}", "data.balance=true", "scheduler=constant"]
+    (whole,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=2")
+    (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
+    script("resume.py", parts, "trainer.max_epochs=2")
+    assert all(weights(whole)[name].equal(weights(parts)[name]) for name in weights(whole))
+
+    images = sorted(splits(whole / "split.csv")["train"])
+    script("predict.py", whole, *(pictures / image for image in images), "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    right = sum(row["label"] == image.partition("/")[0] for row, image in zip(rows, images, strict=True))
+    capfd.readouterr()
+    script("evaluate.py", whole, "--split", "train", "--json")
+    found = json.loads(capfd.readouterr().out)["metrics"]["train/acc"]
+    assert found == pytest.approx(right / len(images)), "each image once"
+
+
 # What people's folders have in them
 
 

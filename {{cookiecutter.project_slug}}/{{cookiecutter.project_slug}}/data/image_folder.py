@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, balanced_weights, shuffle_seed, workers_for
 from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import find_pictures, fit, read_picture
 from torch_starter.data.splits import check_folds, make_splits, read_splits, write_splits
@@ -51,6 +51,8 @@ class ImageFolderDataModule(LightningDataModule):
         num_folds: for cross-validation: what is not in the test is cut into so many folds, stratified by class. None:
             ``val_share`` is cut off.
         fold: the one that validation gets, from 0 to ``num_folds - 1``.
+        balance: in an epoch, draw as many training pictures as there are with replacement, each class as often as any
+            other in expectation, instead of each picture once.
 
     Raises:
         MisconfigurationException: if the folder is not what it should be; it says what is wrong where.
@@ -76,6 +78,7 @@ class ImageFolderDataModule(LightningDataModule):
         seed: int,
         num_folds: int | None = None,
         fold: int = 0,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -96,6 +99,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.seed = seed
         self.num_folds = num_folds
         self.fold = fold
+        self.balance = balance
         check_folds(num_folds, fold)
         for name, share in {**self.shares, "center_crop": center_crop_share}.items():
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
@@ -151,7 +155,8 @@ class ImageFolderDataModule(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
+        weights = balanced_weights(self.train_set.labels) if self.balance else None
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers, weights)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)

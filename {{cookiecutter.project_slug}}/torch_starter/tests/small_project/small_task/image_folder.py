@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, balanced_weights, shuffle_seed, workers_for
 from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import find_pictures, fit, read_picture
 from torch_starter.data.splits import check_folds, make_splits, read_splits, write_splits
@@ -41,6 +41,7 @@ class ImageFolder(LightningDataModule):
         seed: int,
         num_folds: int | None = None,
         fold: int = 0,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -61,6 +62,7 @@ class ImageFolder(LightningDataModule):
         self.seed = seed
         self.num_folds = num_folds
         self.fold = fold
+        self.balance = balance
         check_folds(num_folds, fold)
         for name, share in {**self.shares, "center_crop": center_crop_share}.items():
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
@@ -116,7 +118,8 @@ class ImageFolder(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
+        weights = balanced_weights(self.train_set.labels) if self.balance else None
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers, weights)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
