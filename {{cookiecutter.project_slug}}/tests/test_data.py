@@ -1,10 +1,12 @@
 """Where the batches come from: splits, order, and files that are missing or damaged."""
 
+import json
 import pickle
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchvision import datasets
@@ -57,6 +59,40 @@ def test_the_cut_depends_on_the_seed_alone(digits, mnist):
 
     assert val_images(42) == rows(mnist.val_set.tensors[0])
     assert val_images(0) != val_images(42)
+
+
+def test_folds_partition_the_training_split(digits, mnist):
+    folds = []
+    for fold in range(7):
+        data = make(f"data.root={digits}", "data.num_folds=7", f"data.fold={fold}", "data.num_val=1000000")
+        data.setup("fit")
+        data.setup("test")
+        train, val = (rows(split.tensors[0]) for split in (data.train_set, data.val_set))
+        assert train | val == rows(draw_digits(600, seed=0)[0])
+        assert len(val) in (85, 86)
+        assert data.test_set.tensors[0].equal(mnist.test_set.tensors[0])
+        folds += val
+    assert len(folds) == len(set(folds)) == 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.fold=1"], "data.fold is 1, but data.num_folds is null"),
+        (["data.num_folds=5", "data.fold=7"], "data.fold is 7; with data.num_folds=5 it can be 0 to 4"),
+        (["data.num_folds=601"], "data.num_folds is 601, but there are 600 samples"),
+    ],
+)
+def test_folds_that_do_not_exist_are_refused(digits, arguments, message):
+    with pytest.raises((InstantiationException, MisconfigurationException), match=message):
+        make(f"data.root={digits}", *arguments).setup("fit")
+
+
+def test_a_multirun_over_folds(train, digits):
+    small = [f"data.root={digits}", "model=mlp", "trainer.max_epochs=1"]
+    runs = train("-m", "experiment=mnist", *small, "data.num_folds=3", "data.fold=0,1,2")
+    found = [json.loads((run / "results.json").read_text())["metrics"]["val/loss"] for run in runs]
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("choice", ["fashion_mnist", "kmnist"])

@@ -25,6 +25,18 @@ def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
+def test_a_rare_class_in_folds(train, pictures):
+    for path in sorted((pictures / "red").iterdir())[5:]:
+        path.unlink()
+    quick = [*SMALL, f"data.root={pictures}", "trainer.max_epochs=1"]
+    runs = train("-m", *quick, "data.balance=true", "data.num_folds=2", "data.fold=0,1")
+    first, second = ((run / "split.csv").read_text().splitlines() for run in runs)
+    for lines in (first, second):
+        assert sum(line.startswith("val,red,") for line in lines) == 2
+    assert [line for line in first if line.startswith("test,")] == [line for line in second if line.startswith("test,")]
+    assert not {line for line in first if line.startswith("val,")} & set(second)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "resnet18"])
 def test_grey_images_from_a_folder(train, script, pictures, tmp_path, model):

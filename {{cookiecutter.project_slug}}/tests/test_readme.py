@@ -48,7 +48,7 @@ def overrides(text: str) -> list[str]:
 
 # Followed in test_processes.py, test_torchvision.py, test_image_folder.py or a recipe; the last one is not of train.py.
 ELSEWHERE = ("trainer=", "trainer.num_nodes", "trainer.sync_batchnorm", "model", "data.dataset", "data.split_of")
-ELSEWHERE += ("data.skip_broken", 'data.root="', "experiment=transfer", "weights_only")
+ELSEWHERE += ("data.skip_broken", "data.balance", 'data.root="', "experiment=transfer", "weights_only")
 
 
 @pytest.mark.slow

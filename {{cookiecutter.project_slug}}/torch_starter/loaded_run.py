@@ -165,6 +165,8 @@ def load_run(
         config.model.compile = False  # it takes a minute, which one pass over the data does not repay
     if not is_augmented and "augmentation" in config.data:
         config.data.augmentation = None
+    if not is_augmented and config.data.get("balance") is True:
+        config.data.balance = False
     # What Lightning says about itself, as configs/train.yaml has it.
     from . import quiet  # noqa: F401
 

@@ -18,6 +18,7 @@ class DataModule(Protocol):
             Without it: 0.
         augmentation: an argument of this name, if the config has it, is None where training samples are measured as
             they are, as in `evaluate.py --split train`. Without it: they are as training sees them.
+        balance: an argument of this name, if the config has it, is False there, so that each sample is measured once.
         class_names: by label; `predict.py` prints them in the column ``label``. Without it: numbers.
         image_shape: channels, height and width. Before training a model is tried on such an image. Without it: not.
         mean: of the training images per channel, on the scale 0 to 1; compared with ``image_shape``.
@@ -28,6 +29,7 @@ class DataModule(Protocol):
     batch_size: int
     num_workers: int | None
     augmentation: Mapping[str, Any] | None
+    balance: bool
     class_names: Sequence[str] | None
     image_shape: Sequence[int]
     mean: Sequence[float]
@@ -116,5 +118,8 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        """The samples at ``indices``, int64 (N,), as they are in ``epoch``."""
+        """The samples at ``indices``, int64 (N,), as they are in ``epoch``.
+
+        A BatchLoader with ``weights`` asks for ``index + place * len(self)``: the sample ``index``, drawn anew.
+        """
         ...

@@ -12,7 +12,8 @@ class Augmentation:
     """Transforms of ``torchvision.transforms.v2``, drawn anew for each image and epoch.
 
     What they draw depends on (seed, epoch, index) alone: not on the process that draws it, nor on what was drawn
-    before. So neither workers nor an interruption change it.
+    before. So neither workers nor an interruption change it. For a ``BatchLoader`` with weights, the number of the draw
+    takes the place of the index.
 
     Args:
         transforms: by names that are for people; None is left out.

@@ -22,7 +22,8 @@ class TensorBatches:
 
     Args:
         tensors: of equal length.
-        augment: from a row of the first tensor, the epoch and the index, to what training sees of it.
+        augment: from a row of the first tensor, the epoch and the index (or the number of the draw, see
+            ``BatchLoader``), to what training sees of it.
     """
 
     def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
@@ -33,12 +34,13 @@ class TensorBatches:
         return len(self.tensors[0])
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        indices = torch.as_tensor(indices)
+        draws = torch.as_tensor(indices)
+        indices = draws % len(self)
         # On the CPU several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
         if self.augment:
-            pairs = zip(first, indices.tolist(), strict=True)
-            first = torch.stack([self.augment(row, epoch, index) for row, index in pairs])
+            pairs = zip(first, draws.tolist(), strict=True)
+            first = torch.stack([self.augment(row, epoch, draw) for row, draw in pairs])
         return first, *others
 
 
@@ -52,16 +54,22 @@ class BatchLoader:
     Of several processes each serves its share of every batch, so that together they serve what one would: no sample
     twice, none left out.
 
+    Given ``weights`` as well, an epoch draws as many samples as there are, with replacement. So that augmentation can
+    treat the repetitions of a sample differently, the data set is not asked for the index of a sample but for the
+    number of its draw, ``index + place * len(dataset)``, where ``place`` counts the samples of the epoch from 0.
+
     Args:
         dataset: what to serve.
         batch_size: samples per batch, of all processes together. The last batch has what is left; if that is too little
             for each process to have one, in training two, it joins the batch before.
         shuffle_seed: see above.
         workers: processes that have ``dataset``; without them batches are made here.
+        weights: how often each sample is drawn, relative to the others, at least 0, floating point (N,); at most 2**24
+            samples. Without ``shuffle_seed`` they have no effect.
 
     Raises:
-        MisconfigurationException: if ``batch_size`` is not a positive whole number, or there are more processes than
-            samples.
+        MisconfigurationException: if ``batch_size`` is not a positive whole number, there are more processes than
+            samples, or not as many weights as samples.
     """
 
     def __init__(
@@ -70,13 +78,19 @@ class BatchLoader:
         batch_size: int,
         shuffle_seed: int | None = None,
         workers: "Workers | None" = None,
+        weights: Tensor | None = None,
     ) -> None:
         if type(batch_size) is not int or batch_size < 1:
             raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
+        if weights is not None and len(weights) != len(dataset):
+            raise MisconfigurationException(
+                f"A BatchLoader has {len(weights)} weights for {len(dataset)} samples. Give it one for each sample."
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.workers = workers
+        self.weights = weights
         self.epoch = 0
         # Where Lightning looks for set_epoch.
         self.batch_sampler = SimpleNamespace(sampler=self)
@@ -92,16 +106,23 @@ class BatchLoader:
         return [len(batch) for batch in self._split(torch.arange(len(self.dataset)))]
 
     def __iter__(self) -> Iterator[Any]:
-        order = torch.arange(len(self.dataset))
-        if self.shuffle_seed is not None:
-            generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
-            order = torch.randperm(len(self.dataset), generator=generator)
         rank, count = rank_and_count()
-        batches = [batch.tensor_split(count)[rank] for batch in self._split(order)]
+        batches = [batch.tensor_split(count)[rank] for batch in self._split(self._order())]
         if self.workers:
             yield from self.workers.batches(self.dataset, self.epoch, batches)
         else:
             yield from (self.dataset.batch(self.epoch, indices) for indices in batches)
+
+    def _order(self) -> Tensor:
+        """What the data set is asked for in this epoch, by all processes together: int64 (N,)."""
+        places = torch.arange(len(self.dataset))
+        if self.shuffle_seed is None:
+            return places
+        generator = Generator().manual_seed(self.shuffle_seed + self.epoch)
+        if self.weights is None:
+            return torch.randperm(len(places), generator=generator)
+        indices = torch.multinomial(self.weights, len(places), replacement=True, generator=generator)
+        return indices + places * len(places)
 
     def _split(self, order: Tensor) -> Sequence[Tensor]:
         batches = list(order.split(self.batch_size))
@@ -133,6 +154,18 @@ def shuffle_seed(data: LightningDataModule) -> int | None:
     (With ``trainer.overfit_batches`` Lightning stops the shuffling of a DataLoader, but not of another loader.)
     """
     return None if data.trainer is not None and data.trainer.overfit_batches else data.seed
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Weights for a BatchLoader that draws each class as often as any other, in expectation.
+
+    Args:
+        labels: of the samples, int64 (N,), from 0.
+
+    Returns:
+        float64 (N,): 1 / number of samples of the class.
+    """
+    return labels.bincount().double().reciprocal()[labels]
 
 
 class Workers:

@@ -22,7 +22,8 @@ class ImageFiles:
         pictures: paths and labels.
         image_shape: see ``fit``.
         center_crop_share: see ``fit``.
-        augment: from a picture in its own size, the epoch and the index, to what training sees of it.
+        augment: from a picture in its own size, the epoch and the index (or the number of the draw, see
+            ``BatchLoader``), to what training sees of it.
         skip_broken: leave out of the batch what cannot be read.
     """
 
@@ -55,7 +56,8 @@ class ImageFiles:
             MisconfigurationException: if a file cannot be read and ``skip_broken`` is off, or no file of a batch can.
         """
         images, labels = [], []
-        for index in indices.tolist():
+        draws, indices = indices, indices % len(self)
+        for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
             path = self._path(index)
             try:
                 image = read_picture(path, self.image_shape[0])
@@ -73,7 +75,7 @@ class ImageFiles:
                 self.broken[index] = True
                 continue
             if self.augment:
-                image = self.augment(image, epoch, index)
+                image = self.augment(image, epoch, draw)
             images.append(fit(image, self.image_shape, self.center_crop_share))
             labels.append(self.labels[index])
         if not images:

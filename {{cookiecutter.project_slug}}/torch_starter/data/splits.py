@@ -23,7 +23,12 @@ NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "
 
 
 def make_splits(
-    root: Path, shares: Mapping[str, float], seed: int, split_of: Path | None
+    root: Path,
+    shares: Mapping[str, float],
+    seed: int,
+    split_of: Path | None,
+    num_folds: int | None = None,
+    fold: int = 0,
 ) -> list[tuple[str, str, str]]:
     """The splits of the images in a folder.
 
@@ -32,14 +37,24 @@ def make_splits(
         shares: of each class, for ``val`` and ``test`` where the folder has none, in (0, 1).
         seed: of what is cut.
         split_of: a file of ``write_splits``, whose validation and test images stay so; then no more are cut.
+        num_folds: instead of a share, validation gets one of so many folds of what is not ``test``. None: no folds.
+        fold: which one, from 0.
 
     Returns:
         split, class and path beneath ``root`` of each image, sorted.
 
     Raises:
-        MisconfigurationException: if the folder is not what it should be, or there is no such file.
+        MisconfigurationException: if the folder is not what it should be, there is no such file, or something else
+            fixes the validation set of a fold.
     """
     found = find_splits(root)
+    if num_folds is not None and (split_of or "val" in found):
+        fixed_by = f"data.split_of={split_of.parent}" if split_of else f"the folder {_find_folders(root)['val']}"
+        remedy = "data.split_of" if split_of else "move its images to the training folder"
+        raise MisconfigurationException(
+            f"data.num_folds is {num_folds}, but {fixed_by} fixes the validation set already. Remove data.num_folds, "
+            f"or {remedy}."
+        )
     rows = [(split, name, image) for split, images in found.items() for name, image in images]
     if split_of:
         if not split_of.exists():
@@ -48,7 +63,58 @@ def make_splits(
         # What is new goes where it lies, so that a folder `test` stays one.
         return sorted((before.get(image, split), name, image) for split, name, image in rows)
     missing = {split: shares[split] for split in ("test", "val") if split not in found}
-    return sorted([row for row in rows if row[0] != "train"] + cut(found["train"], missing, seed))
+    if num_folds is not None:
+        del missing["val"]
+    return sorted([row for row in rows if row[0] != "train"] + cut(found["train"], missing, seed, num_folds, fold))
+
+
+def check_folds(num_folds: int | None, fold: int) -> None:
+    """Checks ``data.num_folds`` and ``data.fold``, as far as that is possible without the data.
+
+    Raises:
+        MisconfigurationException: if ``num_folds`` is not a whole number from 2 (or None), there is no such fold, or
+            ``fold`` has no effect.
+    """
+    if num_folds is None:
+        if fold:
+            raise MisconfigurationException(
+                f"data.fold is {fold}, but data.num_folds is null, so it would have no effect. Set both, as in "
+                "data.num_folds=5 data.fold=0, or neither."
+            )
+        return
+    if type(num_folds) is not int or num_folds < 2:
+        raise MisconfigurationException(f"data.num_folds is {num_folds}; it must be a whole number from 2, or null.")
+    if type(fold) is not int or not 0 <= fold < num_folds:
+        raise MisconfigurationException(
+            f"data.fold is {fold}; with data.num_folds={num_folds} it can be 0 to {num_folds - 1}."
+        )
+
+
+def take_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
+    """Splits samples into those outside and those in a fold: every ``num_folds``-th, beginning with number ``fold``.
+
+    Each sample is in exactly one fold, and the sizes of the folds differ by at most one. If ``order`` is sorted by
+    class, the folds are stratified: this is true of each class as well.
+
+    Args:
+        order: of the samples, for example their indices in random order, (N,).
+        num_folds: from 2 to N.
+        fold: from 0 to ``num_folds - 1``.
+
+    Returns:
+        the samples outside and those in the fold, in their order.
+
+    Raises:
+        MisconfigurationException: if there is no such fold, or there are more folds than samples.
+    """
+    check_folds(num_folds, fold)
+    if num_folds > len(order):
+        raise MisconfigurationException(
+            f"data.num_folds is {num_folds}, but there are {len(order)} samples for training and validation. Take at "
+            "most as many folds."
+        )
+    is_in_fold = torch.arange(len(order)) % num_folds == fold
+    return order[~is_in_fold], order[is_in_fold]
 
 
 def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -144,19 +210,27 @@ def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, li
     return classes
 
 
-def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: int) -> list[tuple[str, str, str]]:
+def cut(
+    pictures: Sequence[tuple[str, str]],
+    shares: Mapping[str, float],
+    seed: int,
+    num_folds: int | None = None,
+    fold: int = 0,
+) -> list[tuple[str, str, str]]:
     """Deals out pictures to ``train`` and the splits in ``shares``, the same share of each class.
 
     Args:
         pictures: class and path of each.
         shares: of each class, for each split, in (0, 1); at least one picture.
         seed: of the choice.
+        num_folds: ``val`` gets one of so many folds of what would be left for ``train``. None: no folds.
+        fold: which one, from 0.
 
     Returns:
         Split, class and path of each.
 
     Raises:
-        MisconfigurationException: if a class has too few for each split to get one.
+        MisconfigurationException: if a class has too few for each split, and each fold, to get one.
     """
     generator = torch.Generator().manual_seed(seed)
     classes: dict[str, list[str]] = {}
@@ -167,25 +241,36 @@ def cut(pictures: Sequence[tuple[str, str]], shares: Mapping[str, float], seed: 
         return max(1, round(share * total))
 
     def is_enough(total: int) -> bool:
-        return sum(count(share, total) for share in shares.values()) < total
+        return total - sum(count(share, total) for share in shares.values()) >= (num_folds or 1)
 
     too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
     if too_few:
         needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
         cut_off = " and ".join(sorted(shares, reverse=True))
+        if num_folds is not None:
+            more = f", and those that are cut off for {cut_off}" if cut_off else ""
+            raise MisconfigurationException(
+                f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for each of "
+                f"{num_folds} folds{more}.\nAdd images, or take fewer folds: data.num_folds=…"
+            )
         raise MisconfigurationException(
             f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
             f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
             "data.split_of=RUN"
         )
     rows = []
+    remaining: list[tuple[str, str]] = []  # sorted by class
     for name, paths in classes.items():
         rest = [paths[index] for index in torch.randperm(len(paths), generator=generator).tolist()]
         for split, share in shares.items():
             taken = count(share, len(paths))
             rows += [(split, name, path) for path in rest[:taken]]
             rest = rest[taken:]
-        rows += [("train", name, path) for path in rest]
+        remaining += [(name, path) for path in rest]
+    if num_folds is None:
+        return rows + [("train", *picture) for picture in remaining]
+    for split, indices in zip(("train", "val"), take_fold(torch.arange(len(remaining)), num_folds, fold), strict=True):
+        rows += [(split, *remaining[index]) for index in indices.tolist()]
     return rows
 
 

@@ -5,8 +5,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torchvision.transforms import v2
 
 from project_for_tests import ROOT
+from torch_starter.data import batches
+from torch_starter.data.augmentation import Augmentation
+from torch_starter.data.batches import BatchLoader, TensorBatches, balanced_weights, workers_for
 
 
 def make(*overrides: str):
@@ -119,3 +124,72 @@ def test_overfitting_sees_the_same_batch_in_each_epoch(train, digits, experiment
     assert (run / "results.json").exists()
     assert len(Seen.batches) == 3
     assert (Seen.batches[0] == Seen.batches[1] == Seen.batches[2]) == overfit
+
+
+# Weights
+
+LABELS = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+
+
+def balanced(num_workers: int = 0, seed: int = 42) -> BatchLoader:
+    """Augmented noise; two classes of three are rare."""
+    images = torch.randint(256, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    augment = Augmentation({"crop": v2.RandomCrop(8, padding=8)}, seed)
+    dataset = TensorBatches(images, LABELS, torch.arange(100), augment=augment)
+    return BatchLoader(dataset, 32, seed, workers_for([dataset], num_workers), balanced_weights(LABELS))
+
+
+def epoch_of(loader: BatchLoader, epoch: int) -> list[torch.Tensor]:
+    """Images, labels and indices of an epoch."""
+    loader.set_epoch(epoch)
+    return [torch.cat(tensors) for tensors in zip(*loader, strict=True)]
+
+
+def test_balanced_batches_have_each_class_as_often():
+    loader = balanced()
+    epochs = [epoch_of(loader, epoch)[1] for epoch in range(30)]
+    assert all(len(labels) == 100 for labels in epochs)
+    shares = torch.cat(epochs).bincount() / 3000
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_balanced_batches_depend_on_seed_and_epoch_alone():
+    loader, with_workers = balanced(), balanced(num_workers=2)
+    expected = epoch_of(loader, 3)
+    epoch_of(with_workers, 1)
+    torch.rand(7)
+    for found in (epoch_of(with_workers, 3), epoch_of(loader, 3)):
+        assert all(map(torch.equal, found, expected))
+    with_workers.workers.stop()
+    assert not epoch_of(loader, 4)[2].equal(expected[2])
+    assert not epoch_of(balanced(seed=7), 3)[2].equal(expected[2])
+
+
+def test_two_processes_share_each_balanced_batch(monkeypatch):
+    whole = list(balanced())
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(batches, "rank_and_count", lambda rank=rank: (rank, 2))
+        shares.append(list(balanced()))
+    assert len(whole) == len(shares[0]) == len(shares[1])
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert all(map(torch.equal, batch, map(torch.cat, zip(first, second, strict=True))))
+
+
+def test_repetitions_of_an_image_are_augmented_differently():
+    images, _, indices = epoch_of(balanced(), 0)
+    index = int(indices.bincount().argmax())
+    repeated = images[indices == index]
+    assert len(repeated) > 3
+    assert len(rows(repeated)) > len(repeated) / 2, "few of 289 crops are alike"
+
+
+def test_without_a_seed_weights_have_no_effect():
+    loader = balanced()
+    loader.shuffle_seed = None
+    assert epoch_of(loader, 0)[2].tolist() == list(range(100))
+
+
+def test_weights_of_other_samples_are_refused():
+    with pytest.raises(MisconfigurationException, match="2 weights for 3 samples"):
+        BatchLoader(TensorBatches(torch.zeros(3)), 2, 0, weights=torch.ones(2))

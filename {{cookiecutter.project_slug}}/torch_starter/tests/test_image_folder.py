@@ -15,11 +15,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from project_for_tests import ROOT, environment, write_pictures
 from torch_starter.data.images import read_picture
-from torch_starter.data.splits import read_splits
+from torch_starter.data.splits import read_splits, take_fold
 
 SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "model=cnn"]
 
@@ -154,6 +155,133 @@ def test_a_run_can_be_used_without_its_pictures(train, script, pictures, tmp_pat
     shutil.copy(pictures / "red/0_00.jpg", tmp_path / "one.jpg")
     shutil.rmtree(pictures)
     script("predict.py", run, tmp_path / "one.jpg")
+
+
+# Folds
+
+
+def test_folds_have_each_sample_once_and_are_stratified():
+    labels = torch.tensor([0] * 7 + [1] * 12 + [2] * 5)
+    order = torch.randperm(24)
+    folds = []
+    for fold in range(5):
+        rest, taken = take_fold(order, 5, fold)
+        assert sorted([*rest.tolist(), *taken.tolist()]) == list(range(24))
+        assert rest.tolist() == [sample for sample in order.tolist() if sample in rest], "their order is kept"
+        folds += taken.tolist()
+        assert len(taken) in (4, 5)
+        counts = labels[take_fold(torch.arange(24), 5, fold)[1]].bincount(minlength=3)
+        assert all(abs(count - share / 5) < 1 for count, share in zip(counts.tolist(), (7, 12, 5), strict=True))
+    assert sorted(folds) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "fold", "message"),
+    [
+        (1, 0, "data.num_folds is 1; it must be a whole number from 2"),
+        (2.5, 0, "data.num_folds is 2.5; it must be a whole number from 2"),
+        (5, 7, r"data.fold is 7; with data.num_folds=5 it can be 0 to 4\."),
+        (5, -1, "data.fold is -1; with data.num_folds=5 it can be 0 to 4"),
+        (5, 1.0, "data.fold is 1.0; with data.num_folds=5 it can be 0 to 4"),
+        (11, 0, "data.num_folds is 11, but there are 10 samples for training and validation"),
+    ],
+)
+def test_folds_that_do_not_exist_are_refused(num_folds, fold, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        take_fold(torch.arange(10), num_folds, fold)
+
+
+@pytest.mark.parametrize("has_test", [False, True])
+def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
+    root = tmp_path / "pictures"
+    write_pictures(root / "train" if has_test else root, 11, seed=0)
+    if has_test:
+        write_pictures(root / "test", 3, seed=1)
+    make(root, tmp_path)
+    without = splits(tmp_path / "split.csv")
+    folds = []
+    for fold in range(3):
+        (tmp_path / str(fold)).mkdir()
+        data = make(root, tmp_path / str(fold), "data.num_folds=3", f"data.fold={fold}")
+        found = splits(tmp_path / str(fold) / "split.csv")
+        assert found["test"] == without["test"]
+        assert found["train"] | found["val"] == without["train"] | without["val"]
+        assert max(counts := data.val_set.labels.bincount().tolist()) - min(counts) <= 1
+        folds += found["val"]
+    assert sorted(folds) == sorted(without["train"] | without["val"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.fold=2"], "data.fold is 2, but data.num_folds is null, .* Set both"),
+        (["data.num_folds=5", "data.fold=5"], "data.fold is 5; with data.num_folds=5 it can be 0 to 4"),
+        (["data.num_folds=5", "data.split_of=RUN"], "data.num_folds is 5, but data.split_of=RUN fixes the validation"),
+        (
+            ["data.num_folds=25"],
+            r"Too few images in: .*red \(30\)\. Each class needs at least 31: one for each of 25",
+        ),
+    ],
+)
+def test_folds_that_do_not_fit_are_explained(train, pictures, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        train(*SMALL, f"data.root={pictures}", *arguments)
+
+
+def test_folds_of_a_folder_with_a_validation_set_are_refused(train, tmp_path):
+    for seed, name in enumerate(("train", "valid")):
+        write_pictures(tmp_path / "P" / name, 10, seed=seed)
+    with pytest.raises(SystemExit, match=r"but the folder \S+valid fixes the validation set already\. Remove data"):
+        train(*SMALL, f"data.root={tmp_path / 'P'}", "data.num_folds=5")
+
+
+def test_a_multirun_over_folds_validates_each_image_once(train, pictures):
+    quick = [*SMALL, f"data.root={pictures}", "data.num_workers=0", "trainer.max_epochs=1"]
+    runs = train("-m", *quick, "data.num_folds=3", "data.fold=0,1,2")
+    found = [splits(run / "split.csv") for run in runs]
+    validated = [picture for split in found for picture in split["val"]]
+    assert len(validated) == len(set(validated)) == 72
+    assert found[0]["test"] == found[1]["test"] == found[2]["test"]
+    assert len({metrics(run)["val/loss"] for run in runs}) == 3
+
+
+# Rare classes
+
+
+def make_rare(pictures):
+    for path in sorted((pictures / "red").iterdir())[5:]:
+        path.unlink()
+
+
+def test_a_balanced_epoch_sees_a_rare_class_as_often(pictures, tmp_path):
+    make_rare(pictures)
+    data = make(pictures, tmp_path, "data.balance=true", "data.num_workers=0")
+    plain = make(pictures, tmp_path, "data.num_workers=0")
+    assert torch.cat([labels for _, labels in plain.train_dataloader()]).bincount().tolist() == [21, 21, 3]
+    loader, seen = data.train_dataloader(), []
+    for epoch in range(20):
+        loader.set_epoch(epoch)
+        seen += [labels for _, labels in loader]
+    shares = torch.cat(seen).bincount() / (20 * 45)
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+
+
+def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(train, script, pictures, tmp_path, capfd):
+    make_rare(pictures)
+    quick = [*SMALL, f"data.root={pictures}", "data.balance=true", "scheduler=constant"]
+    (whole,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=2")
+    (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
+    script("resume.py", parts, "trainer.max_epochs=2")
+    assert all(weights(whole)[name].equal(weights(parts)[name]) for name in weights(whole))
+
+    images = sorted(splits(whole / "split.csv")["train"])
+    script("predict.py", whole, *(pictures / image for image in images), "--output", tmp_path / "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    right = sum(row["label"] == image.partition("/")[0] for row, image in zip(rows, images, strict=True))
+    capfd.readouterr()
+    script("evaluate.py", whole, "--split", "train", "--json")
+    found = json.loads(capfd.readouterr().out)["metrics"]["train/acc"]
+    assert found == pytest.approx(right / len(images)), "each image once"
 
 
 # What people's folders have in them

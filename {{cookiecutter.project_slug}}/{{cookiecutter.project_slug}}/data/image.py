@@ -16,6 +16,7 @@ from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed,
 from torch_starter.data.download import download
 from torch_starter.data.drawing import center_ink
 from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
+from torch_starter.data.splits import check_folds, take_fold
 from torch_starter.mistakes import close_to
 
 
@@ -38,10 +39,12 @@ class ImageDataModule(LightningDataModule):
         num_val: images of the training split that are kept for validation.
         augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own.
         num_workers: processes that augment, see ``workers_for``.
-        seed: of the validation cut, of the order of the training batches and of the augmentation.
+        seed: of the validation cut or the folds, of the order of the training batches and of the augmentation.
         options: other arguments of the class, such as EMNIST's ``split``.
         ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
             finds the ink on a sheet, see ``center_ink``. None: images are scaled and cut.
+        num_folds: for cross-validation: the training split is cut into so many folds. None: ``num_val`` is cut off.
+        fold: the one that validation gets, from 0 to ``num_folds - 1``.
 
     Raises:
         MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
@@ -63,6 +66,8 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         options: Mapping[str, Any],
         ink_size: int | None = None,
+        num_folds: int | None = None,
+        fold: int = 0,
     ) -> None:
         super().__init__()
         if dataset not in datasets.__all__:
@@ -84,6 +89,9 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.options = dict(options)
         self.ink_size = ink_size
+        self.num_folds = num_folds
+        self.fold = fold
+        check_folds(num_folds, fold)
 
     def prepare_data(self) -> None:
         if hasattr(self, "train_set"):
@@ -119,13 +127,16 @@ class ImageDataModule(LightningDataModule):
     def _read(self) -> None:
         """Training and validation set."""
         images, labels = self._load(train=True)
-        if not 1 <= self.num_val < len(images):
+        if self.num_folds is None and not 1 <= self.num_val < len(images):
             raise MisconfigurationException(
                 f"data.num_val is {self.num_val}; the training split has {len(images)} images, "
                 f"so it can be 1 to {len(images) - 1}."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
-        val, train = order[: self.num_val], order[self.num_val :]
+        if self.num_folds is None:
+            val, train = order[: self.num_val], order[self.num_val :]
+        else:
+            train, val = take_fold(order, self.num_folds, self.fold)
         augment = augmentation(self.augmentation, self.seed)
         self.val_set = TensorBatches(images[val], labels[val])
         self.train_set = TensorBatches(images[train], labels[train], augment=augment)

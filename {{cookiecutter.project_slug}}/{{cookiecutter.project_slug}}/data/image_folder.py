@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, balanced_weights, shuffle_seed, workers_for
 from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import find_pictures, fit, read_picture
-from torch_starter.data.splits import make_splits, read_splits, write_splits
+from torch_starter.data.splits import check_folds, make_splits, read_splits, write_splits
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,12 @@ class ImageFolderDataModule(LightningDataModule):
             then scaled and cut to ``image_shape``, if it is of another size.
         skip_broken: leave out files that cannot be read, and say at the end which, instead of stopping there.
         num_workers: processes that decode, see ``workers_for``.
-        seed: of the cut, of the order of the training batches and of the augmentation.
+        seed: of the cut or the folds, of the order of the training batches and of the augmentation.
+        num_folds: for cross-validation: what is not in the test is cut into so many folds, stratified by class. None:
+            ``val_share`` is cut off.
+        fold: the one that validation gets, from 0 to ``num_folds - 1``.
+        balance: in an epoch, draw as many training pictures as there are with replacement, each class as often as any
+            other in expectation, instead of each picture once.
 
     Raises:
         MisconfigurationException: if the folder is not what it should be; it says what is wrong where.
@@ -71,6 +76,9 @@ class ImageFolderDataModule(LightningDataModule):
         skip_broken: bool,
         num_workers: int | None,
         seed: int,
+        num_folds: int | None = None,
+        fold: int = 0,
+        balance: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -89,6 +97,10 @@ class ImageFolderDataModule(LightningDataModule):
         self.skip_broken = skip_broken
         self.num_workers = num_workers
         self.seed = seed
+        self.num_folds = num_folds
+        self.fold = fold
+        self.balance = balance
+        check_folds(num_folds, fold)
         for name, share in {**self.shares, "center_crop": center_crop_share}.items():
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
@@ -112,7 +124,7 @@ class ImageFolderDataModule(LightningDataModule):
             rows = read_splits(self.split_file)
         else:
             split_of = Path(self.split_of, self.split_file.name) if self.split_of else None
-            rows = make_splits(self.root, self.shares, self.seed, split_of)
+            rows = make_splits(self.root, self.shares, self.seed, split_of, self.num_folds, self.fold)
             if self.split_file.parent.is_dir():
                 write_splits(self.split_file, rows)
         classes = sorted({name for split, name, _ in rows if split == "train"})
@@ -143,7 +155,8 @@ class ImageFolderDataModule(LightningDataModule):
         return 255 - image
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
+        weights = balanced_weights(self.train_set.labels) if self.balance else None
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers, weights)
 
     def val_dataloader(self):
         return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
