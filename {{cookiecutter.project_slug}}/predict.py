@@ -17,7 +17,7 @@ from torch_starter.prediction_output import hide_numbers, is_number, refuse_outp
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python predict.py [RUN] INPUT… [--output FILE] [--top N] [--probabilities] [--checkpoint CHECKPOINT] …",
-        description="Numbers for a line; images, globs, folders for a classifier; a file or COLUMN=VALUE … for a table.",
+        description="Numbers for a line; images, globs, folders for a classifier; a file or COLUMN=VALUE for a table.",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
     parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, help="processes that read inputs; default: as the run has it")
     arguments = parser.parse_intermixed_args(hide_numbers(sys.argv[1:]))
     words = [word.removeprefix(" ") for word in arguments.words]
+    if arguments.top is not None and arguments.top < 1:
+        parser.error("--top is at least 1")
     if arguments.output:
         refuse_output(arguments.output)
 

@@ -77,8 +77,8 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             f"metrics is a {type(metrics).__name__} without a name. Put a line such as `mine:` above it in its file, "
             "and indent the rest."
         )
-    kind = "classes" if targets.dtype == torch.int64 else "numbers"
-    takes = f"{_kind(outputs)} and targets {_kind(targets)}, as a model of {kind} gives them"
+    kind, example = ("classes", "cross_entropy") if targets.dtype == torch.int64 else ("numbers", "mse")
+    takes = f"outputs {_kind(outputs)} and targets {_kind(targets)}, as a model of {kind} has them"
     try:
         # What is counted in a loss, or drawn by it, is not changed by this. Shapes that differ are a warning of torch.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -86,7 +86,8 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             value = copy.deepcopy(loss)(outputs, targets)
     except Exception as error:  # of many types, depending on the loss
         raise MisconfigurationException(
-            f"The loss {type(loss).__name__} does not take {takes}: {_first_line(error)}\nChoose another loss=…"
+            f"The loss {type(loss).__name__} does not take {takes}: {_reason(error)}\n"
+            f"Choose another, such as loss={example}"
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
         found = _kind(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -99,7 +100,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
                 copy.deepcopy(metric).update(outputs, targets)
         except Exception as error:  # likewise
             raise MisconfigurationException(
-                f"The metric {name}, a {type(metric).__name__}, does not take {takes}: {_first_line(error)}\n"
+                f"The metric {name}, a {type(metric).__name__}, does not take {takes}: {_reason(error)}\n"
                 f"Choose other metrics=[…], or leave it out: metrics.{name}=null"
             ) from error
 
@@ -108,5 +109,6 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    # What torch says of shapes that it would broadcast is a paragraph.
+    return "their shapes differ" if isinstance(error, UserWarning) else str(error).strip().partition("\n")[0]

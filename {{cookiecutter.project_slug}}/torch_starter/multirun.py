@@ -125,7 +125,9 @@ def _print_table(jobs: list[dict[str, Any]]) -> None:
 
     def metrics(job: dict[str, Any]) -> dict[str, float]:
         best = job["results"].get("monitored")
-        values = {name: value for name, value in job["results"].get("metrics", {}).items() if name.startswith("test/")}
+        # Not the entries of metrics with one for each class.
+        found = job["results"].get("metrics", {}).items()
+        values = {name: value for name, value in found if re.fullmatch(r"test/[^/]+", name)}
         values |= {best["metric"]: best["value"]} if best else {}
         return {name: math.nan if value is None else value for name, value in values.items()}  # JSON has no NaN
 

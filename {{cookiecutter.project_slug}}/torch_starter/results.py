@@ -1,6 +1,7 @@
 """What a run ends with: results.json, and the lines of its report."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
     folder = shown(run_dir)
     # The folder that all runs are in, unless the run is elsewhere or right here.
     log_dir = folder if folder.is_absolute() or not folder.parts else folder.parts[0]
-    tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if name.startswith("test/")}
+    # Not the entries of metrics with one for each class, such as test/confusion/cat/dog.
+    tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if re.fullmatch(r"test/[^/]+", name)}
     lines = {
         **tests,
         "epochs": results["epochs"],

@@ -378,8 +378,3 @@ def write_row_splits(path: Path, splits: Mapping[str, Tensor]) -> None:
         for row in rows.tolist():
             names[row] = split
     write_bytes(path, ("\n".join(["split", *names]) + "\n").encode())
-
-
-def take_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
-    mask = torch.arange(len(order)) % num_folds == fold
-    return order[~mask], order[mask]

@@ -409,10 +409,12 @@ class TableEncoder(nn.Module):
 
 
 def one_row(cells: Mapping[str, str]) -> "DataFrame":
-    """A table of a single row, as text, from its cells by column."""
+    """A table of a single row, as text, from its cells by column; a number may have a decimal comma."""
     import polars
 
-    return polars.DataFrame({name: [None if cell in MISSING else cell] for name, cell in cells.items()}, strict=False)
+    values = {name.strip(): re.sub(r"^(-?\d*),(\d+)$", r"\1.\2", cell.strip()) for name, cell in cells.items()}
+    row = {name: [None if value in MISSING else value] for name, value in values.items()}
+    return polars.DataFrame(row, schema=dict.fromkeys(row, polars.String))
 
 
 def refuse_missing(table: "DataFrame", columns: Sequence[str], file: str) -> None:

@@ -112,6 +112,10 @@ class ImageFolderDataModule(LightningDataModule):
         self._read()
         return {name: getattr(self, name) for name in ("num_classes", "class_names", "mean", "std")}
 
+    def class_counts(self) -> list[int]:
+        """How many training images each class has."""
+        return self.train_set.labels.bincount().tolist()
+
     def setup(self, stage: str) -> None:
         if not hasattr(self, "train_set"):
             self._read()

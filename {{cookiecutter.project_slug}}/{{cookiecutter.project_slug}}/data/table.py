@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_starter.data import tables
 from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
-from torch_starter.data.splits import cut_rows, read_row_splits, rows_by_name, write_row_splits
+from torch_starter.data.splits import check_folds, cut_rows, read_row_splits, rows_by_name, write_row_splits
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class TableDataModule(LightningDataModule):
         for name, share in self.shares.items():
             if not 0 < share < 1:
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
+        check_folds(num_folds, fold)
         if num_folds is not None and (split_column or not shuffle):
             other = f"data.split_column={split_column}" if split_column else "data.shuffle=false"
             raise MisconfigurationException(f"data.num_folds cuts the rows by chance, {other} does not. Choose one.")

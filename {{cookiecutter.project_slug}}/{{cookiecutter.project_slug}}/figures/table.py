@@ -89,7 +89,9 @@ class TableFigures(Callback):
         log.info(f"{what} = the sum of")
         for name, value in list(coefficients.items())[: BARS + 1]:
             log.info(f"  {value:12.6g}  {'' if name == 'intercept' or '=' in name else 'times '}{name}")
-        effects = dict(zip(encoder.names, weights.tolist(), strict=True))
+        # Of a number what one standard deviation adds, which can be compared with others.
+        effects = coefficients | dict(zip(encoder.names[: len(encoder.std)], weights.tolist(), strict=False))
+        del effects["intercept"]
         with fonts_for([what, *encoder.names]):
             show(trainer, "test/coefficients", coefficient_bars(effects, what))
 
@@ -152,7 +154,7 @@ def coefficient_bars(effects: Mapping[str, float], target: str) -> Figure:
     largest = sorted(effects, key=lambda name: abs(effects[name]))[-BARS:]
     figure = Figure(figsize=(6.4, 1.4 + 0.26 * len(largest)), layout="constrained")
     more = f" (the largest {BARS} of {len(effects)})" if len(effects) > BARS else ""
-    axes = figure.add_subplot(xlabel=f"added to {target} by one standard deviation", title=f"coefficients{more}")
+    axes = figure.add_subplot(xlabel=f"adds to {target}", title=f"one standard deviation, or a word{more}")
     axes.barh(largest, [effects[name] for name in largest], color=BLUE)
     axes.axvline(0, color=BLACK, linewidth=1)
     return figure
