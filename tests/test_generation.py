@@ -98,6 +98,7 @@ FILES = """
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
+    my_project/models/pretrained_classifier.py
     my_project/models/torchvision_classifier.py
     predict.py
     pyproject.toml
