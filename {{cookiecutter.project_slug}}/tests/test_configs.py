@@ -38,7 +38,10 @@ def test_every_choice_composes_and_instantiates(composed, choice):
         "data=image_folder": ["data.root=PICTURES", "data.num_classes=2"],
         "experiment=transfer": ["data.root=PICTURES", "data.num_classes=2"],
         "model=torchvision": ["model.name=resnet34"],
+        "model=timm": ["model.name=resnet18"],
     }.get(choice, [])
+    if choice == "model=timm":
+        pytest.importorskip("timm", reason='it is not installed: pip install -e ".[timm]"')
     if choice == "data=torchvision":  # what the files say
         needs = [*needs, "data.mean=[0.2]", "data.std=[0.3]"]
     if group == "data" and name != "linear":
