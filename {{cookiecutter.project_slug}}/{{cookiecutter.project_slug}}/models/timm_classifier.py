@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 from torchvision.transforms.v2 import Resize
 
 from torch_starter.mistakes import close_to
@@ -21,7 +22,7 @@ from .pretrained_classifier import Preset, PretrainedClassifier, for_channels
 class TimmClassifier(PretrainedClassifier):
     """Any of timm's classifiers, with a last layer for the classes and a first one for the channels of the data.
 
-    Given ``weights``, all but the last layer starts from them; images are then normalised with their constants and
+    Given ``weights``, all but the last layer starts from them; images are then normalized with their constants and
     enlarged to the size that they were trained on. They are fetched when a training begins without a checkpoint, so
     what has been trained needs them no more. A network for one size alone, as most transformers are, gets all images
     in exactly that size.
@@ -35,6 +36,8 @@ class TimmClassifier(PretrainedClassifier):
         num_classes: number of classes.
         mean: of the training images, per channel, on the scale 0 to 1; not used with weights.
         std: standard deviation of the training images, likewise.
+        loss: see ``ImageClassifier``.
+        metrics: see ``ImageClassifier``.
         compile: see ``ImageClassifier``.
         optimizer: see ``ImageClassifier``.
         scheduler: see ``ImageClassifier``.
@@ -52,6 +55,8 @@ class TimmClassifier(PretrainedClassifier):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        loss: nn.Module,
+        metrics: Mapping[str, Metric | None],
         compile: bool,
         optimizer: "partial[Optimizer]",
         scheduler: "partial[LRScheduler]",
@@ -84,7 +89,9 @@ class TimmClassifier(PretrainedClassifier):
             layers = {"resize": Resize(size), **layers}
         if weights:
             mean, std = (for_channels(values, channels) for values in (config.mean, config.std))
-        super().__init__(nn.Sequential(OrderedDict(layers)), num_classes, mean, std, compile, optimizer, scheduler)
+        super().__init__(
+            nn.Sequential(OrderedDict(layers)), num_classes, mean, std, loss, metrics, compile, optimizer, scheduler
+        )
         self.name = name
         self.create = create
         self.config = config
