@@ -45,12 +45,8 @@ def read_table(
     Raises:
         MisconfigurationException: if it is no such file, is empty, or its rows are not all as long as the first.
     """
-    try:
-        import polars
-    except ImportError as error:
-        raise MisconfigurationException(
-            f'{error}. Install what reading tables needs: pip install -e ".[table]"'
-        ) from error
+    import polars  # here, for it takes half a second that other data need not wait for
+
     path = Path(file).expanduser()
     _refuse_file(path)
     if path.suffix.lower() in (".parquet", ".pq"):
@@ -290,7 +286,7 @@ def _describe_words(column: "Series") -> Column:
 
 
 def _remedy(names: Sequence[str]) -> str:
-    return f"Or leave it out: {_ignore(names)}"
+    return f"Leave it out: {_ignore(names)}"
 
 
 def _ignore(names: Sequence[str]) -> str:
