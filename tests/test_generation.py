@@ -113,6 +113,7 @@ FILES = """
     tests/test_matrix.py
     tests/test_readme.py
     tests/test_resuming.py
+    tests/test_table.py
     tests/test_tensorboard.py
     tests/test_torchvision.py
     torch_starter/README.md
@@ -209,6 +210,7 @@ FILES = """
     torch_starter/tests/test_image_drawing.py
     torch_starter/tests/test_image_folder.py
     torch_starter/tests/test_logging.py
+    torch_starter/tests/test_metrics.py
     torch_starter/tests/test_mistakes.py
     torch_starter/tests/test_multirun.py
     torch_starter/tests/test_own_data.py
@@ -221,6 +223,7 @@ FILES = """
     torch_starter/tests/test_seam.py
     torch_starter/tests/test_surroundings.py
     torch_starter/tests/test_sweep.py
+    torch_starter/tests/test_tables.py
     torch_starter/tests/test_train.py
     torch_starter/tests/test_trust.py
     torch_starter/tests/test_verbs.py

@@ -137,7 +137,9 @@ def _read_csv(
     if as_text:
         options |= {"infer_schema": False}
     else:
-        options |= {"schema_overrides": {name: polars.String for name in names if name.strip() in categories}}
+        # polars keeps the doubled quotes of a name.
+        as_written = [name.replace('"', '""') for name in names if name.strip() in categories]
+        options |= {"schema_overrides": dict.fromkeys(as_written, polars.String)}
         options |= {"decimal_comma": decimal == ","}
     try:
         try:
@@ -158,6 +160,7 @@ def _read_csv(
         _refuse_ragged(path, encoding, separator, len(names))  # which polars fills up
     # Of several columns without a name polars names all but the first.
     table = table.drop(column for column, name in zip(table.columns, names, strict=False) if column and not name)
+    table = table.rename({column: column.replace('""', '"') for column in table.columns})
     if decimal == "," and as_text:
         number = r"^\s*-?\d*,\d+\s*$"
         text = polars.col(polars.String)

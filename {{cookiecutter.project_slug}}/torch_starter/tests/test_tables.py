@@ -107,6 +107,15 @@ def test_names_that_differ_in_case_alone_are_two(read):
     assert read("Age,age\n1,2\n").columns == ["Age", "age"]
 
 
+@pytest.mark.parametrize("name", ["a b", "a.b", "a,b", '"a"', "[a]", "*", "größe", "山田", "_target_", "2019"])
+def test_any_name_is_a_name(read, name):
+    quoted = name.replace('"', '""')
+    table = read(f'"{quoted}",b\n01,x\n2,y\n', categories=["b"])
+    assert table.columns == [name, "b"]
+    assert [column["name"] for column in describe(table, table.columns, [])] == [name, "b"]
+    assert read(f'b,"{quoted}"\nx,01\ny,2\n', categories=[name])[name].to_list() == ["01", "2"]
+
+
 def test_columns_without_a_name_are_left_out(read):
     assert read(",a,\n0,2,5\n1,3,6\n").rows() == [(2,), (3,)]
     assert read("a;b;;\n1;2;;\n3;4;;\n").columns == ["a", "b"]
