@@ -100,7 +100,7 @@ def test_the_metrics_of_each_stage_are_its_own():
     train.update(LOGITS, LABELS)
     assert [list(stage.keys()) for stage in (train, val, test)] == [["train/acc"], ["val/acc"], ["test/acc"]]
     assert train["acc"].update_called
-    assert not (val["acc"].update_called or test["acc"].update_called or metric.update_called)
+    assert not any(one.update_called for one in (val["acc"], test["acc"], metric))
 
 
 def test_a_number_is_that_of_the_whole_epoch(tmp_path):
