@@ -129,7 +129,7 @@ class Run:
             predict_tensor(self, inputs, rows.extend, top, probabilities)
             return rows
         if isinstance(inputs, Mapping):
-            inputs = [f"{column}={value}" for column, value in inputs.items()]
+            inputs = [f"{column}={'' if value is None else value}" for column, value in inputs.items()]
         words = [inputs] if isinstance(inputs, str | Path | int | float) else inputs
         names = find_inputs(self, [str(word) for word in words])
         unreadable = predict(self, names, rows.extend, top=top, has_probabilities=probabilities)

@@ -321,8 +321,9 @@ def cut_rows(
         shares = {split: share for split, share in shares.items() if split != "val"}
     parts: dict[str, list[Tensor]] = {split: [] for split in ("train", *shares)}
     for rows in classes:
+        total = len(rows)
         for split, share in shares.items():
-            taken = max(1, round(share * len(rows)))
+            taken = max(1, round(share * total))
             parts[split].append(rows[:taken])
             rows = rows[taken:]
         if not len(rows):

@@ -1,6 +1,7 @@
 """Tables as people have them: files of rows, what their columns hold, and the numbers that a network takes."""
 
 import csv
+import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,11 @@ Column = dict[str, Any]
 
 
 def read_table(
-    file: str, separator: str | None = None, decimal: str | None = None, as_text: bool = False
+    file: str,
+    separator: str | None = None,
+    decimal: str | None = None,
+    as_text: bool = False,
+    categories: Sequence[str] = (),
 ) -> "DataFrame":
     """The rows of a CSV or Parquet file; of a CSV file in UTF-8, UTF-16 or Windows-1252, with or without a BOM.
 
@@ -41,12 +46,21 @@ def read_table(
         separator: between the columns; None: what the first line has most of, of comma, semicolon, tab and bar.
         decimal: the decimal separator, "." or ","; None: a comma where the file has 3,5 and is not separated by commas.
         as_text: whether each value stays text, as it is in the file.
+        categories: names of columns of a CSV file whose values stay text: 01234 is no 1234.
 
     Raises:
         MisconfigurationException: if it is no such file, is empty, or its rows are not all as long as the first.
     """
     import polars  # here, for it takes half a second that other data need not wait for
 
+    if separator == "\\t":  # as it is easiest to type
+        separator = "\t"
+    if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n'):
+        raise MisconfigurationException(f"data.separator is {separator!r}; it must be one character, such as ;")
+    if decimal not in (None, ".", ",") or (decimal or "none") == separator:
+        raise MisconfigurationException(
+            f"data.decimal is {decimal!r}; it can be . or , and must not be the separator, or null."
+        )
     path = Path(file).expanduser()
     _refuse_file(path)
     if path.suffix.lower() in (".parquet", ".pq"):
@@ -56,7 +70,8 @@ def read_table(
             raise MisconfigurationException(f"{path} is no Parquet file: {_first_line(error)}") from error
         table = table.select(polars.all().cast(polars.String)) if as_text else table
     else:
-        table = _read_csv(path, separator, decimal, as_text)
+        table = _read_csv(path, separator, decimal, as_text, categories)
+    _refuse_duplicates(path, table.columns)
     table = table.rename({name: name.strip() for name in table.columns})
     text = polars.col(polars.String).str.strip_chars()
     # What stands for a missing value can have blanks around it.
@@ -91,39 +106,57 @@ def _refuse_file(path: Path) -> None:
         raise MisconfigurationException(f"{path} is empty. {LAYOUT}")
 
 
-def _read_csv(path: Path, separator: str | None, decimal: str | None, as_text: bool) -> "DataFrame":
-    import polars
-
-    encoding, sample = _start_of(path)
-    header = sample[0] if sample else ""
-    if separator is None:
-        separator = max(",;\t|", key=lambda mark: len(_cells(header, mark)))
-    names = [name.strip() for name in _cells(header, separator)]
+def _refuse_duplicates(path: Path, names: Sequence[str]) -> None:
+    names = [name.strip() for name in names]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise MisconfigurationException(f"{path} has two columns of the name {', '.join(twice)}. Rename one.")
+
+
+def _read_csv(
+    path: Path, separator: str | None, decimal: str | None, as_text: bool, categories: Sequence[str]
+) -> "DataFrame":
+    import polars
+
+    encoding, start = _start_of(path)
+    if start.startswith("sep="):
+        raise MisconfigurationException(
+            f"{path} begins with {start.splitlines()[0]}, a line for Excel alone. Remove it. {LAYOUT}"
+        )
+    if separator is None:
+        separator = max(",;\t|", key=lambda mark: len(_rows(start, mark)[0]))
+    names, *rows = _rows(start, separator)
+    _refuse_duplicates(path, names)
     if decimal is None:
-        cells = [cell.strip() for line in sample[1:] for cell in _cells(line, separator)]
-        has_comma = any(re.fullmatch(r"-?\d+,\d+", cell) for cell in cells)
+        has_comma = any(re.fullmatch(r"-?\d+,\d+", cell.strip()) for row in rows for cell in row)
         decimal = "," if has_comma and separator != "," else "."
     options: dict[str, Any] = {"separator": separator, "null_values": list(MISSING), "encoding": encoding}
     if as_text:
         options |= {"infer_schema": False}
-    elif decimal == ",":
-        options |= {"decimal_comma": True}
+    else:
+        # polars keeps the doubled quotes of a name.
+        as_written = [name.replace('"', '""') for name in names if name.strip() in categories]
+        options |= {"schema_overrides": dict.fromkeys(as_written, polars.String)}
+        options |= {"decimal_comma": decimal == ","}
     try:
         try:
             table = polars.read_csv(path, infer_schema_length=10_000, **options)
         except polars.exceptions.ComputeError as error:
             if "could not parse" not in str(error):
                 raise
-            table = polars.read_csv(
-                path, infer_schema_length=None, **options
-            )  # a column begins otherwise than it goes on
+            # A column begins otherwise than it goes on.
+            table = polars.read_csv(path, infer_schema_length=None, **options)
     except polars.exceptions.PolarsError as error:
         _refuse_ragged(path, encoding, separator, len(names))
         raise MisconfigurationException(f"{path} cannot be read: {_first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise MisconfigurationException(
+            f"{path} is neither UTF-8 nor Windows-1252: {error}. Save it as CSV UTF-8."
+        ) from error
     if table.height and table[table.columns[-1]].null_count():
         _refuse_ragged(path, encoding, separator, len(names))  # which polars fills up
+    # Of several columns without a name polars names all but the first.
+    table = table.drop(column for column, name in zip(table.columns, names, strict=False) if column and not name)
+    table = table.rename({column: column.replace('""', '"') for column in table.columns})
     if decimal == "," and as_text:
         number = r"^\s*-?\d*,\d+\s*$"
         text = polars.col(polars.String)
@@ -133,10 +166,10 @@ def _read_csv(path: Path, separator: str | None, decimal: str | None, as_text: b
     return table
 
 
-def _start_of(path: Path) -> tuple[str, list[str]]:
-    """The encoding of a text file, and its first lines."""
+def _start_of(path: Path) -> tuple[str, str]:
+    """The encoding of a text file, and its first lines: 64 KiB and two ends of lines."""
     with path.open("rb") as file:
-        start = file.read(1 << 16)
+        start = file.read(1 << 16) + file.readline() + file.readline()
         if start.startswith((b"\xff\xfe", b"\xfe\xff")):
             encoding = "utf-16"
         else:
@@ -147,9 +180,7 @@ def _start_of(path: Path) -> tuple[str, list[str]]:
                 start.decode("ascii")
             except UnicodeDecodeError:
                 encoding = "utf8" if _is_utf_8(path) else "windows-1252"
-    text = start.decode({"utf8": "utf-8-sig"}.get(encoding, encoding), errors="replace")
-    lines = text.splitlines()
-    return encoding, lines[:-1] if len(start) == 1 << 16 else lines
+    return encoding, start.decode({"utf8": "utf-8-sig"}.get(encoding, encoding), errors="replace")
 
 
 def _is_utf_8(path: Path) -> bool:
@@ -162,8 +193,9 @@ def _is_utf_8(path: Path) -> bool:
     return True
 
 
-def _cells(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+def _rows(text: str, separator: str) -> list[list[str]]:
+    """The rows that are not empty, at least one."""
+    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row] or [[]]
 
 
 def _refuse_ragged(path: Path, encoding: str, separator: str, count: int) -> None:
@@ -184,6 +216,16 @@ def as_numbers(column: "Series") -> "Series":
 
     numbers = column.cast(polars.Float64, strict=False).fill_nan(None)
     return numbers.set(numbers.is_infinite().fill_null(False), None)
+
+
+def _without_truths(column: "Series") -> "Series":
+    """A column in which the texts true and false are 1 and 0, as the booleans that training has read from such text."""
+    import polars
+
+    if column.dtype != polars.String:
+        return column
+    lower = column.str.to_lowercase()
+    return lower.replace_strict({"true": "1", "false": "0"}, default=column)
 
 
 def is_text(column: "Series") -> bool:
@@ -212,6 +254,8 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
     constant, empty, columns = [], [], []
     for name in features:
         column = table[name]
+        if column.dtype.is_float():
+            column = column.fill_nan(None)
         if column.null_count() == len(column):
             empty.append(name)
         elif column.n_unique() == 1:
@@ -220,17 +264,9 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
             columns.append(_describe_words(column))
         else:
             numbers = as_numbers(column)
-            if numbers.null_count() > column.null_count() + (column.is_nan().sum() if column.dtype.is_float() else 0):
+            if numbers.null_count() > column.null_count():
                 raise MisconfigurationException(f"The column {name} has infinite numbers. {_remedy([name])}")
-            columns.append(
-                {
-                    "name": name,
-                    "mean": float(numbers.fill_null(numbers.median()).mean()),  # type: ignore[arg-type]
-                    "std": float(numbers.fill_null(numbers.median()).std(ddof=0)),  # type: ignore[arg-type]
-                    "median": float(numbers.median()),  # type: ignore[arg-type]
-                    "missing": numbers.null_count() / len(numbers),
-                }
-            )
+            columns.append(_describe_numbers(numbers))
     if empty or constant:
         what = (
             f"no value in any training row: {', '.join(empty)}" if empty else f"one value only: {', '.join(constant)}"
@@ -259,6 +295,8 @@ def _refuse_unreadable(column: "Series") -> bool:
         return False
     if column.dtype not in (polars.String, polars.Categorical, polars.Enum):
         raise MisconfigurationException(f"The column {name} has values of type {column.dtype}. {_remedy([name])}")
+    if column.dtype != polars.String:
+        return True
     if not is_text(column):
         return False
     numbers = as_numbers(values)
@@ -270,6 +308,27 @@ def _refuse_unreadable(column: "Series") -> bool:
             f"data.ignore=[{name}]"
         )
     return True
+
+
+def _describe_numbers(column: "Series") -> Column:
+    median: Any = column.median()
+    filled = column.fill_null(median)
+    mean, std = float(filled.mean()), float(filled.std(ddof=0))  # type: ignore[arg-type]
+    missing = column.null_count() / len(column)
+    # Where the only news is whether there is a value, it is always the same.
+    is_flag = missing > 0 and column.n_unique() == 2
+    if not is_flag and not max(1e-6 * abs(mean), 1e-30) < std < 1e30:
+        raise MisconfigurationException(
+            f"The column {column.name} has numbers from {column.min()} to {column.max()}, whose differences are lost "
+            f"in 32 bits. Subtract the smallest, or take another unit. {_remedy([column.name])}"
+        )
+    return {
+        "name": column.name,
+        "mean": mean,
+        "std": 1.0 if is_flag else std,
+        "median": float(median),
+        "missing": missing,
+    }
 
 
 def _describe_words(column: "Series") -> Column:
@@ -314,7 +373,7 @@ def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
             text = values.cast(polars.String)
             coded = text.replace_strict(list(places), list(places.values()), default=None, return_dtype=polars.Float32)
         else:
-            coded = as_numbers(values).cast(polars.Float32)
+            coded = as_numbers(_without_truths(values)).cast(polars.Float32)
         rows[:, number] = torch.from_numpy(coded.fill_null(float("nan")).to_numpy(writable=True))
     return rows
 
@@ -426,7 +485,7 @@ def unreadable_cells(table: "DataFrame", columns: Sequence[Column]) -> Mapping[i
     found: dict[int, str] = {}
     for column in columns:
         if "words" not in column:
-            values = table[column["name"]]
+            values = _without_truths(table[column["name"]])
             for row in (as_numbers(values).is_null() & values.is_not_null()).arg_true().to_list():
                 found.setdefault(row, f"{column['name']} is {values[row]}, which is no number")
     return found

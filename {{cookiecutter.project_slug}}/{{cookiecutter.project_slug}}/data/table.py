@@ -135,7 +135,7 @@ class TableDataModule(LightningDataModule):
 
     def _read(self) -> None:
         """All three splits."""
-        table = tables.read_table(self.file, **self.format)
+        table = tables.read_table(self.file, **self.format, categories=self.categories)
         features = self._find_features(table)
         known = table.drop_nulls(self.target)
         if (left_out := table.height - known.height) and not self.columns:

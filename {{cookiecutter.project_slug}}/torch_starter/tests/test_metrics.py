@@ -1,0 +1,186 @@
+"""Metrics of the config: named by stages, logged once an epoch, and tried before training."""
+
+import pytest
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+from torchmetrics.regression import MeanSquaredError, R2Score
+
+from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
+
+# Predicted 0, 0, 1, 1 of the labels 0, 1, 1, 1.
+LOGITS = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+LABELS = torch.tensor([0, 1, 1, 1])
+
+
+class Ends(Metric):
+    """The smallest and the largest output, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
+
+    def update(self, outputs, targets):
+        self.outputs.append(outputs)
+
+    def compute(self):
+        outputs = torch.cat(self.outputs)
+        return {"smallest": outputs.min(), "largest": outputs.max()}
+
+
+class Model(LightningModule):
+    """Gives its input as logits."""
+
+    def __init__(self, metrics):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
+
+    def _step(self, batch, metrics):
+        metrics.update(batch[0], batch[1])
+        return (self.weight * batch[0]).mean()
+
+    def training_step(self, batch):
+        return self._step(batch, self.train_metrics)
+
+    def validation_step(self, batch):
+        return self._step(batch, self.val_metrics)
+
+    def on_train_epoch_end(self):
+        log_metrics(self, self.train_metrics)
+
+    def on_validation_epoch_end(self):
+        log_metrics(self, self.val_metrics)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Data(LightningDataModule):
+    """Two batches of two."""
+
+    def __init__(self, class_names=None):
+        super().__init__()
+        self.class_names = class_names
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(LOGITS, LABELS), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+
+def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
+    """What two batches of training and validation log."""
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Model(metrics), Data(class_names))
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_the_metrics_of_each_stage_are_its_own():
+    metric = MulticlassAccuracy(2)
+    train, val, test = metrics_of_stages({"acc": metric, "none": None})
+    train.update(LOGITS, LABELS)
+    assert [list(stage.keys()) for stage in (train, val, test)] == [["train/acc"], ["val/acc"], ["test/acc"]]
+    assert train["acc"].update_called
+    assert not any(one.update_called for one in (val["acc"], test["acc"], metric))
+
+
+def test_a_number_is_that_of_the_whole_epoch(tmp_path):
+    # The mean over the two batches would be 0.75 for accuracy as well, but not for F1.
+    found = logged(tmp_path, max_epochs=2, acc=MulticlassAccuracy(2, average="micro"), f1=MulticlassF1Score(2))
+    f1 = (2 / 3 + 4 / 5) / 2
+    assert found["train/acc"] == found["val/acc"] == 0.75
+    assert found["val/f1"] == pytest.approx(f1)
+    assert found["train/f1"] == pytest.approx(f1)  # of the second epoch alone
+
+
+def test_a_value_per_class_is_named_after_it(tmp_path):
+    recall = MulticlassRecall(2, average="none")
+    assert logged(tmp_path, recall=recall)["val/recall/1"] == pytest.approx(2 / 3)
+    found = logged(tmp_path, class_names=["cat", "dog"], recall=recall)
+    assert found["train/recall/cat"] == 1
+    assert found["val/recall/dog"] == pytest.approx(2 / 3)
+
+
+def test_an_entry_of_a_matrix_is_named_after_true_and_predicted(tmp_path):
+    found = logged(tmp_path, class_names=["cat", "dog"], confusion=MulticlassConfusionMatrix(2))
+    entries = {"cat/cat": 1, "cat/dog": 0, "dog/cat": 1, "dog/dog": 2}
+    assert {name: found[f"val/confusion/{name}"] for name in entries} == entries
+
+
+def test_values_by_name_are_logged(tmp_path):
+    found = logged(tmp_path, ends=Ends())
+    largest = [value for name, value in found.items() if name.startswith("val/") and "largest" in name]
+    assert largest == [1]
+
+
+def test_no_metrics_log_nothing(tmp_path):
+    assert logged(tmp_path) == {}
+
+
+def test_what_counts_the_same_counts_once():
+    train, *_ = metrics_of_stages({"precision": MulticlassPrecision(2), "recall": MulticlassRecall(2)})
+    train.update(LOGITS, LABELS)
+    assert len(train.compute_groups) == 1
+
+
+def refused(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:
+    with pytest.raises(MisconfigurationException) as refusal:
+        refuse_misfits(loss, metrics, outputs, targets)
+    return str(refusal.value)
+
+
+def test_what_fits_is_not_changed_by_the_trial():
+    metric, loss = MulticlassAccuracy(2), nn.CrossEntropyLoss()
+    state = torch.random.get_rng_state()
+    refuse_misfits(loss, {"acc": metric, "none": None}, LOGITS, LABELS)
+    refuse_misfits(nn.MSELoss(), {"r2": R2Score()}, torch.zeros(2), torch.zeros(2))
+    assert not metric.update_called
+    assert torch.random.get_rng_state().equal(state)
+
+
+def test_a_loss_of_numbers_is_refused_for_classes():
+    refusal = refused(nn.MSELoss(), {})
+    assert "The loss MSELoss does not take" in refusal
+    assert "int64 (4,)" in refusal
+    assert "loss=cross_entropy" in refusal
+
+
+def test_a_loss_of_classes_is_refused_for_numbers():
+    assert "loss=mse" in refused(nn.CrossEntropyLoss(), {}, torch.zeros(2, 1), torch.zeros(2))
+
+
+def test_a_loss_without_a_single_number_is_refused():
+    assert "reduction=mean" in refused(nn.CrossEntropyLoss(reduction="none"), {})
+
+
+def test_weights_of_another_number_of_classes_are_refused():
+    assert "CrossEntropyLoss" in refused(nn.CrossEntropyLoss(torch.ones(3)), {})
+
+
+def test_a_metric_that_does_not_fit_is_refused_by_its_name():
+    refusal = refused(nn.CrossEntropyLoss(), {"acc": MulticlassAccuracy(2), "mine": MeanSquaredError()})
+    assert "The metric mine, a MeanSquaredError, does not take" in refusal
+    assert "metrics.mine=null" in refusal
+
+
+def test_a_metric_without_a_name_is_refused():
+    assert "MulticlassAccuracy without a name" in refused(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
