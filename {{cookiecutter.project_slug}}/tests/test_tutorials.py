@@ -20,7 +20,10 @@ from conftest import ROOT, copy_project, environment, skip_if_deleted
 TUTORIALS = ROOT / "tutorials"
 CHAPTERS = sorted(path.stem for path in TUTORIALS.glob("[0-9]*.py"))
 # What a chapter trains in the project, which may be deleted.
-TRAINED = {"5_linear_regression": ["experiment=linear_regression", "experiment=table"], "8_lightning_and_hydra": ["experiment=mnist"]}
+TRAINED = {
+    "5_linear_regression": ["experiment=linear_regression", "experiment=table"],
+    "8_lightning_and_hydra": ["experiment=mnist"],
+}
 
 
 def cells(chapter: str) -> list[tuple[bool, str]]:

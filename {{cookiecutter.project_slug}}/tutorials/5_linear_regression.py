@@ -153,10 +153,10 @@ slope, _ = torch.linalg.lstsq(torch.stack([distances, torch.ones_like(distances)
 print(f"by all galaxies, in closed form:  {slope:.0f} km/s faster")
 
 # %% [markdown]
-# The farther away, the faster, by some 400 km/s for each million parsecs: the universe expands. The closed form has 454,
+# The farther away, the faster, by some 400 km/s for each million parsecs: the universe expands. The closed form has 454
 # because it has all galaxies; `train.py` has kept some to measure with, and with so few rows that is seen. The report
-# says the same as `times distance`, and has a line for each column of a larger table. Your own table is a recipe of the
-# [README](../README.md).
+# says the same as `times distance`, and has a line for each column of a larger table. Your own table is a recipe of
+# the [README](../README.md).
 
 # %% [markdown]
 # ## Exercise
