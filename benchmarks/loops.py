@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, nll_loss, relu
+from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, mse_loss, nll_loss, relu
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -49,6 +49,26 @@ def wait_for(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def regress(config: DictConfig, data: Any, epochs: int) -> list[float]:
+    """Seconds of each epoch of a loop over the tensors of a table, with the network and encoder of the project."""
+    torch.manual_seed(config.seed)
+    model = instantiate(config.model, _convert_="all")
+    optimizer = instantiate(config.optimizer)(model.parameters())
+    rows, targets = data.train_set.tensors
+    targets = (targets - model.target_mean) / model.target_std
+    seconds = []
+    for _ in range(epochs):
+        start = time.perf_counter()
+        for indices in torch.randperm(len(rows)).split(config.data.batch_size):
+            outputs = model.network(model.encoder(rows.index_select(0, indices))).squeeze(1)
+            loss = mse_loss(outputs, targets.index_select(0, indices))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu", share: float = 1.0) -> list[float]:

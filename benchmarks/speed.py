@@ -31,6 +31,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import growth
 import loops
+import numpy
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
@@ -298,6 +299,43 @@ def linear_regression(bench: Bench) -> None:
     compare("Lightning alone, `Trainer(barebones=True)`: seconds, against the bare loop of 499 steps", lightning, bare)
 
 
+def table(bench: Bench) -> None:
+    """A table of a million rows and 50 columns: the second epoch of a run, and the time until it trains."""
+    import polars
+
+    file, generator = bench.folder / "table.csv", numpy.random.default_rng(0)
+    columns = {f"x{number}": generator.normal(size=1_000_000).round(4) for number in range(50)}
+    target = sum(weight * column for weight, column in zip(generator.normal(size=50), columns.values(), strict=True))
+    polars.DataFrame(columns | {"y": target + generator.normal(size=1_000_000)}).write_csv(file)
+    overrides = ["experiment=table", f"data.file={file}", "data.target=y"]
+    short = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "trainer.limit_test_batches=1"]
+    for model in ("linear_regression", "mlp"):
+        run = bench.new_run()
+        bench.process("train.py", *overrides, f"model={model}", *short, f"hydra.run.dir={run}")
+        config = OmegaConf.merge(OmegaConf.load(run / ".hydra/config.yaml"), {"run_dir": str(run)})
+        data = instantiate(config.data, _convert_="all")
+        data.setup("fit")
+        found, bare = [], []
+        for _ in range(bench.repeats):
+            found.append(bench.train(*overrides, f"model={model}", *short).epochs[-1])
+            bare.append(loops.regress(config, data, 2)[-1])
+        batch = config.data.batch_size
+        what = (
+            f"an epoch of 700,000 rows of a table of 50 columns, {model}, batch {batch}: seconds, against the bare loop"
+        )
+        compare(what, found, bare, at_most=1 / 0.7)
+    few = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    begun, reading = [], []
+    read = "import polars, sys; polars.read_csv(sys.argv[1])"
+    for _ in range(bench.repeats):
+        seconds = bench.process("train.py", *overrides, *few, "trainer.limit_test_batches=1")
+        begun.append(seconds - bench.process("train.py", *few, "trainer.limit_test_batches=1"))
+        reading.append(bench.process("-c", read, str(file)))
+    compare(
+        "what that table, a CSV file of 400 MB, adds to the start of a run: seconds, against reading it", begun, reading
+    )
+
+
 def throughput(bench: Bench) -> None:
     """Row 5, with the batches of the experiment, and with `data.batch_size=1024` for evaluate.py."""
     from torch_starter import load_run
@@ -360,7 +398,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
     parser.add_argument("--repeats", type=int, default=3, help="of each pair (default: 3)")
     parser.add_argument("--tutorials", type=int, default=1, help="runs of PyTorch's example, minutes each (default: 1)")
-    rows = [start, generation, linear_regression, throughput, epochs, accuracy, growth.growth]
+    rows = [start, generation, linear_regression, table, throughput, epochs, accuracy, growth.growth]
     names = [row.__name__ for row in rows]
     parser.add_argument(
         "--rows", nargs="+", choices=[*names, "watched"], default=names, help="default: all but watched"
