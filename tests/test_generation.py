@@ -60,6 +60,7 @@ FILES = """
     configs/model/mlp.yaml
     configs/model/mobilenet_v3_small.yaml
     configs/model/resnet18.yaml
+    configs/model/timm.yaml
     configs/model/torchvision.yaml
     configs/model/vgg11.yaml
     configs/optimizer/adagrad.yaml
@@ -98,6 +99,8 @@ FILES = """
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
+    my_project/models/pretrained_classifier.py
+    my_project/models/timm_classifier.py
     my_project/models/torchvision_classifier.py
     predict.py
     pyproject.toml
@@ -115,6 +118,7 @@ FILES = """
     tests/test_resuming.py
     tests/test_table.py
     tests/test_tensorboard.py
+    tests/test_timm.py
     tests/test_torchvision.py
     torch_starter/README.md
     torch_starter/__init__.py

@@ -17,6 +17,10 @@ CHOICES = sorted(
     for file in (ROOT / "configs").glob("*/*.yaml")
     if file.parent.name not in ("trainer", "sweep")
 )
+# What only a file says of a table.
+COLUMN = "{name: size, mean: 100.0, std: 20.0, median: 90.0, missing: 0.0}"
+TABLE = ["data=table", "data.file=FILE", "data.target=price", "data.task=regression", f"data.columns=[{COLUMN}]"]
+TABLE += ["data.in_features=1", "data.num_outputs=1", "data.target_mean=0.0", "data.target_std=1.0"]
 ACCELERATORS = ["auto", "cpu", "gpu", "mps"]
 
 
@@ -38,12 +42,24 @@ def test_every_choice_composes_and_instantiates(composed, choice):
         "data=image_folder": ["data.root=PICTURES", "data.num_classes=2"],
         "experiment=transfer": ["data.root=PICTURES", "data.num_classes=2"],
         "model=torchvision": ["model.name=resnet34"],
+        "model=timm": ["model.name=resnet18"],
+        "model=image_classifier": ["model.network={_target_: torch.nn.Identity}"],
+        "model=table_model": ["model.network={_target_: torch.nn.Identity}"],
+        "experiment=table": TABLE[1:],
     }.get(choice, [])
+    if choice in ("data=table", "loss=by_target", "metrics=by_target", "model=logistic_regression"):
+        needs = TABLE
+    elif "table" in name and group == "model":
+        needs = [*TABLE, *needs]
+    elif choice == "loss=cross_entropy" or (group == "metrics" and name not in ("mae", "r2", "rmse")):
+        needs = ["data=mnist", "model=cnn"]
+    if choice == "model=timm":
+        pytest.importorskip("timm", reason='it is not installed: pip install -e ".[timm]"')
     if choice == "data=torchvision":  # what the files say
         needs = [*needs, "data.mean=[0.2]", "data.std=[0.3]"]
-    if group == "data" and name != "linear":
+    if group == "data" and name not in ("linear", "table"):
         needs = [*needs, "model=cnn"]
-    if group == "model" and name != "linear_regression":
+    if group == "model" and name != "linear_regression" and "data=table" not in needs:
         needs = [*needs, "data=mnist"]
     config = composed(choice, *needs)
     OmegaConf.resolve(config)
@@ -92,6 +108,7 @@ def test_every_argument_of_the_trainer_is_a_key(composed):
         (["model=linear_regression", "optimizer=sgd"], 500, 50),
         (["data=cifar10", "model=resnet18"], 10, None),
         (["data=kmnist", "model=mlp"], 10, None),
+        (["experiment=table"], 1000, 50),
         (["experiment=mnist"], 5, None),
         (["experiment=mnist", "trainer.max_epochs=7", "model=mlp"], 7, None),
     ],
@@ -106,15 +123,16 @@ def test_the_number_of_epochs_suits_the_data(composed, choices, max_epochs, save
 def test_the_help_is_a_page_that_is_true(script, capfd):
     script("train.py", "--help")
     page = capfd.readouterr().out
-    assert len(page.splitlines()) < 45
+    assert len(page.splitlines()) <= 50
     assert max(map(len, page.splitlines())) < 120
+    lines = re.sub(r",\n  ", ", ", page)
     for group in (path for path in (ROOT / "configs").iterdir() if path.is_dir()):
-        assert f"\n{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}\n" in page
+        assert f"\n{group.name}: {', '.join(sorted(path.stem for path in group.glob('*.yaml')))}\n" in lines
     keys = re.findall(r"^  (\w[\w.]+=\S+) ", page, re.MULTILINE)
-    assert len(keys) == 11
+    assert len(keys) == 12
     skip_if_deleted(["experiment=mnist"])
     examples = re.findall(r"^  python train.py (.*?)(?:  .*)?$", page, re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 4
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         compose("train", ["experiment=mnist", *(key for key in keys if not key.startswith("hydra."))])
         for example in examples:

@@ -3,7 +3,17 @@
 import pytest
 
 DATA = ["linear", "mnist", "fashion_mnist", "kmnist", "cifar10", "torchvision", "image_folder"]
-MODELS = ["linear_regression", "cnn", "mlp", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small", "torchvision"]
+MODELS = [
+    "linear_regression",
+    "cnn",
+    "mlp",
+    "dynamic",
+    "resnet18",
+    "vgg11",
+    "mobilenet_v3_small",
+    "torchvision",
+    "timm",
+]
 
 
 @pytest.mark.slow
@@ -19,6 +29,9 @@ def test_it_trains_or_says_why_not(train, digits, photos, pictures, data, model)
     }
     arguments = [f"data={data}", f"model={model}", *files.get(data, files["mnist"])]
     arguments += ["trainer.fast_dev_run=true", "optimizer=sgd", *([] if data == "linear" else ["data.batch_size=4"])]
+    if model == "timm":
+        pytest.importorskip("timm", reason='it is not installed: pip install -e ".[timm]"')
+        arguments.append("model.name=mobilenetv3_small_050")
     if model == "torchvision":
         arguments.append("model.name=mobilenet_v2")
     if (data == "linear") == (model == "linear_regression"):

@@ -111,9 +111,11 @@ def explanation(error: BaseException) -> str | None:
             return mistyped
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
-        group = str(getattr(error, "full_key", "")).partition(".")[0]
-        group = group if group in ("loss", "metrics") else "model"
-        return f"{what}: the chosen {group} needs what the chosen data does not have. Choose another data= or {group}=."
+        if "'model." in what:
+            return (
+                f"{what}: the chosen loss or metrics need what the model does not have. Choose others: loss=, metrics=."
+            )
+        return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
     for misuse in (error, cause):
         # By name, because importing Lightning only to explain a slip would take seconds.
         if type(misuse).__name__ == "MisconfigurationException":

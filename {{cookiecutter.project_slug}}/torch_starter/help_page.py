@@ -5,6 +5,7 @@ Hydra's own page takes most of a second, because it looks through all the config
 
 import functools
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ def has_help_page(main: Callable[..., Any]) -> Callable[..., Any]:
     def helpful_main(*args: Any) -> Any:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(*args)
-        groups = "\n".join(f"{group}: {', '.join(choices)}" for group, choices in project.groups().items())
+        lines = [f"{group}: {', '.join(choices)}" for group, choices in project.groups().items()]
+        groups = "\n".join(textwrap.fill(line, 110, subsequent_indent="  ") for line in lines)
         print((project.CONFIGS / "help.txt").read_text(encoding="utf-8").replace("{groups}", groups), end="")
 
     return helpful_main

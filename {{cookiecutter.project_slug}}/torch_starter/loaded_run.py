@@ -28,8 +28,11 @@ ON_ONE_DEVICE = (
     "++trainer.num_nodes=1",
     "++trainer.strategy=auto",
 )
-# The one callback that is used here: it writes nothing, and the paths of the others were not checked.
-KNOWN_BATCHES = {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"}
+# The callbacks that are used here: they write nothing, and the paths of the others were not checked.
+USED = {
+    "known_batches": {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"},
+    "epoch_metrics": {"_target_": "torch_starter.callbacks.epoch_metrics.EpochMetrics"},
+}
 
 
 @dataclass
@@ -182,6 +185,6 @@ def load_run(
                 "predict.py and export.py use one device. Remove these overrides, or choose one GPU of several: "
                 "trainer.devices=[1]"
             )
-        if config.callbacks.get("known_batches") == KNOWN_BATCHES:
-            trainer.callbacks.append(hydra.utils.instantiate(KNOWN_BATCHES))
+        used = [callback for name, callback in USED.items() if config.callbacks.get(name) == callback]
+        trainer.callbacks += map(hydra.utils.instantiate, used)
     return Run(folder, config, data, trainer, path, model)

@@ -1,12 +1,10 @@
-"""The metrics of the config: one collection per stage, logged at the end of each epoch."""
+"""The loss and the metrics of the config."""
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -17,7 +15,8 @@ STAGES = ("train", "val", "test")
 def metrics_of_stages(metrics: Mapping[str, Metric | None]) -> Iterator[MetricCollection]:
     """Yields the metrics of training, validation and test: copies, named ``train/NAME``, ``val/NAME``, ``test/NAME``.
 
-    Metrics that count the same, such as precision and recall, count it once.
+    The steps of a model update them, and callbacks/epoch_metrics.py logs them. Metrics that count the same, such as
+    precision and recall, count it once.
 
     Args:
         metrics: by names; None is left out.
@@ -27,36 +26,6 @@ def metrics_of_stages(metrics: Mapping[str, Metric | None]) -> Iterator[MetricCo
     }
     for stage in STAGES:
         yield MetricCollection(copy.deepcopy(wanted), prefix=f"{stage}/")
-
-
-def log_metrics(model: LightningModule, metrics: MetricCollection) -> None:
-    """Logs what ``metrics`` have found in an epoch, of all processes, and lets them begin anew.
-
-    A metric with a value per class is logged as ``val/NAME/CLASS``, a matrix as ``val/NAME/TRUE/PREDICTED``.
-
-    Args:
-        model: within ``on_train_epoch_end``, ``on_validation_epoch_end`` or ``on_test_epoch_end``.
-        metrics: see ``metrics_of_stages``.
-    """
-    if not metrics:
-        return
-    classes = getattr(model.trainer.datamodule, "class_names", None) or ()
-    # Each process has the same values; without sync_dist Lightning would warn that they may differ.
-    options: dict[str, Any] = {"sync_dist": model.trainer.world_size > 1, "batch_size": 1}
-    for name, value in metrics.compute().items():
-        for entry, number in _entries(name, torch.as_tensor(value), classes):
-            model.log(entry, number.float(), prog_bar=entry == name, **options)
-    metrics.reset()
-
-
-def _entries(name: str, value: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The numbers in ``value``, with their names."""
-    if value.ndim == 0:
-        yield name, value
-        return
-    names = classes if len(classes) == len(value) else range(len(value))
-    for part, values in zip(names, value, strict=True):
-        yield from _entries(f"{name}/{part}", values, classes)
 
 
 def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], outputs: Tensor, targets: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 
 class DataModule(Protocol):
@@ -82,12 +83,19 @@ class Model(Protocol):
             and float32 for the dtype of the weights. Batches are compared with it before training. Without it: not.
         name: of the network, for the first line of a run. Without it: the class of ``network``, or of the model.
         network: the part of the model that is not its loss.
+        train_metrics: a MetricCollection that the training steps update; logged at the end of each epoch. Without it:
+            what the model logs.
+        val_metrics: of validation, likewise.
+        test_metrics: of the test, likewise.
         backbone: what FineTuning trains later than the rest. Without it: FineTuning is refused.
     """
 
     batch_format: dict[str, str]
     name: str
     network: nn.Module
+    train_metrics: MetricCollection
+    val_metrics: MetricCollection
+    test_metrics: MetricCollection
     backbone: nn.Module
 
     def predict_step(self, batch: Tensor) -> dict[str, Tensor]:

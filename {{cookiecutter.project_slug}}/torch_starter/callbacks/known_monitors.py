@@ -1,6 +1,6 @@
 """Finds a metric that is monitored and never measured, before it costs an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +63,19 @@ class KnownMonitors(Callback):
         self.has_validated |= not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All names, and those of ``train_metrics``, which the model logs in ``on_train_epoch_end``: that comes later.
+        """All names, except those that the model itself logs in ``on_train_epoch_end``, which comes later.
 
         Raises:
             MisconfigurationException: if a monitor is not among them.
         """
         if not self.has_validated:
             return
-        later: Any = getattr(pl_module, "train_metrics", {})
-        if later or type(pl_module).on_train_epoch_end is LightningModule.on_train_epoch_end:
-            self._check(trainer, is_validation=False, later=list(later))
+        if type(pl_module).on_train_epoch_end is LightningModule.on_train_epoch_end:
+            self._check(trainer, is_validation=False)
         remove_callback(trainer, self)
 
-    def _check(self, trainer: Trainer, is_validation: bool, later: Sequence[str] = ()) -> None:
+    def _check(self, trainer: Trainer, is_validation: bool) -> None:
         names = [name for name in trainer.callback_metrics if name.startswith("val") or not is_validation]
-        names += [name for name in later if name not in names]
         for monitor in _monitors(trainer):
             if monitor in names or (is_validation and not monitor.startswith("val")):
                 continue

@@ -58,7 +58,7 @@ def _is_stub(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
 
 
-def read_picture(path: str, channels: int) -> Tensor:
+def read_picture(path: str | Path, channels: int) -> Tensor:
     """A picture of any kind, in its own size, as uint8 (channels, H, W), 0 to 255.
 
     Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured. Wide pixels are scaled by

@@ -16,7 +16,8 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanSquaredError, R2Score
 
-from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
+from torch_starter.callbacks.epoch_metrics import EpochMetrics
+from torch_starter.metrics import metrics_of_stages, refuse_misfits
 
 # Predicted 0, 0, 1, 1 of the labels 0, 1, 1, 1.
 LOGITS = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
@@ -56,12 +57,6 @@ class Model(LightningModule):
     def validation_step(self, batch):
         return self._step(batch, self.val_metrics)
 
-    def on_train_epoch_end(self):
-        log_metrics(self, self.train_metrics)
-
-    def on_validation_epoch_end(self):
-        log_metrics(self, self.val_metrics)
-
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
@@ -86,6 +81,7 @@ def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, flo
         max_epochs=max_epochs,
         accelerator="cpu",
         logger=False,
+        callbacks=[EpochMetrics()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
-from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
+from torch_starter.metrics import metrics_of_stages, refuse_misfits
 from torch_starter.optimization import optimizer_and_scheduler
 
 
@@ -71,15 +71,6 @@ class LinearRegression(LightningModule):
         self.log(f"{stage}/loss", loss, prog_bar=True)
         getattr(self, f"{stage}_metrics").update(predictions.squeeze(1), y.squeeze(1))
         return loss
-
-    def on_train_epoch_end(self) -> None:
-        log_metrics(self, self.train_metrics)
-
-    def on_validation_epoch_end(self) -> None:
-        log_metrics(self, self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        log_metrics(self, self.test_metrics)
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

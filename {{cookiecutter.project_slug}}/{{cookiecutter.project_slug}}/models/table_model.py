@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError, R2Score
 
 from torch_starter.data.tables import Column, TableEncoder
-from torch_starter.metrics import log_metrics, metrics_of_stages, refuse_misfits
+from torch_starter.metrics import metrics_of_stages, refuse_misfits
 from torch_starter.optimization import optimizer_and_scheduler
 
 
@@ -109,15 +109,6 @@ class TableModel(LightningModule):
         self.log(f"{stage}/loss", loss, prog_bar=True)
         getattr(self, f"{stage}_metrics").update(outputs, targets)
         return {"loss": loss, "logits" if self.num_classes else "predictions": outputs}
-
-    def on_train_epoch_end(self) -> None:
-        log_metrics(self, self.train_metrics)
-
-    def on_validation_epoch_end(self) -> None:
-        log_metrics(self, self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        log_metrics(self, self.test_metrics)
 
     def configure_optimizers(self):
         return optimizer_and_scheduler(self, self.optimizer, self.scheduler)

@@ -1,7 +1,6 @@
 """torchvision's networks for images, from the beginning or from pretrained weights."""
 
 import copy
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
@@ -19,12 +17,10 @@ from torchvision import models
 
 from torch_starter.mistakes import close_to
 
-from .image_classifier import ImageClassifier
-
-log = logging.getLogger(__name__)
+from .pretrained_classifier import Preset, PretrainedClassifier, for_channels
 
 
-class TorchvisionClassifier(ImageClassifier):
+class TorchvisionClassifier(PretrainedClassifier):
     """Any of torchvision's classifiers, with a last layer for the classes and a first one for the channels of the data.
 
     Given ``weights``, all but the last layer starts from them; images are then normalised with their constants and
@@ -77,11 +73,11 @@ class TorchvisionClassifier(ImageClassifier):
                 f"model.weights is {weights}; {name} has: {', '.join(all_weights.__members__)}, or null for none."
             )
         chosen = all_weights[weights] if weights else None
+        preset = chosen.transforms() if chosen else None
         channels = image_shape[0]
         size = image_size or max(all_weights["DEFAULT"].meta["min_size"])
-        if chosen:
-            preset = chosen.transforms()
-            mean, std = (_for_channels(values, channels) for values in (preset.mean, preset.std))
+        if preset:
+            mean, std = (for_channels(values, channels) for values in (preset.mean, preset.std))
             size = image_size or preset.crop_size[0]
         backbone, features = _backbone(name, None, channels)
         layers: dict[str, nn.Module] = {"backbone": backbone, "head": nn.Linear(features, num_classes)}
@@ -92,33 +88,13 @@ class TorchvisionClassifier(ImageClassifier):
         self.name = name
         self.weights = chosen
         self.channels = channels
+        self.preset = None
+        if preset:
+            share = round(preset.crop_size[0] / preset.resize_size[0], 3)
+            self.preset = Preset(str(chosen), 2 * preset.crop_size, share)
 
-    @property
-    def backbone(self) -> nn.Module:
-        """All but the last layer, for Lightning's BackboneFinetuning."""
-        return self.network.get_submodule("backbone")
-
-    def on_fit_start(self) -> None:
-        # Not in setup, for then Lightning has not said yet whether there is a checkpoint.
-        if self.weights and not self.trainer.ckpt_path:
-            if isinstance(self.trainer.strategy, FSDPStrategy):
-                raise MisconfigurationException(
-                    "FSDP has already dealt out the network when its pretrained weights come: take trainer=ddp, or "
-                    "model.weights=null."
-                )
-            pretrained, _ = _backbone(self.name, self.weights, self.channels)
-            self.backbone.load_state_dict(pretrained.state_dict())
-            self._compare_pictures()
-
-    def _compare_pictures(self) -> None:
-        """Says what to set if a folder of pictures is served in another size than the weights were trained on."""
-        data, preset = self.trainer.datamodule, self.weights.transforms()
-        size, share = preset.crop_size[0], round(preset.crop_size[0] / preset.resize_size[0], 3)
-        if hasattr(data, "center_crop_share") and (data.image_shape[1] != size or data.center_crop_share != share):
-            log.info(
-                f"{self.weights} is made for pictures of data.image_shape=[3,{size},{size}] "
-                f"data.center_crop_share={share}"
-            )
+    def pretrained_backbone(self) -> nn.Module:
+        return _backbone(self.name, self.weights, self.channels)[0]
 
 
 def _backbone(name: str, weights: Any, channels: int) -> tuple[nn.Module, int]:
@@ -158,10 +134,6 @@ def _for_grey(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:
     weight = convolution.weight.detach().sum(dim=1, keepdim=True) / channels
     adapted.weight = nn.Parameter(weight.repeat(1, channels, 1, 1))
     return adapted
-
-
-def _for_channels(values: Sequence[float], channels: int) -> list[float]:
-    return list(values) if channels == len(values) else [sum(values) / len(values)] * channels
 
 
 def _replace(network: nn.Module, path: str, layer: nn.Module) -> None:

@@ -1,0 +1,48 @@
+"""What the metrics of a model have found in an epoch, in the logs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class EpochMetrics(Callback):
+    """Logs what ``train_metrics``, ``val_metrics`` and ``test_metrics`` of a model have found, at the end of an epoch.
+
+    The steps of the model update them: see ``torch_starter.metrics.metrics_of_stages``. A metric with a value per class
+    is logged as ``val/NAME/CLASS``, a matrix as ``val/NAME/TRUE/PREDICTED``. (``self.log`` of Lightning takes metrics
+    of a single value alone, and its time in each step.)
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "train")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
+        metrics: Any = getattr(model, f"{stage}_metrics", None)
+        if not metrics:
+            return
+        classes = getattr(trainer.datamodule, "class_names", None) or ()
+        # Each process has the same values; without sync_dist Lightning would warn that they may differ.
+        options: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
+        for name, value in metrics.compute().items():
+            for entry, number in _entries(name, torch.as_tensor(value), classes):
+                model.log(entry, number.float(), prog_bar=entry == name, **options)
+        metrics.reset()
+
+
+def _entries(name: str, value: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The numbers in ``value``, with their names."""
+    if value.ndim == 0:
+        yield name, value
+        return
+    names = classes if len(classes) == len(value) else range(len(value))
+    for part, values in zip(names, value, strict=True):
+        yield from _entries(f"{name}/{part}", values, classes)
