@@ -17,7 +17,7 @@ from conftest import skip_if_deleted, weights
 polars = pytest.importorskip("polars", reason="tables need polars: pip install -e '.[table]'")
 
 QUICK = ("trainer.accelerator=cpu", "callbacks.table_figures=null", "callbacks.classifier_figures=null")
-SHORT = (*QUICK, "trainer.max_epochs=10")
+SHORT = (*QUICK, "trainer.max_epochs=2")
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def config(run: Path):
 
 
 def test_a_number_is_predicted_from_numbers_words_and_gaps(table):
-    run = rent(table, "trainer.max_epochs=200", "optimizer.lr=0.1")
+    run = rent(table, "trainer.max_epochs=100", "optimizer.lr=0.1")
     metrics = measured(run)
     # Of a missing area, each tenth, nothing is known.
     assert metrics["test/r2"] > 0.5
@@ -97,7 +97,7 @@ def test_a_number_is_predicted_from_numbers_words_and_gaps(table):
 
 
 def test_a_class_is_predicted(table):
-    run = size(table, "model=logistic_regression", "trainer.max_epochs=200", "optimizer.lr=0.1")
+    run = size(table, "model=logistic_regression", "trainer.max_epochs=60", "optimizer.lr=0.1")
     assert measured(run)["test/acc"] >= 0.85
     assert list(config(run).data.class_names) == ["large", "small"]
     counted = [sum(split == name for split in splits(run)) for name in ("train", "val", "test")]
@@ -113,6 +113,7 @@ def test_a_spreadsheet_of_a_country_with_decimal_commas(table, flats, tmp_path):
     assert measured(again) == measured(plain)
 
 
+@pytest.mark.slow
 def test_parquet_is_trained_as_its_csv_is(table, flats, tmp_path):
     frame = polars.read_csv(flats, null_values="NA", schema_overrides={"district": polars.String})
     frame.with_columns(polars.col("district").cast(polars.Categorical)).write_parquet(tmp_path / "flats.parquet")
@@ -139,6 +140,7 @@ def test_a_column_names_the_splits(table, flats, tmp_path):
     assert "part" not in [column["name"] for column in config(run).data.columns]
 
 
+@pytest.mark.slow
 def test_each_row_is_validated_in_one_fold(table):
     folds = [splits(rent(table, "data.num_folds=4", f"data.fold={fold}", "trainer.max_epochs=1")) for fold in range(4)]
     for row in zip(*folds, strict=True):
@@ -155,7 +157,7 @@ def test_the_loss_is_balanced(table):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(table, script, tmp_path):
-    model = ["model=mlp", "data.batch_size=16"]
+    model = ["model=mlp", "data.batch_size=16", "scheduler=constant"]
     whole = size(table, *model, "trainer.max_epochs=6")
     run = size(table, *model, "trainer.max_epochs=3")
     script("resume.py", run, "trainer.max_epochs=6")
@@ -254,6 +256,7 @@ def test_the_likeliest_classes_and_all_probabilities(table, script, flats, tmp_p
         assert float(row["probability_2"]) == pytest.approx(probabilities[second])
 
 
+@pytest.mark.slow
 def test_the_class_is_also_told_where_a_column_has_its_name(table, script, tmp_path, flats):
     rows = [list(row.values()) for row in read_rows(flats)]
     named = write(tmp_path / "named.csv", ["label", "district", "balcony", "rent", "size", "number"], rows)
@@ -335,6 +338,7 @@ def test_impossible_tables_are_refused_before_training(train, tmp_path, name, co
     assert not list(tmp_path.glob("outputs/**/.hydra"))
 
 
+@pytest.mark.slow
 def test_two_thousand_columns(train, tmp_path):
     draw = random.Random(0)
     names = [f"gene {number}" for number in range(2000)]
