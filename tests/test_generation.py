@@ -44,22 +44,50 @@ FILES = """
     configs/data/kmnist.yaml
     configs/data/linear.yaml
     configs/data/mnist.yaml
+    configs/data/table.yaml
     configs/data/torchvision.yaml
     configs/experiment/cifar10.yaml
     configs/experiment/fashion_mnist.yaml
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
+    configs/experiment/table.yaml
     configs/experiment/transfer.yaml
     configs/help.txt
     configs/logger/csv.yaml
     configs/logger/tensorboard.yaml
+    configs/loss/by_target.yaml
+    configs/loss/cross_entropy.yaml
+    configs/loss/huber.yaml
+    configs/loss/mae.yaml
+    configs/loss/mse.yaml
+    configs/metrics/accuracy.yaml
+    configs/metrics/auroc.yaml
+    configs/metrics/by_target.yaml
+    configs/metrics/confusion.yaml
+    configs/metrics/f1.yaml
+    configs/metrics/iou.yaml
+    configs/metrics/mae.yaml
+    configs/metrics/precision.yaml
+    configs/metrics/r2.yaml
+    configs/metrics/recall.yaml
+    configs/metrics/rmse.yaml
+    configs/metrics/top5.yaml
     configs/model/cnn.yaml
     configs/model/cnn_wide.yaml
     configs/model/dynamic.yaml
+    configs/model/for/last_epoch.yaml
+    configs/model/for/none.yaml
+    configs/model/for/slow.yaml
+    configs/model/for/table_linear_regression.yaml
+    configs/model/for/table_mlp.yaml
+    configs/model/image_classifier.yaml
     configs/model/linear_regression.yaml
+    configs/model/logistic_regression.yaml
     configs/model/mlp.yaml
     configs/model/mobilenet_v3_small.yaml
     configs/model/resnet18.yaml
+    configs/model/table_mlp.yaml
+    configs/model/table_model.yaml
     configs/model/timm.yaml
     configs/model/torchvision.yaml
     configs/model/vgg11.yaml
@@ -90,16 +118,20 @@ FILES = """
     my_project/data/image.py
     my_project/data/image_folder.py
     my_project/data/linear.py
+    my_project/data/table.py
     my_project/figures/__init__.py
     my_project/figures/classifier.py
     my_project/figures/regression.py
+    my_project/figures/table.py
     my_project/models/__init__.py
     my_project/models/cnn.py
+    my_project/models/cross_entropy.py
     my_project/models/dynamic.py
     my_project/models/image_classifier.py
     my_project/models/linear_regression.py
     my_project/models/mlp.py
     my_project/models/pretrained_classifier.py
+    my_project/models/table_model.py
     my_project/models/timm_classifier.py
     my_project/models/torchvision_classifier.py
     predict.py
@@ -108,6 +140,7 @@ FILES = """
     scripts/train.slurm
     sweep.py
     tests/conftest.py
+    tests/galaxies.csv
     tests/test_configs.py
     tests/test_data.py
     tests/test_image_classifier.py
@@ -124,6 +157,7 @@ FILES = """
     torch_starter/__init__.py
     torch_starter/callbacks/__init__.py
     torch_starter/callbacks/curves.py
+    torch_starter/callbacks/epoch_metrics.py
     torch_starter/callbacks/fine_tuning.py
     torch_starter/callbacks/finite_loss.py
     torch_starter/callbacks/global_batch.py
@@ -144,6 +178,7 @@ FILES = """
     torch_starter/data/image_files.py
     torch_starter/data/images.py
     torch_starter/data/splits.py
+    torch_starter/data/tables.py
     torch_starter/environment.py
     torch_starter/explanations.py
     torch_starter/export.py
@@ -152,6 +187,7 @@ FILES = """
     torch_starter/help_page.py
     torch_starter/job.py
     torch_starter/loaded_run.py
+    torch_starter/metrics.py
     torch_starter/mistakes.py
     torch_starter/multirun.py
     torch_starter/optimization.py

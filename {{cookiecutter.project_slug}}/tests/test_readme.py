@@ -110,8 +110,6 @@ def write_shapes(folder: Path, count: int) -> None:
 @pytest.mark.parametrize(("name", "recipe"), RECIPES, ids=[name for name, _ in RECIPES])
 def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     assert commands(recipe)
-    if "houses.csv" in recipe:
-        pytest.importorskip("polars", reason='it is not installed: pip install -e ".[table]"')
     for arguments in commands(recipe):
         skip_if_deleted([argument for argument in arguments if argument not in CHOICES_OF_RECIPES])
     project = tmp_path

@@ -20,7 +20,10 @@ from conftest import ROOT, copy_project, environment, skip_if_deleted
 TUTORIALS = ROOT / "tutorials"
 CHAPTERS = sorted(path.stem for path in TUTORIALS.glob("[0-9]*.py"))
 # What a chapter trains in the project, which may be deleted.
-TRAINED = {"5_linear_regression": ["experiment=linear_regression"], "8_lightning_and_hydra": ["experiment=mnist"]}
+TRAINED = {
+    "5_linear_regression": ["experiment=linear_regression", "experiment=table"],
+    "8_lightning_and_hydra": ["experiment=mnist"],
+}
 
 
 def cells(chapter: str) -> list[tuple[bool, str]]:
@@ -139,6 +142,10 @@ CLAIMS = {
             "with the numbers 3, 2, 2 and 100 in",
             f"re.findall({NUMBERS}, (ROOT / 'configs/data/linear.yaml').read_text()) == ['3', '2', '2', '100']",
         ),
+        ("in 1929 Edwin Hubble", ""),
+        ("how far away 24 galaxies are", "len(distances) == 24"),
+        ("by some 400 km/s", "380 < far - near < 420"),
+        ("The closed form has 454", "round(slope.item()) == 454"),
     ],
     "6_torchvision": [
         ("60000 images to train on, 10000 to test, 12 MB", ""),
@@ -201,6 +208,9 @@ def project(tmp_path) -> Path:
     """A copy of this one, for the chapters write into it."""
     copy_project(tmp_path)
     shutil.copytree(TUTORIALS, tmp_path / "tutorials")
+    if (ROOT / "tests/galaxies.csv").exists():  # "What you may delete"
+        (tmp_path / "tests").mkdir()
+        shutil.copy(ROOT / "tests/galaxies.csv", tmp_path / "tests")
     return tmp_path
 
 

@@ -112,9 +112,7 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, InterpolationKeyError):
         what = str(error).splitlines()[0]
         if "'model." in what:
-            return (
-                f"{what}: the chosen loss or metrics need what the model does not have. Choose others: loss=, metrics=."
-            )
+            return f"{what}: the chosen loss or metrics need what the model does not have. Choose others."
         return f"{what}: the chosen model needs what the chosen data does not have. Choose another data= or model=."
     for misuse in (error, cause):
         # By name, because importing Lightning only to explain a slip would take seconds.

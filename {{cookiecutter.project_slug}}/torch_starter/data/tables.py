@@ -51,12 +51,8 @@ def read_table(
     Raises:
         MisconfigurationException: if it is no such file, is empty, or its rows are not all as long as the first.
     """
-    try:
-        import polars
-    except ImportError as error:
-        raise MisconfigurationException(
-            f'{error}. Install what reading tables needs: pip install -e ".[table]"'
-        ) from error
+    import polars  # here, for it takes half a second that other data need not wait for
+
     if separator == "\\t":  # as it is easiest to type
         separator = "\t"
     if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n'):
@@ -80,14 +76,13 @@ def read_table(
     text = polars.col(polars.String).str.strip_chars()
     # What stands for a missing value can have blanks around it.
     table = table.with_columns(polars.when(text.is_in(MISSING)).then(None).otherwise(text).name.keep())
-    table = table.filter(~polars.all_horizontal(polars.all().is_null()))
+    if table.height and table[:, 0].null_count():
+        table = table.filter(~polars.all_horizontal(polars.all().is_null()))
     if "" in table.columns:
         log.info(f"{path}: the column without a name is left out.")
         table = table.drop("")
     if table.height == 0:
-        raise MisconfigurationException(
-            f"{path} has no rows. Its first line names the columns, each other one is a row."
-        )
+        raise MisconfigurationException(f"{path} has no rows. {LAYOUT}")
     return table
 
 
@@ -145,9 +140,11 @@ def _read_csv(
         try:
             table = polars.read_csv(path, infer_schema_length=10_000, **options)
         except polars.exceptions.ComputeError as error:
-            if "could not parse" not in str(error):
+            # The file, or a column of it, begins otherwise than it goes on.
+            if "invalid utf-8" in str(error):
+                encoding = options["encoding"] = "windows-1252"
+            elif "could not parse" not in str(error):
                 raise
-            # A column begins otherwise than it goes on.
             table = polars.read_csv(path, infer_schema_length=None, **options)
     except polars.exceptions.PolarsError as error:
         _refuse_ragged(path, encoding, separator, len(names))
@@ -171,30 +168,15 @@ def _read_csv(
 
 
 def _start_of(path: Path) -> tuple[str, str]:
-    """The encoding of a text file, and its first lines: 64 KiB and two ends of lines."""
+    """What the encoding of a text file seems to be, and its first lines: 64 KiB and two ends of lines."""
     with path.open("rb") as file:
         start = file.read(1 << 16) + file.readline() + file.readline()
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            encoding = "utf-16"
-        else:
-            encoding = "utf8"
-            try:
-                while chunk := file.read(1 << 24):  # Windows-1252 may begin as ASCII
-                    chunk.decode("ascii")
-                start.decode("ascii")
-            except UnicodeDecodeError:
-                encoding = "utf8" if _is_utf_8(path) else "windows-1252"
-    return encoding, start.decode({"utf8": "utf-8-sig"}.get(encoding, encoding), errors="replace")
-
-
-def _is_utf_8(path: Path) -> bool:
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16", start.decode("utf-16", errors="replace")
     try:
-        with path.open(encoding="utf-8") as file:
-            while file.read(1 << 24):
-                pass
+        return "utf8", start.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return False
-    return True
+        return "windows-1252", start.decode("windows-1252", errors="replace")
 
 
 def _rows(text: str, separator: str) -> list[list[str]]:
@@ -254,7 +236,6 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
     Raises:
         MisconfigurationException: if a column is neither; it says which, and what to do.
     """
-
     constant, empty, columns = [], [], []
     for name in features:
         column = table[name]
@@ -262,7 +243,7 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
             column = column.fill_nan(None)
         if column.null_count() == len(column):
             empty.append(name)
-        elif column.n_unique() == 1:
+        elif _is_constant(column):
             constant.append(name)
         elif name in categories or _refuse_unreadable(column):
             columns.append(_describe_words(column))
@@ -279,6 +260,12 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
             f"Nothing can be learned from columns with {what}. Leave them out: {_ignore(empty + constant)}"
         )
     return columns
+
+
+def _is_constant(column: "Series") -> bool:
+    if column.dtype.is_numeric():  # of which n_unique takes longer than reading the file
+        return column.null_count() == 0 and column.min() == column.max()
+    return column.n_unique() == 1
 
 
 def _refuse_unreadable(column: "Series") -> bool:
@@ -349,7 +336,7 @@ def _describe_words(column: "Series") -> Column:
 
 
 def _remedy(names: Sequence[str]) -> str:
-    return f"Or leave it out: {_ignore(names)}"
+    return f"Leave it out: {_ignore(names)}"
 
 
 def _ignore(names: Sequence[str]) -> str:
@@ -369,8 +356,8 @@ def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
     """
     import polars
 
-    rows = torch.empty(table.height, len(columns))
-    for number, column in enumerate(columns):
+    rows = []
+    for column in columns:
         values = table[column["name"]]
         if "words" in column:
             places = {word: place for place, word in enumerate(column["words"])}
@@ -378,8 +365,8 @@ def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
             coded = text.replace_strict(list(places), list(places.values()), default=None, return_dtype=polars.Float32)
         else:
             coded = as_numbers(_without_truths(values)).cast(polars.Float32)
-        rows[:, number] = torch.from_numpy(coded.fill_null(float("nan")).to_numpy(writable=True))
-    return rows
+        rows.append(torch.from_numpy(coded.fill_null(float("nan")).to_numpy(writable=True)))
+    return torch.stack(rows, dim=1)
 
 
 class TableEncoder(nn.Module):

@@ -143,7 +143,7 @@ class TableDataModule(LightningDataModule):
         targets = self._read_targets(known)
         splits = self._split(known, targets)
         if self.columns is None:
-            self.columns = tables.describe(known[splits["train"].tolist()], features, self.categories)
+            self.columns = tables.describe(known[splits["train"].numpy()], features, self.categories)
             self.in_features = len(tables.TableEncoder(self.columns).names)
         if self.batch_size is None:
             self.batch_size = min(len(splits["train"]), 4096)
