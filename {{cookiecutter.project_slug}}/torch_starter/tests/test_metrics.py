@@ -82,6 +82,7 @@ def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, flo
         max_epochs=max_epochs,
         accelerator="cpu",
         logger=False,
+        callbacks=[EpochMetrics()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -243,6 +243,8 @@ class TableDataModule(LightningDataModule):
             if sizes[0] < 1:
                 raise MisconfigurationException(f"{self.file} has {known.height} rows: too few for three splits.")
             splits = dict(zip(("train", "val", "test"), torch.arange(known.height).split(sizes), strict=True))
+        # As they are read when the run is resumed, which then serves the same batches.
+        splits = {split: rows.sort().values for split, rows in splits.items()}
         if labels is not None and (missing := set(labels.tolist()) - set(labels[splits["train"]].tolist())):
             names = ", ".join(self.class_names[label] for label in sorted(missing))  # pyrefly: ignore
             raise MisconfigurationException(f"No training row has the class {names}, but other rows have.")

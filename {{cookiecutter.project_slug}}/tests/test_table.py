@@ -1,0 +1,406 @@
+"""Tables: trained, resumed, evaluated, predicted, exported, and refused."""
+
+import csv
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import torch_starter
+from conftest import skip_if_deleted, weights
+
+polars = pytest.importorskip("polars", reason="tables need polars: pip install -e '.[table]'")
+
+QUICK = ("trainer.accelerator=cpu", "callbacks.table_figures=null", "callbacks.classifier_figures=null")
+SHORT = (*QUICK, "trainer.max_epochs=2")
+
+
+@pytest.fixture(autouse=True)
+def _is_there():
+    skip_if_deleted(["experiment=table"])
+
+
+def write(path: Path, names: list[str], rows: list, **options) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, **options).writerows([names, *rows])
+    return path
+
+
+@pytest.fixture
+def flats(tmp_path) -> Path:
+    """100 flats: a rent by the district, the area and whether there is a balcony, some of it missing; their size."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(100):
+        area, district, has_balcony = draw.uniform(30, 120), draw.choice(["01067", "10115", "80331"]), number % 3 == 0
+        rent = 10 * area + 300 * (district == "80331") + 50 * has_balcony + draw.gauss(0, 5)
+        size = "large" if area > 75 else "small"
+        rows.append([f"{area:.2f}" if number % 10 else "NA", district, has_balcony, f"{rent:.2f}", size, number])
+    return write(tmp_path / "flats.csv", ["area", "district", "balcony", "rent", "size", "number"], rows)
+
+
+@pytest.fixture
+def table(train, flats):
+    """Runs on the flats, by what is predicted."""
+
+    def table(target: str, *arguments: str, file: Path = flats) -> Path:
+        ignored = "data.ignore=[number]" if not any("ignore" in argument for argument in arguments) else ""
+        options = [argument for argument in (f"data.file={file}", f"data.target={target}", ignored) if argument]
+        return train("experiment=table", *options, *SHORT, *arguments)[0]
+
+    return table
+
+
+def rent(table, *arguments: str) -> Path:
+    return table("rent", "data.ignore=[number,size]", "data.categories=[district]", *arguments)
+
+
+def size(table, *arguments: str) -> Path:
+    return table("size", "data.ignore=[number,rent]", "data.categories=[district]", *arguments)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(run: Path) -> dict[str, float]:
+    return json.loads((run / "results.json").read_text())["metrics"]
+
+
+def splits(run: Path) -> list[str]:
+    return (run / "split.csv").read_text().splitlines()[1:]
+
+
+def config(run: Path):
+    return torch_starter.load_run(run).config
+
+
+def test_a_number_is_predicted_from_numbers_words_and_gaps(table):
+    run = rent(table, "trainer.max_epochs=100", "optimizer.lr=0.1")
+    metrics = measured(run)
+    # Of a missing area, each tenth, nothing is known.
+    assert metrics["test/r2"] > 0.5
+    assert metrics["test/mae"] < 150
+    data = config(run).data
+    assert data.task == "regression"
+    assert [column["name"] for column in data.columns] == ["area", "district", "balcony"]
+    assert data.columns[0]["missing"] == pytest.approx(0.1, abs=0.05)
+    assert data.columns[1]["words"] == ["01067", "10115", "80331"]
+    known = torch_starter.load_run(run).predict({"area": 100, "district": "80331", "balcony": True})
+    assert known[0]["prediction"] == pytest.approx(1350, abs=60)
+
+
+def test_a_class_is_predicted(table):
+    run = size(table, "model=logistic_regression", "trainer.max_epochs=60", "optimizer.lr=0.1")
+    assert measured(run)["test/acc"] >= 0.85
+    assert list(config(run).data.class_names) == ["large", "small"]
+    counted = [sum(split == name for split in splits(run)) for name in ("train", "val", "test")]
+    assert counted == [70, 10, 20]
+
+
+def test_a_spreadsheet_of_a_country_with_decimal_commas(table, flats, tmp_path):
+    rows = [list(row.values()) for row in read_rows(flats)]
+    rows = [[cell.replace(".", ",") for cell in row] for row in rows]
+    european = write(tmp_path / "european.csv", list(read_rows(flats)[0]), rows, delimiter=";")
+    plain = rent(table)
+    again = table("rent", "data.ignore=[number,size]", "data.categories=[district]", file=european)
+    assert measured(again) == measured(plain)
+
+
+@pytest.mark.slow
+def test_parquet_is_trained_as_its_csv_is(table, flats, tmp_path):
+    frame = polars.read_csv(flats, null_values="NA", schema_overrides={"district": polars.String})
+    frame.with_columns(polars.col("district").cast(polars.Categorical)).write_parquet(tmp_path / "flats.parquet")
+    plain = rent(table)
+    again = table("rent", "data.ignore=[number,size]", file=tmp_path / "flats.parquet")
+    assert measured(again) == measured(plain)
+    predicted = torch_starter.load_run(again).predict(str(tmp_path / "flats.parquet"))
+    from_csv = torch_starter.load_run(plain).predict(str(flats))
+    assert [row["prediction"] for row in predicted] == [row["prediction"] for row in from_csv]
+
+
+def test_a_series_is_cut_in_order(table):
+    names = splits(rent(table, "data.shuffle=false"))
+    assert names == ["train"] * 70 + ["val"] * 10 + ["test"] * 20
+
+
+def test_a_column_names_the_splits(table, flats, tmp_path):
+    rows = [[*row.values(), "Test" if number % 5 == 0 else "train"] for number, row in enumerate(read_rows(flats))]
+    named = write(tmp_path / "named.csv", [*read_rows(flats)[0], "part"], rows)
+    run = table("rent", "data.split_column=part", "data.ignore=[number,size]", file=named)
+    names = splits(run)
+    assert [number for number, name in enumerate(names) if name == "test"] == list(range(0, 100, 5))
+    assert names.count("val") == 8
+    assert "part" not in [column["name"] for column in config(run).data.columns]
+
+
+@pytest.mark.slow
+def test_each_row_is_validated_in_one_fold(table):
+    folds = [splits(rent(table, "data.num_folds=4", f"data.fold={fold}", "trainer.max_epochs=1")) for fold in range(4)]
+    for row in zip(*folds, strict=True):
+        assert set(row) == {"test"} or sorted(row) == ["train", "train", "train", "val"]
+
+
+def test_the_loss_is_balanced(table):
+    run = table(
+        "balcony", "data.ignore=[number,size,rent]", "data.categories=[district]", "loss=cross_entropy",
+        "loss.weight=balanced",
+    )  # fmt: skip
+    weight = torch_starter.load_run(run).module.loss.weight
+    assert weight[1] / weight[0] == pytest.approx(2, abs=0.1)  # every third has a balcony
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(table, script, tmp_path):
+    model = ["model=mlp", "data.batch_size=16", "scheduler=constant"]
+    whole = size(table, *model, "trainer.max_epochs=6")
+    run = size(table, *model, "trainer.max_epochs=3")
+    script("resume.py", run, "trainer.max_epochs=6")
+    wanted, found = weights(whole), weights(run)
+    assert wanted.keys() == found.keys()
+    assert all(found[key].equal(wanted[key]) for key in wanted)
+    assert splits(run) == splits(whole)
+
+
+def test_a_moved_run_is_evaluated_on_its_own_split(table, script, tmp_path, capsys):
+    run = size(table)
+    before = measured(run)
+    moved = shutil.move(run, tmp_path / "elsewhere")
+    capsys.readouterr()
+    script("evaluate.py", moved)
+    printed = capsys.readouterr().out
+    assert f"{before['test/acc']:.4f}" in printed
+
+
+def test_a_table_with_other_rows_than_at_the_start_is_refused(table, flats, script):
+    run = size(table)
+    flats.write_text(flats.read_text() + "50,10115,True,700,small,100\n")
+    assert "the table has changed since this run was started" in refusal(script, "evaluate.py", run)
+
+
+def refusal(function, *arguments) -> str:
+    """What a script says when it ends with exit status 1."""
+    with pytest.raises(SystemExit) as end:
+        function(*arguments)
+    assert isinstance(end.value.code, str), end.value.code
+    return end.value.code
+
+
+def predicted(script, run: Path, tmp_path: Path, *arguments: object) -> list[dict[str, str]]:
+    script("predict.py", run, *arguments, "--output", tmp_path / "predictions.csv")
+    return read_rows(tmp_path / "predictions.csv")
+
+
+def test_rows_are_predicted_whatever_the_order_of_their_columns(table, script, flats, tmp_path):
+    run = rent(table)
+    wanted = predicted(script, run, tmp_path, flats)
+    rows = read_rows(flats)
+    assert [row["area"] for row in wanted] == [row["area"] if row["area"] != "NA" else "" for row in rows]
+    names = ["note", "balcony", "district", "area"]
+    other = write(tmp_path / "other.csv", names, [["x", *(row[name] for name in names[1:])] for row in rows])
+    found = predicted(script, run, tmp_path, other)
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in wanted]
+    assert list(found[0]) == [*names, "prediction"]
+
+
+def test_unknown_words_and_missing_values_are_average(table, script, tmp_path):
+    run = rent(table)
+    rows = [["50", "99999", ""], ["50", "", ""], ["", "10115", "True"]]
+    unknown, missing, other = predicted(
+        script, run, tmp_path, write(tmp_path / "few.csv", ["area", "district", "balcony"], rows)
+    )
+    assert unknown["prediction"] == missing["prediction"] != other["prediction"]
+    assert all(math.isfinite(float(row["prediction"])) for row in (unknown, missing, other))
+
+
+def test_a_cell_that_is_no_number_is_skipped_and_named(table, script, tmp_path):
+    run = rent(table)
+    few = write(tmp_path / "few.csv", ["area", "district", "balcony"], [["big", "10115", "True"], [50, "10115", 0]])
+    said = refusal(script, "predict.py", run, few, "--output", tmp_path / "predictions.csv")
+    assert "row 1: skipped, area is big, which is no number" in said
+    assert len(read_rows(tmp_path / "predictions.csv")) == 1
+
+
+def test_a_missing_column_is_named(table, script, tmp_path):
+    run = rent(table)
+    few = write(tmp_path / "few.csv", ["areas", "district", "balcony"], [[50, "10115", "True"]])
+    assert "few.csv has no column area. Nearest: areas." in refusal(script, "predict.py", run, few)
+    assert "no column balcony" in refusal(script, "predict.py", run, "area=50", "district=10115")
+
+
+def test_a_row_of_the_command_line_is_that_of_a_notebook(table, script, tmp_path):
+    run = rent(table)
+    (row,) = predicted(script, run, tmp_path, "district=10115", "area=50,5", "balcony=true", "more=1")
+    loaded = torch_starter.load_run("latest")
+    (same,) = loaded.predict({"area": 50.5, "district": "10115", "balcony": True})
+    assert float(row["prediction"]) == same["prediction"]
+    (gap,) = loaded.predict({"area": None, "district": "10115", "balcony": float("nan")})
+    assert math.isfinite(gap["prediction"])
+
+
+def test_the_likeliest_classes_and_all_probabilities(table, script, flats, tmp_path):
+    run = table("district", "data.ignore=[number,rent]", "data.task=classification")
+    rows = predicted(script, run, tmp_path, flats, "--top", 2, "--probabilities")
+    names = list(config(run).data.class_names)
+    assert len(names) == 3
+    for row in rows:
+        probabilities = {name: float(row[f"probability_{name}"]) for name in names}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        first, second, _ = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+        assert (row["label"], row["label_2"]) == (first, second)
+        assert float(row["probability_2"]) == pytest.approx(probabilities[second])
+
+
+@pytest.mark.slow
+def test_the_class_is_also_told_where_a_column_has_its_name(table, script, tmp_path, flats):
+    rows = [list(row.values()) for row in read_rows(flats)]
+    named = write(tmp_path / "named.csv", ["label", "district", "balcony", "rent", "size", "number"], rows)
+    run = table("size", "data.ignore=[number,rent]", file=named)
+    (row,) = predicted(script, run, tmp_path, "label=50", "district=10115", "balcony=True")
+    assert row["label"] == "50"
+    assert row["predicted_label"] in ("large", "small")
+
+
+def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
+    run = rent(table)
+    script("export.py", run)
+    assert "district: 0 for 01067, 1 for 10115, 2 for 80331; NaN where it is missing" in capsys.readouterr().out
+    rows = numpy.array([[50, 1, 1], [numpy.nan, numpy.nan, numpy.nan]], dtype=numpy.float32)
+    session = onnxruntime.InferenceSession(run / "model.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: rows})
+    cells = [{"area": 50, "district": "10115", "balcony": True}, dict.fromkeys(("area", "district", "balcony"))]
+    loaded = torch_starter.load_run(run)
+    wanted = [loaded.predict(row)[0]["prediction"] for row in cells]
+    assert outputs.flatten().tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data.target=rents"], "has no column rents. Nearest: rent"),
+        (["data.target=rent", "data.features=[rent,area]"], "cannot be predicted from itself"),
+        (["data.target=rent", "data.ignore=[sizes]"], "has no column sizes. Nearest: size"),
+        (["data.target=rent", "data.file=nothing.csv"], "nothing.csv does not exist"),
+        (["data.target=size", "loss=mse"], "The loss MSELoss does not take"),
+        (["data.target=rent", "loss=cross_entropy"], "loss=cross_entropy is for classes"),
+        (["data.target=size", "metrics=[f11]"], "Did you mean f1?"),
+        (["data.target=size", "callbacks.best_checkpoint.monitor=val/nope"], "val/nope, which is not measured"),
+        (["data.target=size", "loss=cross_entropy", "loss.weight=[1,2,3]"], "must be 2 numbers, one per class"),
+        (["data.target=rent", "data.num_folds=5", "data.fold=7"], "data.fold is 7; with data.num_folds=5"),
+        (["data.target=rent", "data.val_share=1.5"], "data.val_share is 1.5"),
+        (["data.target=rent", "data.task=clustering"], "data.task is clustering"),
+        (["data.target=size", "data.task=regression"], "which is no number"),
+        (["data.target=number", "data.task=classification"], "too many for classes"),
+        (["data.target=rent", "data.split_column=size"], "it can have train, val and test"),
+        (["data.target=rent", "data.num_folds=5", "data.shuffle=false"], "Choose one"),
+    ],
+)
+def test_impossible_choices_are_refused_before_training(train, flats, tmp_path, arguments, said):
+    message = refusal(train, "experiment=table", f"data.file={flats}", *SHORT, *arguments)
+    assert said in message
+    assert not list(tmp_path.glob("outputs/**/.hydra"))
+
+
+ROWS = "".join(f"{number},{number % 2},{'xy'[number % 2]}\n" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("table.csv", "", "is empty"),
+        ("table.csv", "a,b,y\n", "has no rows"),
+        ("table.xlsx", "PK\x03\x04", "is a spreadsheet"),
+        ("table.csv", "a,b,y\n1,2,x\n3,4\n", "line 3 has 2 columns, but the first line names 3"),
+        ("table.csv", "a,b,b\n" + ROWS, "two columns of the name b"),
+        ("table.csv", "a,b,y\n" + ROWS.replace("x", "y"), "one class only, y"),
+        ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",1,"), "one value only: b"),
+        ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",many,"), "is a mix of numbers and words"),
+        ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",,").replace(",1,", ",,"), "no value in any training row: b"),
+        (
+            "table.csv",
+            "a,b,y\n" + ROWS.replace(",0,", ",2024-03-01,").replace(",1,", ",2024-03-02,"),
+            "has dates, such as 2024-03-0",
+        ),
+        ("table.csv", "a,b,y\n1,2,x\n2,3,y\n3,1,x\n4,1,y\n", "too few rows"),
+        ("table.csv", "y\nx\nz\nx\n", "no column to predict y from"),
+    ],
+)
+def test_impossible_tables_are_refused_before_training(train, tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    message = refusal(train, "experiment=table", f"data.file={name}", "data.target=y", *SHORT)
+    assert said in message
+    assert not list(tmp_path.glob("outputs/**/.hydra"))
+
+
+@pytest.mark.slow
+def test_two_thousand_columns(train, tmp_path):
+    draw = random.Random(0)
+    names = [f"gene {number}" for number in range(2000)]
+    rows = [[f"{draw.gauss(0, 1):.3f}" for _ in names] + ["xy"[number % 2]] for number in range(40)]
+    file = write(tmp_path / "genes.csv", [*names, "kind"], rows)
+    (run,) = train("experiment=table", f"data.file={file}", "data.target=kind", *SHORT, "trainer.max_epochs=2")
+    assert config(run).data.in_features == 2000
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(table):
+    one = rent(table, "data.batch_size=32")
+    two = rent(table, "data.batch_size=32", "trainer=ddp", "trainer.devices=2")
+    for key, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[key], value, rtol=1e-4, atol=1e-5)
+    assert splits(one) == splits(two)
+    assert measured(two) == pytest.approx(measured(one), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_coefficients_are_those_of_least_squares(train, tmp_path, capfd):
+    datasets = pytest.importorskip("sklearn.datasets", reason="it is not installed: pip install scikit-learn")
+    from sklearn.linear_model import LinearRegression
+
+    data = datasets.load_diabetes(scaled=False)
+    rows = numpy.column_stack([data.data, data.target])
+    file = write(tmp_path / "diabetes.csv", [*data.feature_names, "progression"], rows.tolist())
+    (run,) = train("experiment=table", f"data.file={file}", "data.target=progression", "trainer.accelerator=cpu")
+    printed = capfd.readouterr().out
+    is_train, is_test = (numpy.array(splits(run)) == split for split in ("train", "test"))
+    wanted = LinearRegression().fit(data.data[is_train], data.target[is_train])
+    assert measured(run)["test/r2"] == pytest.approx(wanted.score(data.data[is_test], data.target[is_test]), abs=5e-4)
+    found = dict(line.split(" times ")[::-1] for line in printed.splitlines() if " times " in line)
+    for name, coefficient in zip(data.feature_names, wanted.coef_, strict=True):
+        assert float(found[name]) == pytest.approx(coefficient, rel=5e-3), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["logistic_regression", "mlp"])
+@pytest.mark.parametrize("dataset", ["iris", "wine", "breast_cancer"])
+def test_classifiers_are_as_accurate_as_those_of_scikit_learn(train, tmp_path, dataset, model):
+    datasets = pytest.importorskip("sklearn.datasets", reason="it is not installed: pip install scikit-learn")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    data = getattr(datasets, f"load_{dataset}")()
+    kinds = data.target_names[data.target]
+    rows = [[*map(float, row), kind] for row, kind in zip(data.data, kinds, strict=True)]
+    file = write(tmp_path / "rows.csv", [*data.feature_names, "kind"], rows)
+    found, wanted = [], []
+    for seed in range(5):
+        options = ["data.target=kind", f"model={model}", f"seed={seed}", *QUICK]
+        (run,) = train("experiment=table", f"data.file={file}", *options)
+        found.append(measured(run)["test/acc"])
+        is_train, is_test = (numpy.array(splits(run)) == split for split in ("train", "test"))
+        theirs = (
+            LogisticRegression(max_iter=2000)
+            if model == "logistic_regression"
+            else MLPClassifier((64, 64), max_iter=1000, random_state=seed)
+        )
+        fitted = make_pipeline(StandardScaler(), theirs).fit(data.data[is_train], kinds[is_train])
+        wanted.append(fitted.score(data.data[is_test], kinds[is_test]))
+    assert numpy.mean(found) >= numpy.mean(wanted) - 0.01
