@@ -88,6 +88,7 @@ def test_folds_that_do_not_exist_are_refused(digits, arguments, message):
         make(f"data.root={digits}", *arguments).setup("fit")
 
 
+@pytest.mark.slow
 def test_a_multirun_over_folds(train, digits):
     small = [f"data.root={digits}", "model=mlp", "trainer.max_epochs=1"]
     runs = train("-m", "experiment=mnist", *small, "data.num_folds=3", "data.fold=0,1,2")

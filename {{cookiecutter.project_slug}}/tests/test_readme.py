@@ -18,7 +18,7 @@ from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam", "callbacks=summary", "logger=table")
-CHOICES_OF_RECIPES += ("loss=weighted_sum", "metrics=[r2,spearman]", "experiment=shapes")
+CHOICES_OF_RECIPES += ("loss=weighted_sum", "metrics=[r2,pearson]", "experiment=shapes")
 RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
 
 

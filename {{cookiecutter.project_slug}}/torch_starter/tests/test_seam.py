@@ -17,8 +17,8 @@ YOURS = sorted(
     if package.parent != LIBRARY
     for path in package.parent.rglob("*.py")
 )
-FRAMEWORKS = "filelock hydra lightning matplotlib numpy omegaconf optuna PIL rich tensorboard torch torchmetrics"
-FRAMEWORKS += " torchvision yaml onnxruntime onnxscript IPython"
+FRAMEWORKS = "filelock hydra lightning matplotlib numpy omegaconf optuna PIL polars rich tensorboard torch"
+FRAMEWORKS += " torchmetrics torchvision yaml onnxruntime onnxscript IPython"
 # Names that OmegaConf and Hydra give to keys.
 KEYS = ("_target_", "_partial_")
 
