@@ -231,6 +231,9 @@ def test_a_missing_column_is_named(table, script, tmp_path):
     few = write(tmp_path / "few.csv", ["areas", "district", "balcony"], [[50, "10115", "True"]])
     assert "few.csv has no column area. Nearest: areas." in refusal(script, "predict.py", run, few)
     assert "no column balcony" in refusal(script, "predict.py", run, "area=50", "district=10115")
+    # A column may have the name of a key of the config.
+    assert "no column area" in refusal(script, "predict.py", run, "seed=late")
+    assert "no column area" in refusal(script, "predict.py", run, "=3")
 
 
 def test_a_row_of_the_command_line_is_that_of_a_notebook(table, script, tmp_path):
