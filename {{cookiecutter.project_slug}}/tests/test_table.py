@@ -147,6 +147,7 @@ def test_each_row_is_validated_in_one_fold(table):
         assert set(row) == {"test"} or sorted(row) == ["train", "train", "train", "val"]
 
 
+@pytest.mark.slow
 def test_the_loss_is_balanced(table):
     run = table(
         "balcony", "data.ignore=[number,size,rent]", "data.categories=[district]", "loss=cross_entropy",
@@ -208,6 +209,7 @@ def test_rows_are_predicted_whatever_the_order_of_their_columns(table, script, f
     assert list(found[0]) == [*names, "prediction"]
 
 
+@pytest.mark.slow
 def test_unknown_words_and_missing_values_are_average(table, script, tmp_path):
     run = rent(table)
     rows = [["50", "99999", ""], ["50", "", ""], ["", "10115", "True"]]
@@ -218,6 +220,7 @@ def test_unknown_words_and_missing_values_are_average(table, script, tmp_path):
     assert all(math.isfinite(float(row["prediction"])) for row in (unknown, missing, other))
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_no_number_is_skipped_and_named(table, script, tmp_path):
     run = rent(table)
     few = write(tmp_path / "few.csv", ["area", "district", "balcony"], [["big", "10115", "True"], [50, "10115", 0]])
@@ -231,6 +234,9 @@ def test_a_missing_column_is_named(table, script, tmp_path):
     few = write(tmp_path / "few.csv", ["areas", "district", "balcony"], [[50, "10115", "True"]])
     assert "few.csv has no column area. Nearest: areas." in refusal(script, "predict.py", run, few)
     assert "no column balcony" in refusal(script, "predict.py", run, "area=50", "district=10115")
+    # A column may have the name of a key of the config.
+    assert "no column area" in refusal(script, "predict.py", run, "seed=late")
+    assert "no column area" in refusal(script, "predict.py", run, "=3")
 
 
 def test_a_row_of_the_command_line_is_that_of_a_notebook(table, script, tmp_path):
@@ -266,6 +272,7 @@ def test_the_class_is_also_told_where_a_column_has_its_name(table, script, tmp_p
     assert row["predicted_label"] in ("large", "small")
 
 
+@pytest.mark.slow
 def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
     run = rent(table)
@@ -310,6 +317,7 @@ def test_impossible_choices_are_refused_before_training(train, flats, tmp_path, 
 ROWS = "".join(f"{number},{number % 2},{'xy'[number % 2]}\n" for number in range(30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -258,6 +258,8 @@ def _misfit(error: BaseException) -> str | None:
 def _typed_values() -> list[tuple[Any, Any]]:
     """The overrides on the command line, and what each of them replaces; None if that is nothing."""
     arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    if Path(sys.argv[0]).name == "predict.py":
+        arguments = []  # there it is a cell of a table: COLUMN=VALUE
     overrides = OverridesParser.create().parse_overrides(arguments)
     # Of a key that was typed twice, the last.
     last = {override.key_or_group: override for override in overrides if not override.is_sweep_override()}

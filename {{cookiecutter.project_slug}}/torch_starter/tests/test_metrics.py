@@ -77,7 +77,6 @@ class Data(LightningDataModule):
 def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
     """What two batches of training and validation log."""
     trainer = Trainer(
-        callbacks=[EpochMetrics()],
         default_root_dir=tmp_path,
         max_epochs=max_epochs,
         accelerator="cpu",
