@@ -140,7 +140,7 @@ FILES = """
     scripts/train.slurm
     sweep.py
     tests/conftest.py
-    tests/galaxies.csv
+    tests/data/galaxies.csv
     tests/test_configs.py
     tests/test_data.py
     tests/test_image_classifier.py

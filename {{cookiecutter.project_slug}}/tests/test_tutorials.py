@@ -208,9 +208,8 @@ def project(tmp_path) -> Path:
     """A copy of this one, for the chapters write into it."""
     copy_project(tmp_path)
     shutil.copytree(TUTORIALS, tmp_path / "tutorials")
-    if (ROOT / "tests/galaxies.csv").exists():  # "What you may delete"
-        (tmp_path / "tests").mkdir()
-        shutil.copy(ROOT / "tests/galaxies.csv", tmp_path / "tests")
+    if (ROOT / "tests/data").exists():  # "What you may delete"
+        shutil.copytree(ROOT / "tests/data", tmp_path / "tests/data")
     return tmp_path
 
 

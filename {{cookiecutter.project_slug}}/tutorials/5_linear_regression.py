@@ -140,7 +140,7 @@ print(re.findall(r"    def _step.*?(?=\n    def )", path.read_text(encoding="utf
 # fast they move away from us, in km/s (https://doi.org/10.1073/pnas.15.3.168).
 
 # %%
-galaxies = ROOT / "tests/galaxies.csv"
+galaxies = ROOT / "tests/data/galaxies.csv"
 print(run("train.py", "experiment=table", f"data.file={galaxies}", "data.target=velocity", "data.ignore=[galaxy]"))
 
 # %%

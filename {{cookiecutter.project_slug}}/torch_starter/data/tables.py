@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 
 LAYOUT = "Its first line names the columns, and each other line is a row."
 # What people write where a value is missing.
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "?")
+MISSING = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "?")
 # 2024-03-01, 1.3.2024, 03/01/2024, perhaps with a time.
 DATE = r"^\d{1,4}([-/.])\d{1,2}[-/.]\d{1,4}([T ].*)?$"
+# 1,200 and 3,5 in a file that is separated by commas, 1.234,5, 5 %, 12 €.
+WRITTEN_NUMBER = r"^[-+]?[$€£]?\s?\d[\d.,' ]*\s?[%$€£]?$"
 # More different words than this are no categories, but names or texts.
 MOST_WORDS = 1000
 # A column of a table as the config of a run keeps it, see ``describe``.
@@ -290,6 +292,7 @@ def _refuse_unreadable(column: "Series") -> bool:
         return True
     if not is_text(column):
         return False
+    refuse_written_numbers(column)
     numbers = as_numbers(values)
     if count := len(numbers) - numbers.null_count():
         word = values.filter(numbers.is_null())[0]
@@ -299,6 +302,20 @@ def _refuse_unreadable(column: "Series") -> bool:
             f"data.ignore=[{name}]"
         )
     return True
+
+
+def refuse_written_numbers(column: "Series") -> None:
+    """Raises MisconfigurationException if all words of a column are numbers as people write them: 1,200 or 5%."""
+    import polars
+
+    values = column.drop_nulls()
+    if column.dtype == polars.String and values.str.contains(WRITTEN_NUMBER).all() and is_text(column):
+        word = values.filter(as_numbers(values).is_null())[0]
+        raise MisconfigurationException(
+            f"The column {column.name} has numbers that are written as text, such as {word!r}. If its comma is a "
+            "decimal one: data.decimal=','. Otherwise remove separators of thousands and units; or take all for words: "
+            f"data.categories=[{column.name}]"
+        )
 
 
 def _describe_numbers(column: "Series") -> Column:
@@ -475,6 +492,19 @@ def refuse_missing(table: "DataFrame", columns: Sequence[str], file: str) -> Non
         if name not in table.columns:
             nearest = ", ".join(close_to(name, table.columns, count=3)) or ", ".join(table.columns[:10])
             raise MisconfigurationException(f"{file} has no column {name}. Nearest: {nearest}.")
+
+
+def unknown_words(table: "DataFrame", columns: Sequence[Column]) -> Mapping[str, list[str]]:
+    """By the name of a column, its words that the training rows had not."""
+    import polars
+
+    found = {}
+    for column in columns:
+        if "words" in column:
+            words = table[column["name"]].cast(polars.String).drop_nulls().unique().to_list()
+            if unknown := sorted(set(words) - set(column["words"])):
+                found[column["name"]] = unknown
+    return found
 
 
 def unreadable_cells(table: "DataFrame", columns: Sequence[Column]) -> Mapping[int, str]:

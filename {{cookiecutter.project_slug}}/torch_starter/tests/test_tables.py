@@ -16,10 +16,11 @@ from torch_starter.data.tables import (
     one_row,
     read_table,
     refuse_missing,
+    unknown_words,
     unreadable_cells,
 )
 
-polars = pytest.importorskip("polars", reason="tables need polars: pip install -e '.[table]'")
+polars = pytest.importorskip("polars", reason="it is not installed: pip install -e .")
 
 
 @pytest.fixture
@@ -376,3 +377,16 @@ def test_written_splits_are_read(tmp_path):
     refusal = refused(read_row_splits, tmp_path / "split.csv", 11, "table.csv")
     assert "table.csv has 11 rows" in refusal
     assert "has changed since" in refusal
+
+
+@pytest.mark.parametrize("value", ["1,200", "3,5", "1.234,5", "5%", "12 €"])
+def test_numbers_that_are_written_as_text_are_refused(value):
+    table = polars.DataFrame({"price": [value, "1", value]})
+    with pytest.raises(MisconfigurationException, match=r"written as text.*data.decimal"):
+        describe(table, ["price"], [])
+    assert describe(table, ["price"], ["price"])[0]["words"] == sorted(["1", value])
+
+
+def test_words_that_training_had_not_are_found():
+    columns = describe(polars.DataFrame({"city": ["Bonn", "Ulm"]}), ["city"], [])
+    assert unknown_words(polars.DataFrame({"city": ["Ulm", "Rome", None]}), columns) == {"city": ["Rome"]}

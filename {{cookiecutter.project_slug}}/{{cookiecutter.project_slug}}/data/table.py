@@ -182,6 +182,8 @@ class TableDataModule(LightningDataModule):
         if not len(column):
             raise MisconfigurationException(f"The column {self.target} of {self.file} is empty.")
         has_words = tables.is_text(column) or column.dtype.base_type().__name__ in ("Boolean", "Categorical", "Enum")
+        if self.task is None and self.target not in self.categories:
+            tables.refuse_written_numbers(column)
         if self.task is None:
             self.task = "classification" if has_words else "regression"
             few = column.n_unique()
@@ -267,6 +269,8 @@ class TableDataModule(LightningDataModule):
                 f"{' '.join(words)}: a table takes one file of rows, or one row as {columns[0]}=… and so on."
             )
         tables.refuse_missing(table, columns, file)
+        for column, words in tables.unknown_words(table, self.columns or []).items():
+            log.warning(f"{column} has words that training had not, which count as the average: {', '.join(words[:5])}")
         self.inputs = {name: row for row, name in enumerate(names)}
         self.cells = table
         self.rows = tables.encode(table, self.columns or [])
