@@ -65,7 +65,7 @@ def without(bake):
 
 
 def test_there_is_something_to_delete():
-    names = ["Linear regression", "Images", "The tutorials"]
+    names = ["Linear regression", "Images", "Tables", "The tutorials"]
     assert [name.partition(",")[0] for name, _, _ in PARTS] == names
 
 

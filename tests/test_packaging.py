@@ -50,7 +50,7 @@ def test_it_holds_both_packages_and_all_that_the_configs_name(wheel):
         module, _, name = target.rpartition(".")
         file = module.replace(".", "/") + ".py"
         assert file in names, target
-        assert re.search(rf"^class {name}\b", (project / file).read_text(encoding="utf-8"), re.MULTILINE), target
+        assert re.search(rf"^(class|def) {name}\b", (project / file).read_text(encoding="utf-8"), re.MULTILINE), target
 
 
 def uv(*arguments: object) -> str:

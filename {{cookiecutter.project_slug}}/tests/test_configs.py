@@ -48,7 +48,7 @@ def test_every_choice_composes_and_instantiates(composed, choice):
         "experiment=table": TABLE[1:],
     }.get(choice, [])
     if choice in ("data=table", "loss=by_target", "metrics=by_target", "model=logistic_regression"):
-        needs = TABLE
+        needs = [*TABLE, "model=logistic_regression"]
     elif "table" in name and group == "model":
         needs = [*TABLE, *needs]
     elif choice == "loss=cross_entropy" or (group == "metrics" and name not in ("mae", "r2", "rmse")):

@@ -14,7 +14,7 @@ import torch
 import torch_starter
 from conftest import skip_if_deleted, weights
 
-polars = pytest.importorskip("polars", reason="tables need polars: pip install -e '.[table]'")
+polars = pytest.importorskip("polars", reason="it is not installed: pip install -e .")
 
 QUICK = ("trainer.accelerator=cpu", "callbacks.table_figures=null", "callbacks.classifier_figures=null")
 SHORT = (*QUICK, "trainer.max_epochs=2")
