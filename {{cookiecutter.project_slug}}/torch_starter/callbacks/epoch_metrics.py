@@ -17,7 +17,13 @@ class EpochMetrics(Callback):
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, "train")
+        is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        if is_validated or trainer.num_training_batches > 1:
+            self._log(trainer, pl_module, "train")
+        else:  # of epochs of a single step those are shown that are validated, as sparse_logging.py has it
+            metrics: Any = getattr(pl_module, "train_metrics", None)
+            if metrics:
+                metrics.reset()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "val")
