@@ -10,6 +10,9 @@ from torch import nn
 class CrossEntropy(nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss``: of logits float (N, num_classes) and labels int64 (N,), the mean over a batch.
 
+    With weights, the mean is over their sum. Several processes each take that of their share of a batch, so that their
+    step is near the one of a single process, and not equal to it.
+
     Args:
         num_classes: number of classes; None, of a table whose target is a number, is refused.
         weight: how much a sample of each class counts, one number per class; None: all the same.
