@@ -55,15 +55,31 @@ ELSEWHERE = ("trainer=", "trainer.num_nodes", "trainer.sync_batchnorm", "model",
 ELSEWHERE += ("data.skip_broken", "data.balance", 'data.root="', "experiment=transfer", "weights_only")
 
 
+OF_TABLES = ("data.task", "data.features", "data.ignore", "data.categories", "data.split_column", "data.shuffle")
+OF_TABLES += ("data.target", "loss.weight", "'loss.weight")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("span", [span for span in overrides(README) if not span.startswith(ELSEWHERE)])
 def test_every_override_of_the_text_trains(span, train, request, tmp_path):
-    is_of_images = span.startswith(("data.", "trainer.limit_train_batches"))
+    is_of_tables = span.startswith(OF_TABLES)
+    of_images = ("data.", "metrics=", "'metrics=[a", "trainer.limit_train_batches")
+    is_of_images = not is_of_tables and span.startswith(of_images)
+    span = span.replace("val/NAME", "val/loss").replace("COLUMN", "split")
     if "RUN" in span:
         (run,) = train("trainer.max_epochs=2")
         span = span.replace("RUN", str(run))
     arguments = shlex.split(span.replace("NAME", "regression_figures" if "callbacks" in span else "tensorboard"))
-    if is_of_images:
+    if is_of_tables:
+        write_houses(tmp_path / "houses.csv", 60, more="id;zip;garden;split")
+        target = {"data.task=classification": "rooms"}.get(span, "garden" if "loss" in span else "price")
+        loss = ["loss=cross_entropy"] if "loss" in span else []
+        arguments = ["experiment=table", "data.file=houses.csv", f"data.target={target}", *loss, *arguments]
+    elif "early_stopping" in span:
+        arguments = ["callbacks=early_stopping", *arguments]
+    elif "scheduler.monitor" in span:
+        arguments = ["scheduler=plateau", *arguments]
+    elif is_of_images:
         folder = request.getfixturevalue("digits")
         arguments = ["experiment=mnist", f"data.root={folder}", "data.num_val=100", "data.batch_size=50", *arguments]
         arguments = [argument.replace("FOLDER", str(folder)) for argument in arguments]
@@ -80,13 +96,18 @@ def test_the_table_of_groups_is_complete():
             assert f"`{choice.stem}`" in row[1], f"{group.name}={choice.stem} is missing"
 
 
-def write_houses(path: Path, count: int) -> None:
+def write_houses(path: Path, count: int, more: str = "") -> None:
+    """Args: more: the names of further columns: all of ``id;zip;garden;split``, or none."""
     generator = numpy.random.default_rng(0)
-    lines = ["size;rooms;city;price"]
+    lines = [f"size;rooms;city;price;{more}".rstrip(";")]
     for number in range(count):
         size, rooms, city = generator.uniform(40, 160), generator.integers(1, 6), ("Bonn", "Ulm", "Trier")[number % 3]
         price = 3000 * size + 20_000 * rooms + 50_000 * (city == "Bonn")
-        lines.append(f"{size:.1f}".replace(".", ",") + f";{rooms if number % 7 else ''};{city};{price:.0f}")
+        cells = [f"{size:.1f}".replace(".", ","), rooms if number % 7 else "", city, f"{price:.0f}"]
+        if more:
+            garden, split = "yes" if size > 100 else "no", ("train", "train", "test")[number % 3]
+            cells += [number, 53000 + number % 5, garden, split]
+        lines.append(";".join(map(str, cells)))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
 
 

@@ -20,6 +20,7 @@ from project_for_tests import ROOT
 from torch_starter import compat
 
 
+@pytest.mark.slow
 def test_a_start_prints_no_deprecation_warning(tmp_path):
     command = [sys.executable, "-W", "always::DeprecationWarning:hydra", str(ROOT / "train.py"), "trainer.max_epochs=1"]
     run = subprocess.run([*command, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, encoding="utf-8")
@@ -87,6 +88,7 @@ def test_a_closed_event_file_is_opened_anew(tmp_path):
     assert len(list(tmp_path.glob("events.*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_compiled_module_can_be_traced():
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     model[0].compile()

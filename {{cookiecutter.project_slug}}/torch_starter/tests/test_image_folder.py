@@ -435,6 +435,7 @@ def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, pictures):
     quick = [*SMALL, f"data.root={pictures}", "scheduler=constant"]
     (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")

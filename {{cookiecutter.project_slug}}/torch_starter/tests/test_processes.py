@@ -173,6 +173,7 @@ class SameWeights(Callback):
             assert first.equal(second), name
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_thawed_later_is_shared_as_well(pictures, tmp_path):
     images = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model=cnn"]
     small = ["data.batch_size=16", "data.num_workers=0", "trainer.max_epochs=2"]

@@ -132,6 +132,7 @@ def uninterrupted(start, command, folder):
     return state(folder / "uninterrupted"), calls
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     moments = random.Random(0)
