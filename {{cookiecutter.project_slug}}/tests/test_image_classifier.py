@@ -5,6 +5,7 @@ import json
 import numpy
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import GLYPHS, draw_digits
@@ -141,3 +142,23 @@ def test_a_blank_sheet_is_named(classifier, script, tmp_path):
     Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
     with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):
         script("predict.py", classifier, tmp_path / "blank.png")
+
+
+def test_a_run_begins_with_the_weights_of_another_that_had_another_loss(classifier, train, digits):
+    small = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
+    (run,) = train(*small, f"weights={classifier}/checkpoints/best.ckpt", "loss.weight=balanced")
+    assert len(config(run)["loss"]["weight"]) == 10
+    (again,) = train(*small, f"weights={run}/checkpoints/best.ckpt")
+    assert config(again)["loss"]["weight"] is None
+
+
+def test_metrics_of_each_class_have_its_name(train, digits):
+    small = [f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
+    (run,) = train("experiment=mnist", *small, "metrics=[accuracy,f1,confusion]", "metrics.f1.average=none")
+    found = metrics(run)
+    assert {"test/acc", "test/f1/7", "test/confusion/7/1"} <= found.keys()
+    assert sum(found[f"test/confusion/7/{label}"] for label in range(10)) > 0
+
+
+def config(run):
+    return OmegaConf.to_container(OmegaConf.load(run / ".hydra/config.yaml"))

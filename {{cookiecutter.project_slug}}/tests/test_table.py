@@ -255,7 +255,7 @@ def test_the_likeliest_classes_and_all_probabilities(table, script, flats, tmp_p
     names = list(config(run).data.class_names)
     assert len(names) == 3
     for row in rows:
-        probabilities = {name: float(row[f"probability_{name}"]) for name in names}
+        probabilities = {name: float(row[f"probability_of_{name}"]) for name in names}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
         first, second, _ = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
         assert (row["label"], row["label_2"]) == (first, second)
@@ -412,3 +412,12 @@ def test_classifiers_are_as_accurate_as_those_of_scikit_learn(train, tmp_path, d
         fitted = make_pipeline(StandardScaler(), theirs).fit(data.data[is_train], kinds[is_train])
         wanted.append(fitted.score(data.data[is_test], kinds[is_test]))
     assert numpy.mean(found) >= numpy.mean(wanted) - 0.01
+
+
+def test_numbers_far_from_zero_are_learned_in_half_precision(train, tmp_path):
+    rows = [[number, 300_000 + 1000 * number] for number in range(100)]
+    file = write(tmp_path / "far.csv", ["x", "y"], rows)
+    short = ["trainer.max_epochs=200", "optimizer.lr=0.1", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
+    (run,) = train("experiment=table", f"data.file={file}", "data.target=y", *short)
+    assert measured(run)["test/r2"] > 0.99
+    assert measured(run)["test/mae"] < 2000

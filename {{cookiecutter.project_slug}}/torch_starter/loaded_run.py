@@ -29,10 +29,8 @@ ON_ONE_DEVICE = (
     "++trainer.strategy=auto",
 )
 # The callbacks that are used here: they write nothing, and the paths of the others were not checked.
-USED = {
-    "known_batches": {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"},
-    "epoch_metrics": {"_target_": "torch_starter.callbacks.epoch_metrics.EpochMetrics"},
-}
+KNOWN_BATCHES = {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"}
+EPOCH_METRICS = {"_target_": "torch_starter.callbacks.epoch_metrics.EpochMetrics"}
 
 
 @dataclass
@@ -185,6 +183,7 @@ def load_run(
                 "predict.py and export.py use one device. Remove these overrides, or choose one GPU of several: "
                 "trainer.devices=[1]"
             )
-        used = [callback for name, callback in USED.items() if config.callbacks.get(name) == callback]
-        trainer.callbacks += map(hydra.utils.instantiate, used)
+        if config.callbacks.get("known_batches") == KNOWN_BATCHES:
+            trainer.callbacks.append(hydra.utils.instantiate(KNOWN_BATCHES))
+        trainer.callbacks.append(hydra.utils.instantiate(EPOCH_METRICS))
     return Run(folder, config, data, trainer, path, model)

@@ -51,7 +51,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
     try:
         # What is counted in a loss, or drawn by it, is not changed by this. Shapes that differ are a warning of torch.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("error", message="Using a target size")
             value = copy.deepcopy(loss)(outputs, targets)
     except Exception as error:  # of many types, depending on the loss
         raise MisconfigurationException(

@@ -137,7 +137,7 @@ def _rows(
             columns[f"label_{place + 1}"] = [name(label) for label in most.indices[:, place].tolist()]
             columns[f"probability_{place + 1}"] = most.values[:, place].tolist()
     if probabilities is not None and has_probabilities:
-        columns |= {f"probability_{name(label)}": column for label, column in enumerate(probabilities.T.tolist())}
+        columns |= {f"probability_of_{name(label)}": column for label, column in enumerate(probabilities.T.tolist())}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

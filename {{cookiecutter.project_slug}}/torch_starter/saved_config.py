@@ -121,7 +121,7 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         saved.pop(key, None)  # Hydra never writes these there; it would act on them.
     refuse_control_characters(saved, f"{run / '.hydra/config.yaml'}")
     refuse_control_characters(read_overrides(run), f"{run / '.hydra/overrides.yaml'}")
-    config = _with_new_keys(saved, _config_of_today(run))
+    config = _with_new_keys(_with_former_loss(saved), _config_of_today(run))
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for override in parsed:
@@ -194,6 +194,37 @@ FORMER_MODULES = {
         )
     },
 }
+
+
+# What models of runs from before 2026-12, whose configs have no loss and metrics, were trained with.
+FORMER_LOSSES = {
+    "models.linear_regression.LinearRegression": ({"_target_": "torch.nn.MSELoss"}, {}),
+    **dict.fromkeys(
+        ("models.image_classifier.ImageClassifier", "models.torchvision_classifier.TorchvisionClassifier"),
+        (
+            {"_target_": "torch.nn.CrossEntropyLoss"},
+            {
+                "acc": {
+                    "_target_": "torchmetrics.classification.MulticlassAccuracy",
+                    "num_classes": "${model.num_classes}",
+                    "average": "micro",
+                }
+            },
+        ),
+    ),
+}
+
+
+def _with_former_loss(config: dict[str, Any]) -> dict[str, Any]:
+    """``config``, with the loss and the metrics that its model had before they were in configs."""
+    model = config.get("model")
+    if not isinstance(model, dict) or "loss" in model:
+        return config
+    package, _, name = str(model.get("_target_")).partition(".")
+    if package not in project.PACKAGES or name not in FORMER_LOSSES:
+        return config
+    loss, metrics = FORMER_LOSSES[name]
+    return config | {"loss": loss, "metrics": metrics, "model": model | {"loss": "${loss}", "metrics": "${metrics}"}}
 
 
 def _with_present_targets(config: Any) -> Any:

@@ -304,7 +304,8 @@ def cut_rows(
     Args:
         count: how many rows there are.
         labels: their classes, int64 (count,); None: no classes.
-        shares: of the rows, for ``val`` and ``test`` where they are to be cut, in (0, 1); at least one row.
+        shares: of the rows, for ``val`` and ``test`` where they are to be cut, in (0, 1); at least one row of each
+            class, or two rows without classes.
         seed: of the choice.
         num_folds: in place of a share for ``val``, into how many folds what is not test is cut; None: no folds.
         fold: which of them is ``val``, from 0.
@@ -319,15 +320,17 @@ def cut_rows(
     classes = [order] if labels is None else [order[labels[order] == label] for label in labels.unique()]
     if num_folds is not None:
         shares = {split: share for split, share in shares.items() if split != "val"}
+    # R² needs two numbers.
+    least = 2 if labels is None else 1
     parts: dict[str, list[Tensor]] = {split: [] for split in ("train", *shares)}
     for rows in classes:
         total = len(rows)
         for split, share in shares.items():
-            taken = max(1, round(share * total))
+            taken = max(least, round(share * total))
             parts[split].append(rows[:taken])
             rows = rows[taken:]
         if not len(rows):
-            needed = 1 + len(shares)
+            needed = 1 + least * len(shares)
             what = "The table" if labels is None else "A class"
             raise MisconfigurationException(
                 f"{what} has too few rows: training, and what is cut off for {' and '.join(shares)}, need at least "

@@ -1,4 +1,4 @@
-"""Tables as people have them: files of rows, what their columns hold, and the numbers that a network takes."""
+"""Reads CSV and Parquet tables, and encodes their columns for a network."""
 
 import csv
 import io
@@ -128,8 +128,13 @@ def _read_csv(
     names, *rows = _rows(start, separator)
     _refuse_duplicates(path, names)
     if decimal is None:
-        has_comma = any(re.fullmatch(r"-?\d+,\d+", cell.strip()) for row in rows for cell in row)
-        decimal = "," if has_comma and separator != "," else "."
+        found = [cell.strip() for row in rows for cell in row if re.fullmatch(r"\s*-?\d+,\d+\s*", cell)]
+        decimal = "," if found and separator != "," else "."
+        if decimal == "," and all(re.fullmatch(r"-?\d{1,3},\d{3}", cell) for cell in found):
+            raise MisconfigurationException(
+                f"{path} has numbers such as {found[0]}. If the comma is a decimal one: data.decimal=','. If it "
+                "separates thousands, remove it."
+            )
     options: dict[str, Any] = {"separator": separator, "null_values": list(MISSING), "encoding": encoding}
     if as_text:
         options |= {"infer_schema": False}
@@ -278,7 +283,8 @@ def _refuse_unreadable(column: "Series") -> bool:
     """
     import polars
 
-    name, values = column.name, column.drop_nulls()
+    name = column.name
+    values = column.drop_nulls()
     if column.dtype.is_temporal() or (column.dtype == polars.String and values.str.contains(DATE).all()):
         raise MisconfigurationException(
             f"The column {name} has dates, such as {values[0]}; a network reads numbers. Put a number in its "
@@ -318,6 +324,15 @@ def refuse_written_numbers(column: "Series") -> None:
         )
 
 
+def refuse_lost_digits(name: str, mean: float, std: float, remedy: str = "") -> None:
+    """Raises MisconfigurationException if the differences between the numbers of a column are lost in 32 bits."""
+    if not max(1e-6 * abs(mean), 1e-30) < std < 1e30:
+        raise MisconfigurationException(
+            f"The column {name} has numbers around {mean:g} that differ by some {std:g}, which is lost in 32 bits. "
+            f"Subtract the smallest of them, or take another unit. {remedy}".rstrip()
+        )
+
+
 def _describe_numbers(column: "Series") -> Column:
     median: Any = column.median()
     filled = column.fill_null(median)
@@ -325,11 +340,8 @@ def _describe_numbers(column: "Series") -> Column:
     missing = column.null_count() / len(column)
     # Where the only news is whether there is a value, it is always the same.
     is_flag = missing > 0 and column.n_unique() == 2
-    if not is_flag and not max(1e-6 * abs(mean), 1e-30) < std < 1e30:
-        raise MisconfigurationException(
-            f"The column {column.name} has numbers from {column.min()} to {column.max()}, whose differences are lost "
-            f"in 32 bits. Subtract the smallest, or take another unit. {_remedy([column.name])}"
-        )
+    if not is_flag:
+        refuse_lost_digits(column.name, mean, std, _remedy([column.name]))
     return {
         "name": column.name,
         "mean": mean,
@@ -346,18 +358,21 @@ def _describe_words(column: "Series") -> Column:
     if len(counts) > min(MOST_WORDS, max(10, len(column) // 2)):
         raise MisconfigurationException(
             f"The column {column.name} has {len(counts)} different words in {len(column)} training rows, which are too "
-            f"many for categories. {_remedy([column.name])}"
+            f"many for categories. Leave it out: {_ignore([column.name])}"
         )
     shares = [count / len(column) for count in counts["count"].to_list()]
     return {"name": column.name, "words": counts[column.name].to_list(), "shares": shares}
 
 
 def _remedy(names: Sequence[str]) -> str:
-    return f"Leave it out: {_ignore(names)}"
+    return f"Or leave it out, with what you leave out already: {_ignore(names)}"
 
 
 def _ignore(names: Sequence[str]) -> str:
-    return f"data.ignore=[{','.join(names)}]"
+    """An override, quoted for Hydra and for a shell where that is necessary."""
+    quoted = [name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"' for name in names]
+    override = f"data.ignore=[{','.join(quoted)}]"
+    return override if quoted == list(names) else f"'{override}'"
 
 
 def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
@@ -449,7 +464,8 @@ class TableEncoder(nn.Module):
             flagged = rows.index_select(1, self.numbers[self.flagged])
             parts.append(flagged.isnan().to(rows.dtype) - self.missing)
         if len(self.codes):
-            parts.append((rows.index_select(1, self.columns_of_words) == self.codes).to(rows.dtype) - self.shares)
+            words = rows.index_select(1, self.columns_of_words)
+            parts.append(((words == self.codes).to(rows.dtype) - self.shares) * ~words.isnan())
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def coefficients(self, weights: Tensor, bias: Tensor) -> dict[str, float]:

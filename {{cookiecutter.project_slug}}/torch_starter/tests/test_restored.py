@@ -144,3 +144,14 @@ def test_part_of_the_training_data_can_be_evaluated(classifier, script, capfd):
 def test_two_checkpoints_of_one_name_are_refused(train):
     with pytest.raises(SystemExit, match=r"Two callbacks write last\.ckpt"):
         train(*QUICK, "callbacks.best_checkpoint.filename=last")
+
+
+def test_config_from_before_there_were_losses_gets_the_one_it_had():
+    from torch_starter.saved_config import _with_former_loss
+
+    former = {"model": {"_target_": "small_task.models.image_classifier.ImageClassifier", "num_classes": 10}}
+    completed = _with_former_loss(former)
+    assert completed["loss"] == {"_target_": "torch.nn.CrossEntropyLoss"}
+    assert completed["metrics"]["acc"]["average"] == "micro"
+    assert completed["model"]["loss"] == "${loss}"
+    assert _with_former_loss(completed) == completed

@@ -294,10 +294,9 @@ def test_the_encoder_standardizes_flags_and_centers():
     assert encoder.names == ["age", "size", "age is missing", "kind=x", "kind=y"]
     nan = float("nan")
     encoded = encoder(torch.tensor([[50, 0, 2.5], [nan, 1, nan], [40, nan, 2]]))
-    wanted = [[1, 1, -0.25, 0.25, -0.2], [-0.2, 0, 0.75, -0.75, 0.8], [0, 0, -0.25, -0.75, -0.2]]
-    assert encoded.dtype == torch.float32
     # A missing or unknown word is the average row.
-    wanted[2][3:] = [-0.75, -0.2]
+    wanted = [[1, 1, -0.25, 0.25, -0.2], [-0.2, 0, 0.75, -0.75, 0.8], [0, 0, -0.25, 0, 0]]
+    assert encoded.dtype == torch.float32
     torch.testing.assert_close(encoded, torch.tensor(wanted))
 
 
@@ -390,3 +389,18 @@ def test_numbers_that_are_written_as_text_are_refused(value):
 def test_words_that_training_had_not_are_found():
     columns = describe(polars.DataFrame({"city": ["Bonn", "Ulm"]}), ["city"], [])
     assert unknown_words(polars.DataFrame({"city": ["Ulm", "Rome", None]}), columns) == {"city": ["Rome"]}
+
+
+def test_an_unknown_word_is_the_average_row():
+    table = polars.DataFrame({"city": ["Bonn", "Bonn", "Bonn", "Ulm"]})
+    columns = describe(table, ["city"], [])
+    encoder = TableEncoder(columns)
+    assert encoder(encode(table, columns)).mean(dim=0).abs().max() < 1e-6
+    assert encoder(encode(polars.DataFrame({"city": ["Rome", None]}), columns)).abs().max() == 0
+
+
+def test_thousands_are_not_taken_for_decimals(read):
+    with pytest.raises(MisconfigurationException, match=r"1,200.*data.decimal"):
+        read("size;price\n1;1,200\n2;900\n")
+    assert read("size;price\n1;1,200\n2;900\n", decimal=",")["price"].to_list() == [1.2, 900]
+    assert read("size;price\n1;1,200\n2;9,5\n")["price"].to_list() == [1.2, 9.5]

@@ -94,7 +94,7 @@ class TableDataModule(LightningDataModule):
         self.ignore = [str(name) for name in ignore]
         self.categories = [str(name) for name in categories]
         self.format = {"separator": separator, "decimal": decimal}
-        self.split_column = split_column
+        self.split_column = None if split_column is None else str(split_column)
         self.shuffle = shuffle
         self.shares = {"test": test_share, "val": val_share}
         self.num_folds = num_folds
@@ -137,6 +137,7 @@ class TableDataModule(LightningDataModule):
         """All three splits."""
         table = tables.read_table(self.file, **self.format, categories=self.categories)
         features = self._find_features(table)
+        tables.refuse_missing(table, [column["name"] for column in self.columns or []], self.file)
         known = table.drop_nulls(self.target)
         if (left_out := table.height - known.height) and not self.columns:
             log.info(f"{left_out} rows of {self.file} have no {self.target}, and are left out.")
@@ -152,6 +153,7 @@ class TableDataModule(LightningDataModule):
             self.target_mean, self.target_std = float(values.mean()), float(values.std(correction=0))
             if not self.target_std:
                 raise MisconfigurationException(f"{self.target} is {values[0]} in every training row.")
+            tables.refuse_lost_digits(self.target, self.target_mean, self.target_std)
         rows, targets = tables.encode(known, self.columns), targets.float() if self.task == "regression" else targets
         self.train_set, self.val_set, self.test_set = (
             TensorBatches(rows[splits[split]], targets[splits[split]]) for split in ("train", "val", "test")
@@ -181,6 +183,10 @@ class TableDataModule(LightningDataModule):
         column = known[self.target]
         if not len(column):
             raise MisconfigurationException(f"The column {self.target} of {self.file} is empty.")
+        if column.dtype.is_temporal():
+            raise MisconfigurationException(
+                f"The column {self.target} has dates, such as {column[0]}. Put a number in its place, such as the year."
+            )
         has_words = tables.is_text(column) or column.dtype.base_type().__name__ in ("Boolean", "Categorical", "Enum")
         if self.task is None and self.target not in self.categories:
             tables.refuse_written_numbers(column)
@@ -206,7 +212,7 @@ class TableDataModule(LightningDataModule):
             self.class_names = [str(value) for value in sorted(found)]
             if len(found) < 2:
                 raise MisconfigurationException(
-                    f"The column {self.target} has one class only, {found[0]}; to tell apart there must be two."
+                    f"The column {self.target} has only one class, {found[0]}; classification needs at least two."
                 )
             if len(found) > tables.MOST_WORDS or 2 * len(found) > len(column):
                 raise MisconfigurationException(
@@ -218,7 +224,7 @@ class TableDataModule(LightningDataModule):
         names = [str(value) for value in column.to_list()]
         if unknown := sorted(set(names) - set(labels)):
             raise MisconfigurationException(
-                f"{self.file} has the class {unknown[0]}, which this run was not started with: {', '.join(labels)}."
+                f"{self.file} has the class {unknown[0]}, which is not among those of this run: {', '.join(labels)}."
             )
         return torch.tensor([labels[name] for name in names])
 
@@ -240,7 +246,7 @@ class TableDataModule(LightningDataModule):
         elif self.shuffle:
             splits = cut_rows(known.height, labels, self.shares, self.seed, self.num_folds, self.fold)
         else:
-            counts = {split: max(1, round(share * known.height)) for split, share in self.shares.items()}
+            counts = {split: max(2, round(share * known.height)) for split, share in self.shares.items()}
             sizes = [known.height - sum(counts.values()), counts["val"], counts["test"]]
             if sizes[0] < 1:
                 raise MisconfigurationException(f"{self.file} has {known.height} rows: too few for three splits.")

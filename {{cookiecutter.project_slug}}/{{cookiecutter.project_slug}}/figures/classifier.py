@@ -38,7 +38,7 @@ class ClassifierFigures(Callback):
         self.drawn = state_dict["drawn"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        formats: Any = getattr(pl_module, "batch_format", {})
+        formats: Any = getattr(pl_module, "batch_format", None) or {"": ""}
         if not getattr(pl_module, "num_classes", None) or not list(formats.values())[-1].startswith("int64 (N,)"):
             remove_callback(trainer, self)
 
@@ -48,6 +48,7 @@ class ClassifierFigures(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
+        self.is_wanted &= isinstance(outputs, dict) and "logits" in outputs
         if self.is_wanted:
             self._collect(outputs["logits"], batch)
 

@@ -90,6 +90,8 @@ class TableFigures(Callback):
         for name, value in list(coefficients.items())[: BARS + 1]:
             log.info(f"  {value:12.6g}  {'' if name == 'intercept' or '=' in name else 'times '}{name}")
         # Of a number what one standard deviation adds, which can be compared with others.
+        if len(coefficients) > BARS + 1:
+            log.info(f"  … and {len(coefficients) - BARS - 1} more")
         effects = coefficients | dict(zip(encoder.names[: len(encoder.std)], weights.tolist(), strict=False))
         del effects["intercept"]
         with fonts_for([what, *encoder.names]):

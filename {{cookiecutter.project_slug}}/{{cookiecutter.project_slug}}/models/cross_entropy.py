@@ -32,7 +32,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
             raise MisconfigurationException(
                 f"loss.weight is {weight}; it must be {num_classes} numbers, one per class, or balanced, or null."
             )
-        super().__init__(
-            weight=None if weight is None else torch.tensor(weight, dtype=torch.float32),
-            label_smoothing=label_smoothing,
-        )
+        super().__init__(label_smoothing=label_smoothing)
+        # Not in checkpoints, so that a run can begin with the weights of another that had another loss.
+        weights = None if weight is None else torch.tensor(weight, dtype=torch.float32)
+        self.register_buffer("weight", weights, persistent=False)

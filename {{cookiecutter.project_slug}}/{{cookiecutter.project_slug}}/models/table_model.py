@@ -77,8 +77,13 @@ class TableModel(LightningModule):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows (N, columns), see ``tables.encode``, to logits (N, num_classes) or to numbers (N,) in their own unit."""
+        outputs = self._outputs(rows)
+        return outputs if self.num_classes else outputs * self.target_std + self.target_mean
+
+    def _outputs(self, rows: Tensor) -> Tensor:
+        """Logits (N, num_classes), or numbers (N,) in units of the standard deviation of the target."""
         outputs = self.network(self.encoder(rows))
-        return outputs if self.num_classes else outputs.squeeze(1) * self.target_std + self.target_mean
+        return outputs if self.num_classes else outputs.squeeze(1).float()  # 16 bits would round what comes of them
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return self._step(batch, "train")
@@ -101,13 +106,16 @@ class TableModel(LightningModule):
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
         """What Lightning minimizes, ``loss``, and what callbacks look at: ``logits`` or ``predictions``."""
         rows, targets = batch
-        outputs = self(rows)
+        outputs = self._outputs(rows)
         if self.num_classes:
             loss = self.loss(outputs, targets)
         else:
-            loss = self.loss(*((values - self.target_mean) / self.target_std for values in (outputs, targets)))
+            loss = self.loss(outputs, (targets - self.target_mean) / self.target_std)
+            # R² has sums of squares, which lose a target that is far from 0 in 32 bits. MPS has no more.
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            outputs, targets = (outputs * self.target_std + self.target_mean).to(dtype), targets.to(dtype)
         self.log(f"{stage}/loss", loss, prog_bar=True)
-        getattr(self, f"{stage}_metrics").update(outputs, targets)
+        getattr(self, f"{stage}_metrics").update(outputs.detach(), targets)
         return {"loss": loss, "logits" if self.num_classes else "predictions": outputs}
 
     def configure_optimizers(self):
