@@ -168,7 +168,10 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
     small = [f"data.root={digits}", "data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1"]
-    (line,), (classifier,) = train("trainer.max_epochs=2"), train("experiment=mnist", *small)
+    write_houses(tmp_path / "houses.csv", 60)
+    write_houses(tmp_path / "rows.csv", 2)
+    houses = ["experiment=table", "data.file=houses.csv", "data.target=price", "trainer.max_epochs=2"]
+    (line,), (classifier,), (table,) = train("trainer.max_epochs=2"), train("experiment=mnist", *small), train(*houses)
     (tmp_path / "PICTURES").mkdir()
     for path in ("PICTURES/three.png", "one.jpg"):
         Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).save(tmp_path / path)
@@ -176,7 +179,7 @@ def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
     for _, name, *arguments in (shlex.split(command, comments=True) for command in block.splitlines()):
         if not (ROOT / name).exists():
             continue
-        run = classifier if "PICTURES/" in arguments else line
+        run = classifier if "PICTURES/" in arguments else table if "rows.csv" in arguments else line
         if name == "export.py":
             pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
         script(name, *(str(run) if argument == "RUN" else argument for argument in arguments))
