@@ -27,7 +27,7 @@ from omegaconf.errors import (
 )
 
 from . import project
-from .mistakes import FULL_ERROR, Mistake, close_to, nearest, printable
+from .mistakes import FULL_ERROR, Mistake, close_to, first_line, nearest, printable
 
 
 def explained(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def explanation(error: BaseException) -> str | None:
             message = str(misuse).rpartition("MisconfigurationException: ")[2].rstrip()
             return message + _accelerators(message)
         if type(misuse).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = str(misuse).strip().partition("\n")[0]
+            reason = first_line(misuse)
             return f"The model could not be compiled: {reason}\nmodel.compile=false goes on without."
     if "Error(s) in loading state_dict for" in str(error):
         reasons = [line.strip() for line in str(error).splitlines()[1:]]
@@ -249,7 +249,7 @@ def _misfit(error: BaseException) -> str | None:
             group, _, name = key.partition(".")
             is_theirs = group in ("trainer", "optimizer", "scheduler") and name != ""
             if is_theirs and re.search(rf"(\b|_){re.escape(name)}\b", where):
-                reason = str(error).strip().partition("\n")[0] or f"{type(error).__name__} in {frames[-1].line}"
+                reason = first_line(error) or f"{type(error).__name__} in {frames[-1].line}"
                 message = f"{override.input_line} does not work: {reason}\nThe default is {key}={default}."
                 return f"{message}{_accelerators(key)} {FULL_ERROR}=1 shows the traceback."
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import replacing
-from .mistakes import FULL_ERROR, Mistake
+from .mistakes import FULL_ERROR, Mistake, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ def _export(
     except (Mistake, OSError):
         raise
     except Exception as error:  # of many types, depending on what it is
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise Mistake(f"The model cannot be exported: {reason}\n{FULL_ERROR}=1 shows where.") from error
     finally:
         logging.disable(logging.NOTSET)

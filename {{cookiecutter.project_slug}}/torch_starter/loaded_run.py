@@ -28,9 +28,8 @@ ON_ONE_DEVICE = (
     "++trainer.num_nodes=1",
     "++trainer.strategy=auto",
 )
-# The callbacks that are used here: they write nothing, and the paths of the others were not checked.
+# The one configured callback that is used here: it writes nothing, and the paths of the others were not checked.
 KNOWN_BATCHES = {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"}
-EPOCH_METRICS = {"_target_": "torch_starter.callbacks.epoch_metrics.EpochMetrics"}
 
 
 @dataclass
@@ -170,6 +169,7 @@ def load_run(
         config.data.balance = False
     # What Lightning says about itself, as configs/train.yaml has it.
     from . import quiet  # noqa: F401
+    from .callbacks.epoch_metrics import EpochMetrics
 
     for name in ("utilities.rank_zero", "accelerators.cuda"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
@@ -185,5 +185,5 @@ def load_run(
             )
         if config.callbacks.get("known_batches") == KNOWN_BATCHES:
             trainer.callbacks.append(hydra.utils.instantiate(KNOWN_BATCHES))
-        trainer.callbacks.append(hydra.utils.instantiate(EPOCH_METRICS))
+        trainer.callbacks.append(EpochMetrics())
     return Run(folder, config, data, trainer, path, model)

@@ -3,11 +3,14 @@
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+
+from .mistakes import first_line
 
 STAGES = ("train", "val", "test")
 
@@ -47,7 +50,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             "and indent the rest."
         )
     kind, example = ("classes", "cross_entropy") if targets.dtype == torch.int64 else ("numbers", "mse")
-    takes = f"outputs {_kind(outputs)} and targets {_kind(targets)}, as a model of {kind} has them"
+    takes = f"outputs {kind_of(outputs)} and targets {kind_of(targets)}, as a model of {kind} has them"
     try:
         # What is counted in a loss, or drawn by it, is not changed by this. Shapes that differ are a warning of torch.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -59,9 +62,8 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             f"Choose another, such as loss={example}"
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
-        found = _kind(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise MisconfigurationException(
-            f"The loss {type(loss).__name__} gives {found}; training needs a single number: reduction=mean."
+            f"The loss {type(loss).__name__} gives {kind_of(value)}; training needs a single number: reduction=mean."
         )
     for name, metric in metrics.items():
         try:
@@ -74,10 +76,15 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             ) from error
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def kind_of(value: Any) -> str:
+    """Dtype and shape of a tensor; the keys of a dict; otherwise a type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(f'{key}: {kind_of(entry)}' for key, entry in value.items())}"
+    return f"a {type(value).__name__}"
 
 
 def _reason(error: Exception) -> str:
     # What torch says of shapes that it would broadcast is a paragraph.
-    return "their shapes differ" if isinstance(error, UserWarning) else str(error).strip().partition("\n")[0]
+    return "their shapes differ" if isinstance(error, UserWarning) else first_line(error)

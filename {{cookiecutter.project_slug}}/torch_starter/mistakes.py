@@ -32,6 +32,11 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says; torch and polars add paragraphs."""
+    return str(error).strip().partition("\n")[0]
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Which of ``words`` is meant by ``word``, perhaps, and all of them: for the end of a message."""
     choices = sorted(words)

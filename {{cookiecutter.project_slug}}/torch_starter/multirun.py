@@ -20,6 +20,7 @@ from .compat import error_of
 from .explanations import explanation
 from .files import read_json, write_json, write_text
 from .mistakes import IS_FULL, Mistake, printable
+from .results import final_metrics
 from .run_folder import InUse, locked, remove_empty
 from .trust import refuse_links
 
@@ -125,9 +126,7 @@ def _print_table(jobs: list[dict[str, Any]]) -> None:
 
     def metrics(job: dict[str, Any]) -> dict[str, float]:
         best = job["results"].get("monitored")
-        # Not the entries of metrics with one for each class.
-        found = job["results"].get("metrics", {}).items()
-        values = {name: value for name, value in found if re.fullmatch(r"test/[^/]+", name)}
+        values = final_metrics(job["results"])
         values |= {best["metric"]: best["value"]} if best else {}
         return {name: math.nan if value is None else value for name, value in values.items()}  # JSON has no NaN
 

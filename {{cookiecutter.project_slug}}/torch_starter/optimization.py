@@ -53,6 +53,11 @@ def optimizer_and_scheduler(
     return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
 
 
+def is_validated(trainer: Trainer) -> bool:
+    """Whether the current epoch is one of those that ``trainer.check_val_every_n_epoch`` validates."""
+    return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+
+
 def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether the logger writes in a step: every ``trainer.log_every_n_steps``, or never if that is 0."""
     every: int = trainer.log_every_n_steps

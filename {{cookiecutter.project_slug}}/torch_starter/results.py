@@ -44,13 +44,18 @@ def save(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: flo
     return results
 
 
+def final_metrics(results: dict[str, Any]) -> dict[str, float]:
+    """The test metrics in results.json, without the entries of one that has several, such as test/confusion/cat/dog."""
+    metrics = results.get("metrics", {})
+    return {name: value for name, value in metrics.items() if re.fullmatch(r"test/[^/]+", name)}
+
+
 def report(run_dir: str, results: dict[str, Any]) -> str:
     """The lines that end a run: its test metrics, its folder, and what to type next."""
     folder = shown(run_dir)
     # The folder that all runs are in, unless the run is elsewhere or right here.
     log_dir = folder if folder.is_absolute() or not folder.parts else folder.parts[0]
-    # Not the entries of metrics with one for each class, such as test/confusion/cat/dog.
-    tests = {name: f"{value:.4f}" for name, value in results["metrics"].items() if re.fullmatch(r"test/[^/]+", name)}
+    tests = {name: f"{value:.4f}" for name, value in final_metrics(results).items()}
     lines = {
         **tests,
         "epochs": results["epochs"],

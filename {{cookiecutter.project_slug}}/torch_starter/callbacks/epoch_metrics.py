@@ -7,6 +7,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ..optimization import is_validated
+
 
 class EpochMetrics(Callback):
     """Logs what ``train_metrics``, ``val_metrics`` and ``test_metrics`` of a model have found, at the end of an epoch.
@@ -17,13 +19,9 @@ class EpochMetrics(Callback):
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        if is_validated or trainer.num_training_batches > 1:
-            self._log(trainer, pl_module, "train")
-        else:  # of epochs of a single step those are shown that are validated, as sparse_logging.py has it
-            metrics: Any = getattr(pl_module, "train_metrics", None)
-            if metrics:
-                metrics.reset()
+        # Of epochs of a single step, only those that are validated are logged, as in sparse_logging.py.
+        is_seen = is_validated(trainer) or trainer.num_training_batches > 1
+        self._log(trainer, pl_module, "train", is_seen)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "val")
@@ -31,14 +29,14 @@ class EpochMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "test")
 
-    def _log(self, trainer: Trainer, model: LightningModule, stage: str) -> None:
+    def _log(self, trainer: Trainer, model: LightningModule, stage: str, is_seen: bool = True) -> None:
         metrics: Any = getattr(model, f"{stage}_metrics", None)
         if not metrics:
             return
         classes = getattr(trainer.datamodule, "class_names", None) or ()
         # Each process has the same values; without sync_dist Lightning would warn that they may differ.
         options: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
-        for name, value in metrics.compute().items():
+        for name, value in metrics.compute().items() if is_seen else ():
             for entry, number in _entries(name, torch.as_tensor(value), classes):
                 model.log(entry, number.float(), prog_bar=entry == name, **options)
         metrics.reset()

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from ..metrics import kind_of
+
 # Of a batch of images.
 IMAGES = re.compile(r"uint8 \(N, \w+, \w+, \w+\)")
 # A dtype, a shape and perhaps the least and the greatest value.
@@ -128,12 +130,12 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
     end = "or choose another data= or model=."
     is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
     if not is_batch or len(batch) != len(formats):
-        found = ", ".join(map(_kind, batch)) if isinstance(batch, list | tuple) else _kind(batch)
+        found = ", ".join(map(kind_of, batch)) if isinstance(batch, list | tuple) else kind_of(batch)
         raise MisconfigurationException(
             f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n"
             f"Let the data module give a tuple ({', '.join(formats)}), {end}"
         )
-    found = ", ".join(f"{name} {_kind(tensor)}" for name, tensor in zip(formats, batch, strict=True))
+    found = ", ".join(f"{name} {kind_of(tensor)}" for name, tensor in zip(formats, batch, strict=True))
     for (name, text), tensor in zip(formats.items(), batch, strict=True):
         if not _fits(tensor, text, model.dtype):
             conversion = _conversion(name, tensor, text, model.dtype)
@@ -164,15 +166,6 @@ def _fits(tensor: Tensor, text: str, of_model: torch.dtype | str) -> bool:
     shape = re.escape(_parts(text)[1])
     pattern = re.sub(r"[A-Z]\b", r"\\d+", shape)
     return tensor.dtype == _dtype(text, of_model) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
-
-
-def _kind(value: Any) -> str:
-    """Dtype and shape of a tensor; the keys of a dict; otherwise a type."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(f'{key}: {_kind(entry)}' for key, entry in value.items())}"
-    return f"a {type(value).__name__}"
 
 
 def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | str) -> str:

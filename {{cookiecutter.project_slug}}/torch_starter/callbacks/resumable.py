@@ -22,6 +22,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..files import shown, write_bytes
+from ..optimization import is_validated
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,11 @@ class Resumable(Callback):
             signal.signal(signal.SIGTERM, self.at_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         for config in trainer.lr_scheduler_configs:
             # What waits for a better metric takes a step after each validation, see ``optimizer_and_scheduler``. In
             # other epochs there is no metric, or the former one once more.
             if config.reduce_on_plateau and config.interval == "step" and math.isfinite(trainer.num_training_batches):
-                config.frequency = int(trainer.num_training_batches) + (0 if is_validated else 1)
+                config.frequency = int(trainer.num_training_batches) + (0 if is_validated(trainer) else 1)
         # Dropout and augmentation of an epoch depend on seed, epoch and process, not on what was drawn before.
         sequence = numpy.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
         seed = int(sequence.generate_state(1)[0])

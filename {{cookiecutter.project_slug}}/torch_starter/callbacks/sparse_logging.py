@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torchmetrics import Metric
 
 from ..compat import logged_batches
-from ..optimization import is_logged
+from ..optimization import is_logged, is_validated
 
 
 class SparseLogging(Callback):
@@ -66,8 +66,7 @@ class SparseLogging(Callback):
     def is_seen(self) -> bool:
         """Whether a logger writes in this training step, or it is the last one of an epoch."""
         trainer = self.trainer
-        is_validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        is_last = trainer.is_last_batch and (is_validated or trainer.num_training_batches > 1)
+        is_last = trainer.is_last_batch and (is_validated(trainer) or trainer.num_training_batches > 1)
         return is_last or is_logged(trainer, logged_batches(trainer) + 1)
 
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from ..mistakes import close_to
+from ..mistakes import close_to, first_line
 
 if TYPE_CHECKING:
     from polars import DataFrame, Series
@@ -69,7 +69,7 @@ def read_table(
         try:
             table = polars.read_parquet(path)
         except polars.exceptions.PolarsError as error:
-            raise MisconfigurationException(f"{path} is no Parquet file: {_first_line(error)}") from error
+            raise MisconfigurationException(f"{path} is no Parquet file: {first_line(error)}") from error
         table = table.select(polars.all().cast(polars.String)) if as_text else table
     else:
         table = _read_csv(path, separator, decimal, as_text, categories)
@@ -155,14 +155,14 @@ def _read_csv(
             table = polars.read_csv(path, infer_schema_length=None, **options)
     except polars.exceptions.PolarsError as error:
         _refuse_ragged(path, encoding, separator, len(names))
-        raise MisconfigurationException(f"{path} cannot be read: {_first_line(error)}") from error
+        raise MisconfigurationException(f"{path} cannot be read: {first_line(error)}") from error
     except UnicodeDecodeError as error:
         raise MisconfigurationException(
             f"{path} is neither UTF-8 nor Windows-1252: {error}. Save it as CSV UTF-8."
         ) from error
     if table.height and table[table.columns[-1]].null_count():
         _refuse_ragged(path, encoding, separator, len(names))  # which polars fills up
-    # Of several columns without a name polars names all but the first.
+    # polars gives names to all columns without one except the first.
     table = table.drop(column for column, name in zip(table.columns, names, strict=False) if column and not name)
     table = table.rename({column: column.replace('""', '"') for column in table.columns})
     if decimal == "," and as_text:
@@ -532,7 +532,3 @@ def unreadable_cells(table: "DataFrame", columns: Sequence[Column]) -> Mapping[i
             for row in (as_numbers(values).is_null() & values.is_not_null()).arg_true().to_list():
                 found.setdefault(row, f"{column['name']} is {values[row]}, which is no number")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

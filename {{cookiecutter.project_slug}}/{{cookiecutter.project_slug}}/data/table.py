@@ -100,9 +100,9 @@ class TableDataModule(LightningDataModule):
         self.num_folds = num_folds
         self.fold = fold
         self.split_file = Path(split_file)
-        self.batch_size = batch_size
+        self.batch_size: Any = batch_size
         self.seed = seed
-        self.columns = columns
+        self.columns = list(columns or [])
         self.class_names = class_names
         self.num_classes = num_classes
         self.num_outputs = num_outputs
@@ -137,13 +137,13 @@ class TableDataModule(LightningDataModule):
         """All three splits."""
         table = tables.read_table(self.file, **self.format, categories=self.categories)
         features = self._find_features(table)
-        tables.refuse_missing(table, [column["name"] for column in self.columns or []], self.file)
+        tables.refuse_missing(table, [column["name"] for column in self.columns], self.file)
         known = table.drop_nulls(self.target)
         if (left_out := table.height - known.height) and not self.columns:
             log.info(f"{left_out} rows of {self.file} have no {self.target}, and are left out.")
         targets = self._read_targets(known)
         splits = self._split(known, targets)
-        if self.columns is None:
+        if not self.columns:
             self.columns = tables.describe(known[splits["train"].numpy()], features, self.categories)
             self.in_features = len(tables.TableEncoder(self.columns).names)
         if self.batch_size is None:
@@ -262,7 +262,7 @@ class TableDataModule(LightningDataModule):
 
     def find_inputs(self, words: Sequence[str]) -> Sequence[str]:
         """What `predict.py` means: one row, as in ``bmi=31 age=50``, or the rows of one file."""
-        columns = [column["name"] for column in self.columns or []]
+        columns = [column["name"] for column in self.columns]
         if all("=" in word and not Path(word).exists() for word in words):
             cells = {name: value for name, _, value in (word.partition("=") for word in words)}
             table, file, names = tables.one_row(cells), "the command line", [" ".join(words)]
@@ -275,12 +275,12 @@ class TableDataModule(LightningDataModule):
                 f"{' '.join(words)}: a table takes one file of rows, or one row as {columns[0]}=… and so on."
             )
         tables.refuse_missing(table, columns, file)
-        for column, words in tables.unknown_words(table, self.columns or []).items():
+        for column, words in tables.unknown_words(table, self.columns).items():
             log.warning(f"{column} has words that training had not, which count as the average: {', '.join(words[:5])}")
         self.inputs = {name: row for row, name in enumerate(names)}
         self.cells = table
-        self.rows = tables.encode(table, self.columns or [])
-        self.unreadable = tables.unreadable_cells(table, self.columns or [])
+        self.rows = tables.encode(table, self.columns)
+        self.unreadable = tables.unreadable_cells(table, self.columns)
         return names
 
     def read_input(self, name: str) -> Tensor:
@@ -299,21 +299,18 @@ class TableDataModule(LightningDataModule):
         return self.cells.row(self.inputs[name], named=True)
 
     def describe_tensor(self) -> list[str]:
-        """What stands in each column of a row, for whoever uses an exported model."""
+        """Describes each column of a row, for users of an exported model."""
         lines = []
-        for column in self.columns or []:
+        for column in self.columns:
             words = [f"{place} for {word}" for place, word in enumerate(column.get("words", []))]
             lines.append(f"{column['name']}: {', '.join(words) or 'a number'}; NaN where it is missing")
         return lines
 
     def train_dataloader(self):
-        return BatchLoader(self.train_set, self._batch_size(), shuffle_seed(self))
+        return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self))
 
     def val_dataloader(self):
-        return BatchLoader(self.val_set, self._batch_size())
+        return BatchLoader(self.val_set, self.batch_size)
 
     def test_dataloader(self):
-        return BatchLoader(self.test_set, self._batch_size())
-
-    def _batch_size(self) -> int:
-        return self.batch_size or 1
+        return BatchLoader(self.test_set, self.batch_size)

@@ -1,5 +1,6 @@
 """Figures of a model of a table: how close its predictions are, and what a linear one has found."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -83,9 +84,8 @@ class TableFigures(Callback):
         else:
             scale, mean = pl_module.target_std.cpu(), pl_module.target_mean.cpu()
             weights, bias, what = weights[0] * scale, bias[0] * scale + mean, trainer.datamodule.target
-        encoder = pl_module.encoder.cpu()
+        encoder = copy.deepcopy(pl_module.encoder).cpu()
         coefficients = encoder.coefficients(weights, bias)
-        encoder.to(pl_module.device)
         log.info(f"{what} = the sum of")
         for name, value in list(coefficients.items())[: BARS + 1]:
             log.info(f"  {value:12.6g}  {'' if name == 'intercept' or '=' in name else 'times '}{name}")
