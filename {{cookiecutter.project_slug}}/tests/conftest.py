@@ -77,8 +77,9 @@ def own_project(tmp_path, monkeypatch):
     Its scripts run in this process, as if that were new: nothing of a project is imported yet.
     """
     copy_project(tmp_path)
+    tops = (PACKAGE, "torch_starter", *(script.stem for script in ROOT.glob("*.py")))
     for module in list(sys.modules):
-        if module.partition(".")[0] in (PACKAGE, "torch_starter", *(script.stem for script in ROOT.glob("*.py"))):
+        if module.partition(".")[0] in tops:
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -88,7 +89,11 @@ def own_project(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(name, run_name="__main__")
 
-    return run
+    yield run
+    # Of the copy nothing stays; monkeypatch brings back what was imported before.
+    for module in list(sys.modules):
+        if module.partition(".")[0] in tops:
+            del sys.modules[module]
 
 
 @pytest.fixture

@@ -57,8 +57,9 @@ def own_project(tmp_path, monkeypatch):
     Its scripts run in this process, as if that were new: nothing of a project is imported yet.
     """
     shutil.copytree(ROOT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    tops = (PACKAGE, "torch_starter", *COMMANDS)
     for module in list(sys.modules):
-        if module.partition(".")[0] in (PACKAGE, "torch_starter", *COMMANDS):
+        if module.partition(".")[0] in tops:
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -68,7 +69,11 @@ def own_project(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(name, run_name="__main__")
 
-    return run
+    yield run
+    # Of the copy nothing stays; monkeypatch brings back what was imported before.
+    for module in list(sys.modules):
+        if module.partition(".")[0] in tops:
+            del sys.modules[module]
 
 
 @pytest.fixture
