@@ -10,11 +10,13 @@ from omegaconf import DictConfig
 from . import processes
 from .files import read_json, shown
 from .mistakes import Mistake
-from .saved_config import read_saved, refuse_without_effect, typed_overrides
+from .run_lookup import find_folder, has_checkpoint, is_run
+from .saved_config import is_job_of_multirun, read_saved, refuse_without_effect, rewrite, typed_overrides
 from .trust import refuse_checkpoint_paths
 
 if TYPE_CHECKING:
     from lightning import LightningModule
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,12 @@ def find_start(config: DictConfig) -> str | None:
         Mistake: if there is no such file, no checkpoint of the folder is whole, one refers to files elsewhere, or the
             run cannot go on from it.
     """
-    if config.ckpt_path is None or not processes.is_rank_zero():
+    if not processes.is_rank_zero():
         return config.ckpt_path
+    if config.weights is not None and not has_checkpoint(Path(config.run_dir)):
+        _find_weights(config)
+    if config.ckpt_path is None:
+        return None
     if config.ckpt_path != "last":
         _refuse_start(config)
         return str(config.ckpt_path)
@@ -42,7 +48,7 @@ def find_start(config: DictConfig) -> str | None:
             continue
         saved = read(path)
         refuse_checkpoint_paths(saved, path)
-        if _is_after_epoch(saved):
+        if _is_complete(saved):
             _refuse_shorter(config, saved, f"{shown(folder.parent)} was trained for", "")
             return str(path)
         # That there is no last.ckpt, although it is written after each epoch, says that none has ended.
@@ -69,9 +75,9 @@ def read(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _is_after_epoch(saved: dict[str, Any]) -> bool:
-    """Whether a checkpoint was written after the last batch of an epoch, and not between two others."""
-    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"])
+def _is_complete(saved: dict[str, Any]) -> bool:
+    """Whether a run can go on as it was: from the end of an epoch, or from within one, where LastCheckpoint wrote."""
+    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]) or "within_epoch" in saved
 
 
 def _refuse_start(config: DictConfig) -> None:
@@ -85,7 +91,7 @@ def _refuse_start(config: DictConfig) -> None:
     path = _existing("ckpt_path", config.ckpt_path)
     weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
     saved = read(path)
-    if not _is_after_epoch(saved):
+    if not _is_complete(saved):
         raise Mistake(
             f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
             f"last.ckpt, or {weights}."
@@ -101,7 +107,8 @@ def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy
     if config.trainer.get("fast_dev_run"):
         raise Mistake(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
     for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
-        limit, trained = config.trainer.get(key), saved[done] + count
+        limit = config.trainer.get(key)
+        trained = saved[done] + (0 if "within_epoch" in saved else count)
         if isinstance(limit, int) and 0 <= limit < trained + least:
             raise Mistake(
                 f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "
@@ -117,29 +124,72 @@ def _existing(key: str, value: object) -> Path:
     """
     path = Path(str(value))
     if not path.is_file():
-        raise Mistake(f"{key} is {value}: there is no such file. Name a checkpoint, such as RUN/checkpoints/best.ckpt.")
+        what = "a run folder or a checkpoint" if key == "weights" else "a checkpoint"
+        raise Mistake(f"{key} is {value}: there is no such file. Name {what}, such as RUN/checkpoints/best.ckpt.")
     if not is_whole(path):
         raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")
     return path
 
 
+def _find_weights(config: DictConfig) -> None:
+    """Replaces ``config.weights``, a run or a checkpoint, by the path of the checkpoint, which the run folder keeps.
+
+    They win over pretrained weights that nobody typed, such as those of an experiment.
+
+    Raises:
+        Mistake: if there is no such checkpoint, or the user has typed pretrained weights, too.
+    """
+    value = str(config.weights)
+    if value == "latest" and is_job_of_multirun():
+        raise Mistake("weights=latest would be another run for each job of a multirun. Name the run: weights=RUN")
+    if value == "latest" or is_run(Path(value)):
+        run = find_folder(value, has_checkpoint)
+        has_best = any((run / "checkpoints").glob("best*.ckpt"))
+        config.weights = str(shown(find(run, "best" if has_best else "last")))
+    if config.model.get("weights"):
+        if any(line.startswith("model.weights=") for line in typed_overrides()):
+            raise Mistake(
+                f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out "
+                "the former, or add model.weights=null."
+            )
+        config.model.weights = None
+    rewrite(config)
+
+
 def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str | None) -> "LightningModule":
     """Returns a model with the weights of ``config.weights``, a checkpoint.
 
-    As it is without one, or if the run goes on from ``checkpoint``, which has its own.
+    As it is without one, or if the run goes on from ``checkpoint``, which has its own. With ``weights_strict=false`` it
+    says which tensors do not fit, which stay as initialized.
 
     Raises:
-        Mistake: if there is no such checkpoint, or the network starts from other weights, too.
+        Mistake: if there is no such checkpoint, or its weights do not fit.
     """
     if config.weights is None or checkpoint:
         return model
-    if config.model.get("weights"):
-        raise Mistake(
-            f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out the "
-            "former, or add model.weights=null."
-        )
-    model.load_state_dict(read(_existing("weights", config.weights))["state_dict"])
+    path = _existing("weights", config.weights)
+    saved, own = read(path)["state_dict"], model.state_dict()
+    fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
+    misfits = [
+        f"{name}: {_shape(own.get(name))} here, {_shape(saved.get(name))} there"
+        for name in own | saved
+        if name not in fitting
+    ]
+    if not misfits:
+        model.load_state_dict(saved)
+        return model
+    listed = "\n".join(misfits[:10]) + (f"\nand {len(misfits) - 10} more" if len(misfits) > 10 else "")
+    is_akin = any(name in fitting for name, _ in model.named_parameters())
+    if config.get("weights_strict", True) or not is_akin:
+        remedy = "weights_strict=false takes the others." if is_akin else "Name a run of such a network."
+        raise Mistake(f"The weights of {path} do not fit this network. {remedy}\n{listed}")
+    model.load_state_dict(fitting, strict=False)
+    log.info(f"{len(fitting)} of {len(own)} weights are from {path}; the others are as initialized:\n{listed}")
     return model
+
+
+def _shape(weight: "Tensor | None") -> str:
+    return "none" if weight is None else str(tuple(weight.shape))
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader
     from torch.utils.tensorboard.writer import SummaryWriter
+    from torchmetrics import Metric
 
 # Until the lower bound of hydra-core is 1.4, which deprecates version_base; 1.3 warns where it is missing.
 IS_HYDRA_1_3 = hydra.__version__.startswith("1.3.")
@@ -113,6 +114,49 @@ def uncompiled(model: "Module") -> Iterator[None]:
 def logged_batches(trainer: "Trainer") -> int:
     """How many batches Lightning has offered to the loggers."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+# Lightning saves nothing of what `self.log(…, on_epoch=True)` has added up (Lightning-AI/pytorch-lightning#18780).
+def epoch_results(trainer: "Trainer") -> dict[str, Any]:
+    """What was logged in the current epoch of training for a value at its end, by name; each is a Metric."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {
+        name: result
+        for name, result in results.items()
+        if result.is_tensor and result.meta.on_epoch and not result.has_reset
+    }
+
+
+# A Metric can be given its state, but not the number of its updates, which some weigh their state by.
+def set_update_count(metric: "Metric", count: int) -> None:
+    """Makes a metric take its state for that of so many updates."""
+    metric._update_count = count
+
+
+# Lightning leaves loaders at their beginning if the length of the run was asked for before, as schedulers do, and those
+# that have no `state_dict` in any case.
+def restore_loaders(trainer: "Trainer", states: list[dict[str, Any]], batches: int) -> None:
+    """Lets the loaders of the current epoch go on where they were.
+
+    Args:
+        trainer: about to train.
+        states: of loaders with a ``state_dict``.
+        batches: of the epoch that are done; they are loaded once more if there are no such loaders.
+    """
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    fetcher, loaders = trainer.fit_loop._data_fetcher, trainer.fit_loop._combined_loader
+    assert fetcher is not None
+    assert loaders is not None
+    loaders._load_state_dicts(states)
+    if states or trainer.current_epoch > 0:  # in the first epoch Lightning keeps the iterator, and what it has drawn
+        iter(fetcher)
+    if not states:
+        for loader in loaders.flattened:
+            _set_sampler_epoch(loader, trainer.current_epoch)
+        for _ in range(batches):
+            next(fetcher)
+        fetcher.fetched -= batches  # Lightning will add what it has counted
 
 
 # ModelCheckpoint keeps this argument under a private name alone.

@@ -55,9 +55,15 @@ def complete(config: DictConfig, data: Any) -> None:
         counts = data.class_counts()
         # Each class as a whole counts the same, and the average sample 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
-    path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
-    if path.exists() and completed != before:
-        write_text(path, completed)
+    if OmegaConf.to_yaml(config) != before:
+        rewrite(config)
+
+
+def rewrite(config: DictConfig) -> None:
+    """Lets a run folder that has a config keep this one."""
+    path = Path(config.run_dir, ".hydra/config.yaml")
+    if path.exists():
+        write_text(path, OmegaConf.to_yaml(config))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -136,7 +142,8 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
                 f"{line}: a run keeps the choices that it was started with. Change a key, as in trainer.max_epochs=20, "
                 f"or start another: {_command_of_another(run, line)}"
             )
-        if key in ("ckpt_path", "run_dir", "weights") or key.startswith("hydra."):
+        is_of_start = key in ("weights", "weights_strict") and has_checkpoint(run)
+        if key in ("ckpt_path", "run_dir") or key.startswith("hydra.") or is_of_start:
             raise Mistake(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
     if not is_trained:
         config["logger"] = {}  # so that a run with any logger can be asked

@@ -36,6 +36,9 @@ class FineTuning(BackboneFinetuning):
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch == self.unfreeze_backbone_at_epoch:
             _share_gradients(trainer)
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What is frozen gives in training what it gives in validation: no dropout, no statistics of the batch.
         pl_module.backbone.train(trainer.current_epoch >= self.unfreeze_backbone_at_epoch)
 

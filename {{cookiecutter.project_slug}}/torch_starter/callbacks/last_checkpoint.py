@@ -1,30 +1,144 @@
 """The checkpoint that a run goes on from."""
 
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from . import within_epoch
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``last.ckpt`` at the end of each epoch, never in the middle of one, so that a resumed run is the same run.
+    """Writes ``last.ckpt`` at the end of each epoch and, if asked to, within it, so that a resumed run is the same run.
 
     An epoch that ``max_time``, ``max_steps`` or early stopping cuts short is not saved; one that ends the run is.
+
+    With ``every``, SIGTERM is a notice: the run ends once the step under way is saved, unless it is validating, or gets
+    the signal a second time.
 
     Args:
         dirpath: the folder for it.
         times: that it is written in a run, spread evenly over its epochs, the last time after the last one. A run of
             unknown length, or one that ends by ``max_steps``, has it in each. None: after each epoch.
+        every: how often it is written within an epoch, as steps, at least 1, or as a time ``"HH:MM:SS"``, or
+            ``"DD:HH:MM:SS"``. A step of several batches is saved as a whole. None: not.
+
+    Raises:
+        MisconfigurationException: if ``every`` is something else.
     """
 
-    def __init__(self, dirpath: str, times: int | None) -> None:
+    def __init__(self, dirpath: str, times: int | None, every: int | str | None = None) -> None:
         super().__init__(dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.times = times
+        self.steps, self.seconds = _interval(every)
+        self.state_of_step: dict[str, Any] | None = None  # if the last step is to be saved
+        self.state_in_file: dict[str, Any] | None = None  # while it is saved
+        self.state_to_restore: dict[str, Any] | None = None
+        self.logged_to_restore: dict[str, Any] = {}
+        self.is_asked_to_stop = False
+        self.handler: Any = None  # of SIGTERM, that of before
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.state_to_restore = checkpoint.get(within_epoch.KEY)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Comes last of all callbacks' hooks of this name, so that nothing is drawn after the random state is set."""
+        if (self.steps or self.seconds) and threading.current_thread() is threading.main_thread():
+            self.handler = signal.signal(signal.SIGTERM, lambda *_: self._on_sigterm(trainer))
+        if self.state_to_restore:
+            self.logged_to_restore = within_epoch.restore(trainer, pl_module, self.state_to_restore)
+            self.state_to_restore = None
+        self.step, self.saved_step, self.saved_at = trainer.global_step, trainer.global_step, time.monotonic()
+        self.is_validated = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.logged_to_restore:
+            within_epoch.restore_logged(trainer, self.logged_to_restore)
+        if self.steps or self.seconds:
+            is_step, self.step = trainer.global_step > self.step, trainer.global_step
+            if self._is_interval_over(trainer) and is_step and not trainer.is_last_batch:
+                # The file is written when the step is logged and validated, which it is not yet. By then the next batch
+                # is loaded, which may draw random numbers.
+                self.state_of_step = within_epoch.state(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_validated = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Right after a validation Lightning cannot go on: it would repeat the validation.
+        if self.state_of_step and not self.is_validated:
+            self.state_in_file = self.state_of_step
+            trainer.save_checkpoint(Path(self.dirpath or "", "last.ckpt"), weights_only=False)
+            self.state_in_file = None
+            self._after_saving(trainer)
+        self.state_of_step, self.is_validated = None, False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.state_in_file:
+            within_epoch.add_to(checkpoint, self.state_in_file)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_last_batch and (self._is_due(trainer) or trainer.should_stop):
+        if trainer.is_last_batch and (self._is_due(trainer) or trainer.should_stop or self.is_asked_to_stop):
             super().on_train_epoch_end(trainer, pl_module)
+            self._after_saving(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handler()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handler()
+
+    def _after_saving(self, trainer: Trainer) -> None:
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
+        if self.is_asked_to_stop:
+            self.handler(signal.SIGTERM, None)
+
+    def _on_sigterm(self, trainer: Trainer) -> None:
+        if self.is_asked_to_stop or not trainer.training:
+            self.handler(signal.SIGTERM, None)
+        self.is_asked_to_stop = True
+
+    def _restore_handler(self) -> None:
+        if self.handler:
+            signal.signal(signal.SIGTERM, self.handler)
+            self.handler = None
 
     def _is_due(self, trainer: Trainer) -> bool:
         epoch, epochs = trainer.current_epoch, trainer.max_epochs or -1
         if self.times is None or epochs < 0 or trainer.max_steps > 0:
             return True
         return (epoch + 1) * self.times // epochs > epoch * self.times // epochs
+
+    def _is_interval_over(self, trainer: Trainer) -> bool:
+        """Whether it is time to save within an epoch: for all processes what the first one says."""
+        is_over = bool(self.steps) and trainer.global_step - self.saved_step >= self.steps
+        is_over |= bool(self.seconds) and time.monotonic() - self.saved_at >= self.seconds
+        is_over |= self.is_asked_to_stop
+        if trainer.world_size == 1:
+            return is_over
+        is_over, self.is_asked_to_stop = trainer.strategy.broadcast((is_over, self.is_asked_to_stop))
+        return is_over
+
+
+def _interval(every: int | str | None) -> tuple[int, float]:
+    """Steps and seconds; 0 where there are none."""
+    if every is None:
+        return 0, 0.0
+    if type(every) is int and every > 0:
+        return every, 0.0
+    if isinstance(every, str) and re.fullmatch(r"(\d+:)?\d+:\d\d:\d\d(\.\d+)?", every):
+        days, hours, minutes, seconds = map(float, ["0", *every.split(":")][-4:])
+        if total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds:
+            return 0, total
+    raise MisconfigurationException(
+        f"callbacks.last_checkpoint.every is {every}; it can be null, a number of steps from 1, or a time such as "
+        '"00:30:00".'
+    )

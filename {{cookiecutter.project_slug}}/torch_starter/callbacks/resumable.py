@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..files import shown, write_bytes
 from ..optimization import is_validated
+from . import within_epoch
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Resumable(Callback):
     epoch. This adds the random numbers, the metrics, the curves, the best checkpoint of a folder that was
     moved, and whether early stopping or ``max_time`` has ended the training, which Lightning forgets
     (https://github.com/Lightning-AI/pytorch-lightning/issues/8278); and it says, when something stops the run, how to
-    go on.
+    go on. What a checkpoint from within an epoch needs besides is in within_epoch.py.
 
     Args:
         seed: of the run, 0 to 2**32 - 1.
@@ -51,6 +52,7 @@ class Resumable(Callback):
         self.has_started = False
         self.has_ended = False
         self.restored_step = 0
+        self.is_within_epoch = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.at_sigterm = signal.getsignal(signal.SIGTERM)
@@ -68,6 +70,9 @@ class Resumable(Callback):
             signal.signal(signal.SIGTERM, self.at_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_epoch(trainer, pl_module)
+
+    def _begin_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for config in trainer.lr_scheduler_configs:
             # What waits for a better metric takes a step after each validation, see ``optimizer_and_scheduler``. In
             # other epochs there is no metric, or the former one once more.
@@ -101,6 +106,7 @@ class Resumable(Callback):
             checkpoint["current_model_state"] = checkpoint["state_dict"]
         self.scheduler_states = checkpoint["lr_schedulers"]
         self.restored_step = checkpoint["global_step"]
+        self.is_within_epoch = within_epoch.KEY in checkpoint
         # A run whose rules have changed since may train on.
         self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _rules(trainer)
         if self.has_ended and "ended_with" in checkpoint:
@@ -136,7 +142,10 @@ class Resumable(Callback):
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
         self._stop_at_once()
         self._restore_metrics(trainer)  # for what reads one before it is measured again
-        if trainer.global_step > 0:
+        if self.is_within_epoch:
+            log.info(f"goes on within epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
+            self._begin_epoch(trainer, pl_module)  # on_train_epoch_start does not come
+        elif trainer.global_step > 0:
             log.info(f"goes on after epoch {trainer.current_epoch}, step {trainer.global_step}")
         # TensorBoard shall forget what an interrupted run logged after its checkpoint: it comes once more.
         restart = Event(session_log=SessionLog(status=SessionLog.START))

@@ -92,11 +92,21 @@ class BatchLoader:
         self.workers = workers
         self.weights = weights
         self.epoch = 0
+        self.place = {"epoch": 0, "batch": 0}
+        self.start = self.place
         # Where Lightning looks for set_epoch.
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, from 0, and how many of its batches were served."""
+        return dict(self.place)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lets the next iteration go on where another loader was, if it is of the same epoch."""
+        self.start = state_dict
 
     def __len__(self) -> int:
         return len(self.batch_sizes())
@@ -107,11 +117,17 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Any]:
         rank, count = rank_and_count()
-        batches = [batch.tensor_split(count)[rank] for batch in self._split(self._order())]
+        first = self.start["batch"] if self.start["epoch"] == self.epoch else 0
+        self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
+        rest = self._split(self._order())[first:]
+        ours = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
-            yield from self.workers.batches(self.dataset, self.epoch, batches)
+            batches = self.workers.batches(self.dataset, self.epoch, ours)
         else:
-            yield from (self.dataset.batch(self.epoch, indices) for indices in batches)
+            batches = (self.dataset.batch(self.epoch, indices) for indices in ours)
+        for batch in batches:
+            self.place["batch"] += 1
+            yield batch
 
     def _order(self) -> Tensor:
         """What the data set is asked for in this epoch, by all processes together: int64 (N,)."""

@@ -1,5 +1,8 @@
+import multiprocessing
+import os
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from project_for_tests import (  # first: it chooses which torch_starter is test
 )
 
 import torch_starter  # isort: skip
+from torch_starter import environment  # isort: skip
 
 assert Path(torch_starter.__file__).is_relative_to(ROOT)
 
@@ -105,3 +109,60 @@ def pictures(tmp_path) -> Path:
     """A folder of small pictures of all sizes, one subfolder per colour."""
     write_pictures(tmp_path / "pictures", 30, seed=0)
     return tmp_path / "pictures"
+
+
+def _in_child(arguments, output, sent, at, limit, calls):
+    """`python ARGUMENTS`, in a process that gets a signal at the ``at``-th function call since training began."""
+    sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w", buffering=1)
+    sys.argv = arguments
+    if limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    def profile(frame, event, argument):
+        calls.value += 1
+        if calls.value == at:
+            os.kill(os.getpid(), sent)
+
+    def record_and_count(*args):
+        record(*args)
+        sys.setprofile(profile)
+
+    record, environment.record = environment.record, record_and_count
+    try:
+        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the runs of this module are."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("resume")
+        patch.chdir(folder)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    """A process of its own: `start("resume.py", RUN)` returns its exit status, what it printed, and its function calls.
+
+    A fork of this one, so that importing torch once is enough. ``at`` is the moment for the signal ``sent``;
+    ``limit`` is the size in bytes at which the disk is full.
+    """
+
+    def start(*arguments, sent=signal.SIGKILL, at=-1, limit=0):
+        output = folder / "output.txt"
+        output.unlink(missing_ok=True)
+        context = multiprocessing.get_context("fork")
+        calls = context.Value("q", 0, lock=False)
+        arguments = ([str(argument) for argument in arguments], output, sent, at, limit, calls)
+        process = context.Process(target=_in_child, args=arguments)
+        process.start()
+        process.join()
+        return process.exitcode, output.read_text(), calls.value
+
+    return start

@@ -62,8 +62,54 @@ def test_checkpoint_of_another_network_without_its_config(train, digits, tmp_pat
     (tmp_path / "r1/checkpoints/last.ckpt").rename(tmp_path / "alone.ckpt")
     with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
         train(*small, "model=mlp", "ckpt_path=alone.ckpt")
-    with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
-        train(*small, "model=mlp", "weights=alone.ckpt")
+    with pytest.raises(SystemExit, match=r"weights of alone\.ckpt do not fit this network. Name a run of such"):
+        train(*small, "model=mlp", "weights=alone.ckpt", "weights_strict=false")
+
+
+def test_weights_of_another_number_of_classes(train, digits, pictures, tmp_path, capfd):
+    small = ["experiment=mnist", "data.num_workers=0", "trainer.max_epochs=1"]
+    train(*small, f"data.root={digits}", "data.num_val=100", "hydra.run.dir=outputs/r1")
+    new = [*small, "data=image_folder", f"data.root={pictures}", "data.image_shape=[1,28,28]", "optimizer.lr=0"]
+    new += ["optimizer.weight_decay=0", "weights=outputs/r1"]
+    with pytest.raises(SystemExit, match=r"weights_strict=false takes the others\.\n.*\(3, 576\) here, \(10, 576"):
+        train(*new)
+    capfd.readouterr()
+    train(*new, "weights_strict=false", "hydra.run.dir=r2")
+    printed = capfd.readouterr().out
+    assert "23 of 25 weights are from outputs/r1/checkpoints/best.ckpt; the others are as initialized:\n" in printed
+    assert "(3,) here, (10,) there" in printed
+    before = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    after = weights(tmp_path / "r2")
+    assert [name for name in after if "weight" in name and not after[name].equal(before[name])] == [
+        name for name in after if name.endswith("weight") and after[name].ndim == 2
+    ]
+
+
+def test_weights_of_a_run_or_the_latest_one(train, script, tmp_path, capfd):
+    train(*QUICK, "hydra.run.dir=outputs/r1")
+    first = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    for run, word in {"r1": "outputs/r1", "latest": "latest"}.items():
+        train(f"weights={word}", "optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", f"hydra.run.dir=of_{run}")
+        assert all(map(torch.equal, first.values(), weights(tmp_path / f"of_{run}").values()))
+        saved = (tmp_path / f"of_{run}/.hydra/config.yaml").read_text()
+        assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "what is the latest run changes"
+    for key in ("weights=outputs/r1", "weights_strict=false"):
+        with pytest.raises(SystemExit, match=f"{key}: a run has its own"):
+            script("resume.py", "of_r1", key)
+    with pytest.raises(SystemExit, match=r"weights is nowhere: .* Name a run folder or a checkpoint"):
+        train("weights=nowhere")
+    with pytest.raises(SystemExit, match="2 of 2 runs failed"):
+        train("-m", "weights=latest", "seed=1,2")
+    assert "another run for each job of a multirun" in capfd.readouterr().err
+
+
+def test_weights_of_a_run_that_was_killed_before_its_first_checkpoint(train, script, tmp_path):
+    train(*QUICK, "hydra.run.dir=r1")
+    train(*QUICK, "weights=r1", "hydra.run.dir=whole")
+    train(*QUICK, "weights=r1", "hydra.run.dir=r2", "trainer.max_epochs=0")
+    (tmp_path / "r2/results.json").unlink()
+    script("resume.py", "r2", "weights=r1", f"trainer.max_epochs={QUICK[0].partition('=')[2]}")
+    assert all(map(torch.equal, weights(tmp_path / "whole").values(), weights(tmp_path / "r2").values()))
 
 
 def test_new_run_from_a_checkpoint_goes_on(train, tmp_path):

@@ -1,8 +1,6 @@
 """A run that was stopped in whatever way and resumed ends as if it had never been stopped."""
 
 import json
-import multiprocessing
-import os
 import random
 import re
 import runpy
@@ -16,66 +14,8 @@ from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from project_for_tests import ROOT
-from torch_starter import environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
-
-
-def in_child(arguments, output, sent, at, limit, calls):
-    """`python ARGUMENTS`, in a process that gets a signal at the ``at``-th function call since training began."""
-    sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w", buffering=1)
-    sys.argv = arguments
-    if limit:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    def profile(frame, event, argument):
-        calls.value += 1
-        if calls.value == at:
-            os.kill(os.getpid(), sent)
-
-    def record_and_count(*args):
-        record(*args)
-        sys.setprofile(profile)
-
-    record, environment.record = environment.record, record_and_count
-    try:
-        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-    finally:
-        sys.setprofile(None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the runs of this module are."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("resume")
-        patch.chdir(folder)
-        patch.delenv("HYDRA_FULL_ERROR", raising=False)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def start(folder):
-    """A process of its own: `start("resume.py", RUN)` returns its exit status, what it printed, and its function calls.
-
-    A fork of this one, so that importing torch once is enough. ``at`` is the moment for the signal ``sent``;
-    ``limit`` is the size in bytes at which the disk is full.
-    """
-
-    def start(*arguments, sent=signal.SIGKILL, at=-1, limit=0):
-        output = folder / "output.txt"
-        output.unlink(missing_ok=True)
-        context = multiprocessing.get_context("fork")
-        calls = context.Value("q", 0, lock=False)
-        arguments = ([str(argument) for argument in arguments], output, sent, at, limit, calls)
-        process = context.Process(target=in_child, args=arguments)
-        process.start()
-        process.join()
-        return process.exitcode, output.read_text(), calls.value
-
-    return start
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +73,14 @@ def uninterrupted(start, command, folder):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(start, command, uninterrupted, folder):
+@pytest.mark.parametrize("every", ["null", "1", "3"])
+def test_killed_at_random_moments(start, command, uninterrupted, folder, every):
     expected, calls = uninterrupted
     moments = random.Random(0)
     kills = runs_killed = 0
+    command = [*command, f"callbacks.last_checkpoint.every={every}"]
     while kills < 10:
-        run = folder / f"killed{runs_killed}"
+        run = folder / f"killed-{every}-{runs_killed}"
         runs_killed += 1
 
         status, printed, _ = start(*command, f"hydra.run.dir={run}", at=moments.randrange(calls))

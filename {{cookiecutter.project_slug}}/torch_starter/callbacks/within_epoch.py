@@ -1,0 +1,133 @@
+"""What a run needs, beside an ordinary checkpoint, to go on within an epoch to the bit.
+
+Lightning counts the batches and steps. This adds the random numbers, where the loaders are, and what metrics and
+``self.log(…, on_epoch=True)`` have added up since the epoch began, which Lightning leaves out
+(https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
+from torchmetrics import Metric, MetricCollection
+
+from ..compat import epoch_results, restore_loaders, set_update_count
+from ..data.batches import rank_and_count
+
+KEY = "within_epoch"  # of the checkpoint
+
+
+def state(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
+    """What is between two batches, of numbers and tensors alone.
+
+    To be called after a step, in each process, before the next batch is loaded.
+    """
+    own = {"random": _random_state(model.device), "metrics": _metrics(model), "logged": _logged(trainer)}
+    _, count = rank_and_count()
+    of_processes: list[Any] = [own]
+    if count > 1:
+        of_processes = [None] * count
+        distributed.all_gather_object(of_processes, own)
+    return {
+        "batches": trainer.num_training_batches,
+        "processes": of_processes,
+        "loaders": trainer.fit_loop.on_save_checkpoint().get("combined_loader", []),
+    }
+
+
+def add_to(checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
+    """Adds a state to the checkpoint that Lightning makes when the next batch is loaded, and begins with that batch."""
+    checkpoint[KEY] = state
+    loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
+    if state["loaders"]:
+        loops["state_dict"]["combined_loader"] = state["loaders"]
+    batches = loops["epoch_loop.batch_progress"]
+    batches["is_last_batch"] = False
+    for counts in (batches["total"], batches["current"]):
+        counts["ready"] = counts["completed"]
+    # As they are in a run that was never resumed.
+    for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+        counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
+
+
+def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> dict[str, Any]:
+    """Brings back a state, when training starts, before the next batch is loaded.
+
+    Returns:
+        what is for ``restore_logged``.
+
+    Raises:
+        MisconfigurationException: if the epoch has another number of batches now.
+    """
+    if state["batches"] != trainer.num_training_batches:
+        raise MisconfigurationException(
+            f"The checkpoint is from within an epoch of {state['batches']} batches, and it has "
+            f"{trainer.num_training_batches} now. Go on as before until the epoch has ended; change the batches then."
+        )
+    restore_loaders(trainer, state["loaders"], trainer.fit_loop.batch_idx + 1)
+    rank, _ = rank_and_count()
+    if rank >= len(state["processes"]):  # there were fewer
+        return {}
+    own = state["processes"][rank]
+    _set_random_state(own["random"], model.device)
+    found = dict(_metrics_of(model))
+    for name, (count, values) in own["metrics"].items():
+        if name in found:
+            for key, value in values.items():
+                setattr(found[name], key, move_data_to_device(value, model.device))
+            set_update_count(found[name], count)
+    return own["logged"]
+
+
+def restore_logged(trainer: Trainer, logged: dict[str, Any]) -> None:
+    """Adds to what is logged of an epoch what was logged of it before; each as soon as it is logged again."""
+    results = epoch_results(trainer)
+    for name in results.keys() & logged.keys():
+        former, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]
+        if result.meta.is_mean_reduction or result.meta.is_sum_reduction:
+            result.value = former["value"] + result.value
+        else:
+            result.value = result.meta.reduce_fx(former["value"], result.value)
+        if "cumulated_batch_size" in former:
+            result.cumulated_batch_size = former["cumulated_batch_size"] + result.cumulated_batch_size
+
+
+def _logged(trainer: Trainer) -> dict[str, Any]:
+    return {name: dict(result.metric_state) for name, result in epoch_results(trainer).items()}
+
+
+def _metrics(model: LightningModule) -> dict[str, tuple[int, dict[str, Any]]]:
+    """How often each metric was updated, and its state."""
+    for module in model.modules():
+        if isinstance(module, MetricCollection):
+            module.values()  # those that count the same have the same state from now on
+    return {name: (metric.update_count, dict(metric.metric_state)) for name, metric in _metrics_of(model)}
+
+
+def _metrics_of(model: LightningModule) -> Iterator[tuple[str, Metric]]:
+    for name, module in model.named_modules():
+        if isinstance(module, Metric):
+            yield name, module
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    numpy_state: Any = numpy.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # weights_only reads no arrays
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"])
