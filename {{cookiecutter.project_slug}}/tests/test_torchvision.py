@@ -339,6 +339,21 @@ IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs
 
 
 @pytest.mark.slow
+def test_transfer_from_a_run_of_ones_own(train, pictures, tmp_path):
+    small = ["experiment=transfer", f"data.root={pictures}", *IMAGES[1:]]
+    train(*small, "model.weights=null", "hydra.run.dir=first")
+    frozen = "callbacks.fine_tuning.unfreeze_backbone_at_epoch=9"
+    train(*small, "weights=first", frozen, "hydra.run.dir=second")  # and downloads nothing
+    first, second = (
+        torch.load(tmp_path / f"{run}/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+        for run, name in (("first", "best"), ("second", "last"))
+    )
+    changed = [name for name in first if not first[name].equal(second[name])]
+    assert changed, "the head was trained"
+    assert all("classifier" in name for name in changed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [

@@ -17,7 +17,7 @@ import torch
 from lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from project_for_tests import ROOT, environment, weights
+from project_for_tests import LIBRARY, ROOT, environment, weights
 from torch_starter import processes
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
@@ -134,13 +134,15 @@ def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path):
+@pytest.mark.parametrize(("every", "place"), [("null", "after epoch 1"), ("2", "within epoch 2, after step 12")])
+def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path, every, place):
     # Ends when nobody writes to its output any more: neither of the two.
-    train_py(*command, *TWO, "+callbacks.dies._target_=test_processes.Death", cwd=tmp_path, status=-signal.SIGKILL)
+    dies = ["+callbacks.dies._target_=test_processes.Death", f"callbacks.last_checkpoint.every={every}"]
+    train_py(*command, *TWO, *dies, cwd=tmp_path, status=-signal.SIGKILL)
     (folder,) = run_folders(tmp_path)
     assert not (folder / "results.json").exists()
     printed = run(sys.executable, ROOT / "resume.py", folder, "callbacks.dies=null", cwd=tmp_path)
-    assert "goes on after epoch 1" in printed
+    assert f"goes on {place}" in printed
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]
     assert all(weights(folder)[key].equal(value) for key, value in weights(two[0]).items())
@@ -265,6 +267,7 @@ def test_fsdp_without_a_gpu_is_refused(train):
         train("trainer=fsdp")
 
 
+SLURM_SCRIPT = LIBRARY.parent / "scripts/train.slurm"
 SRUN = """#!/bin/bash
 # What SLURM's srun does for two tasks on this machine.
 [ "$1" = --kill-on-bad-exit=1 ] && shift
@@ -275,7 +278,9 @@ wait -n && wait -n
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
-def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path, free_port):
+@pytest.mark.skipif(not SLURM_SCRIPT.exists(), reason="there is no scripts/train.slurm")
+@pytest.mark.parametrize(("every", "place"), [("null", "after epoch 1"), ("1000", "within epoch 2, after step 9")])
+def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path, free_port, every, place):
     """The script itself, with a stand-in for srun: its job has the same number when it is started again."""
     for name, content in (("srun", SRUN), ("python", f'#!/bin/bash\nexec {sys.executable} "$@"\n')):
         (tmp_path / "bin").mkdir(exist_ok=True)
@@ -286,11 +291,12 @@ def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path
     job |= {"MASTER_PORT": str(free_port), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     for path in (*ROOT.glob("*.py"), ROOT / "configs"):
         (tmp_path / path.name).symlink_to(path)
-    script = ["bash", ROOT / "scripts/train.slurm", *command, "trainer.accelerator=cpu"]
+    script = ["bash", SLURM_SCRIPT, *command, "trainer.accelerator=cpu"]
+    script.append(f"callbacks.last_checkpoint.every={every}")
     preempted = "+callbacks.stop._target_=test_processes.Preemption"
     run(*script, preempted, cwd=tmp_path, status=143, **job)
     printed = run(*script, cwd=tmp_path, **job)
-    assert "goes on after epoch 1" in printed
+    assert f"goes on {place}" in printed
     (folder,) = run_folders(tmp_path)
     assert folder == tmp_path / "outputs/slurm/7"
     assert results(folder)["metrics"] == results(two[0])["metrics"]

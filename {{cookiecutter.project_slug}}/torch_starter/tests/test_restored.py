@@ -100,7 +100,7 @@ def test_weights_of_a_run_or_the_latest_one(train, script, tmp_path, capfd):
         train("weights=nowhere")
     with pytest.raises(SystemExit, match="2 of 2 runs failed"):
         train("-m", "weights=latest", "seed=1,2")
-    assert "another run for each job of a multirun" in capfd.readouterr().err
+    assert "another run for each job of a multirun" in capfd.readouterr().out
 
 
 def test_weights_of_a_run_that_was_killed_before_its_first_checkpoint(train, script, tmp_path):
