@@ -1,5 +1,7 @@
 """The commands and recipes of README.md, followed to the letter."""
 
+import hashlib
+import os
 import re
 import runpy
 import shlex
@@ -14,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 
+import torch_starter
 from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,6 +88,30 @@ def test_every_override_of_the_text_trains(span, train, request, tmp_path):
         arguments = [argument.replace("FOLDER", str(folder)) for argument in arguments]
     train(*(["trainer.max_epochs=3"] if "max_epochs" not in span else []), *arguments)
     assert list(tmp_path.glob("**/results.json"))
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_the_worst_mistakes(train, digits, tmp_path):
+    skip_if_deleted(["experiment=mnist"])
+    nbformat = pytest.importorskip("nbformat", reason="needs pip install nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
+    train("experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1")
+    (code,) = re.findall(r"in a notebook:\n\n```python\n(.*?)```", README, re.DOTALL)
+    shown = "\nimport hashlib; print(hashlib.sha256(images[worst].numpy().tobytes()).hexdigest())"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code + shown)])
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute(env=environment)
+    outputs = notebook.cells[0].outputs
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    run = torch_starter.load_run(next(tmp_path.glob("outputs/mnist/*")))
+    run.data.setup("test")
+    images, labels = map(torch.cat, zip(*run.data.test_dataloader(), strict=True))
+    with torch.inference_mode():
+        losses = torch.nn.functional.cross_entropy(run.model(images), labels, reduction="none")
+    expected = hashlib.sha256(images[losses.topk(8).indices].numpy().tobytes()).hexdigest()
+    assert expected in "".join(output.get("text", "") for output in outputs)
 
 
 def test_the_table_of_groups_is_complete():
