@@ -168,6 +168,7 @@ FILES = """
     torch_starter/callbacks/resumable.py
     torch_starter/callbacks/run_description.py
     torch_starter/callbacks/sparse_logging.py
+    torch_starter/callbacks/within_epoch.py
     torch_starter/checkpoints.py
     torch_starter/compat.py
     torch_starter/data/__init__.py
@@ -267,6 +268,7 @@ FILES = """
     torch_starter/tests/test_train.py
     torch_starter/tests/test_trust.py
     torch_starter/tests/test_verbs.py
+    torch_starter/tests/test_within_epoch.py
     torch_starter/trust.py
     torch_starter/untrusted_run_folders.md
     train.py

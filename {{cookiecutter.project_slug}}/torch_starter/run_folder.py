@@ -3,7 +3,7 @@
 outputs/EXPERIMENT/DATE_TIME/
 ├── .hydra/                  the composed config, completed by what only the data know, and the overrides
 ├── checkpoints/best.ckpt    best by the monitored validation metric
-├── checkpoints/last.ckpt    after the last epoch that ended
+├── checkpoints/last.ckpt    after the last epoch that ended, or within one: callbacks.last_checkpoint.every
 ├── events.out.tfevents.*    TensorBoard
 ├── figures/*.png            the pictures of the run, the same that TensorBoard shows
 ├── hparams.yaml             what TensorBoard's HPARAMS shows
