@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the moving average of the losses, as in Lightning and fastai; and how many steps it needs to be one.
-SMOOTHING, WARMUP = 0.98, 10
+# Of the moving average of the losses, and how many steps it needs to be one.
+SMOOTHING, WARMUP = 0.9, 10
 # In place of a schedule that may need more steps.
 CONSTANT = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True, "factor": 1.0}
 TRAINER = {
@@ -66,8 +66,8 @@ def find(config: DictConfig, checkpoint: str | None) -> None:
 
 
 def _range_test(config: DictConfig) -> "RangeTest":
-    from lightning.fabric.utilities.seed import isolate_rng
     from lightning.pytorch.callbacks import BaseFinetuning
+    from lightning.pytorch.utilities.seed import isolate_rng
 
     from .callbacks.known_batches import KnownBatches
     from .callbacks.range_test import STEPS, RangeTest
@@ -103,13 +103,17 @@ def _smoothed(losses: list[float]) -> list[float]:
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float | None:
-    """The rate, to two digits, at which the loss falls fastest over its logarithm; None if it does not fall."""
-    if len(losses) < WARMUP + 2:
-        return None
+    """The rate, to two digits, at which the loss falls fastest over its logarithm; None if it does not fall.
+
+    Of those below the lowest loss: https://arxiv.org/abs/1506.01186, section 3.3.
+    """
     import numpy
 
-    slopes = numpy.gradient(losses, numpy.log(rates))[WARMUP:]
-    return float(f"{rates[WARMUP + slopes.argmin()]:.2g}") if slopes.min() < 0 else None
+    end = int(numpy.argmin(losses)) if losses else 0
+    if end <= WARMUP:
+        return None
+    slopes = numpy.gradient(losses, numpy.log(rates))[WARMUP:end]
+    return float(f"{rates[WARMUP + int(slopes.argmin())]:.2g}")
 
 
 def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> None:

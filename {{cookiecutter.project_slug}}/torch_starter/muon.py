@@ -1,5 +1,6 @@
-"""Muon for what it is made for, and AdamW for the rest, as one optimizer."""
+"""Muon for the weights that it is made for, and AdamW for the rest, as one optimizer."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,44 +10,39 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# In which matrices are orthogonalized. On a CPU bfloat16, as elsewhere, takes many times as long.
+DTYPES = {"cpu": torch.float32}
+# Of the quintic polynomial that is iterated, https://kellerjordan.github.io/posts/muon/
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """``torch.optim.Muon`` for groups with ``is_hidden``, and ``torch.optim.AdamW`` for the others.
+    """Muon for groups with ``is_hidden``, and ``torch.optim.AdamW`` for the others.
 
-    Weights of convolutions (out, in, …) are matrices (out, in * …) to Muon, as in https://github.com/KellerJordan/Muon.
-    Its steps are scaled to the size of AdamW's (``match_rms_adamw``, https://arxiv.org/abs/2502.16982), so that both
-    have one learning rate and one weight decay, and a scheduler need not know of two.
+    It takes the steps of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, as large as those of AdamW
+    (https://arxiv.org/abs/2502.16982, equation 4), so that one learning rate and one weight decay suit both. (torch's
+    is for matrices alone, since 2.9, and in bfloat16 on a CPU, too.)
 
     Args:
         params: groups; ``optimizer_and_scheduler`` marks those of ``hidden_weights``.
         lr: learning rate, of both.
-        momentum: of Muon.
+        momentum: of Muon, in [0, 1), in Nesterov's way.
         betas: of AdamW.
         weight_decay: decoupled, of both.
 
     Raises:
-        MisconfigurationException: if this torch has no Muon.
+        ValueError: if an argument is out of its range.
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.01,
+        self, params: Iterable[Any], lr: float, momentum: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise MisconfigurationException(
-                f"optimizer=muon needs torch 2.9, and this is {torch.__version__}. Update it, or take optimizer=adamw."
-            )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"optimizer.momentum is {momentum}; it must be at least 0 and below 1.")
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "is_hidden": False})
-        # They check the values, and get parameters and state with each step.
-        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        self.adamw = AdamW([{"params": []}], betas=tuple(betas), **options)
-        self.muon = torch.optim.Muon([{"params": []}], momentum=momentum, adjust_lr_fn="match_rms_adamw", **options)
+        # It checks the other values, and gets parameters and state with each step.
+        self.adamw = AdamW([{"params": []}], lr, tuple(betas), weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -55,35 +51,46 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.adamw.state = self.state
-        self.adamw.param_groups = [self.adamw.defaults | group for group in self.param_groups if not group["is_hidden"]]
+        others = [self.adamw.defaults | group for group in self.param_groups if not group["is_hidden"]]
+        self.adamw.state, self.adamw.param_groups = self.state, others
         self.adamw.step()
-        hidden = [group for group in self.param_groups if group["is_hidden"]]
-        matrices = {p: _as_matrix(p) for group in hidden for p in group["params"] if p.grad is not None}
-        self.muon.state.clear()
-        self.muon.state.update((matrix, self.state[p]) for p, matrix in matrices.items())
-        self.muon.param_groups = [
-            self.muon.defaults | group | {"params": [matrices[p] for p in group["params"] if p in matrices]}
-            for group in hidden
-        ]
-        self.muon.step()
-        for p, matrix in matrices.items():
-            p.copy_(matrix.view(p.shape))  # which are the same memory already, except where channels are last
+        for group in self.param_groups:
+            for parameter in group["params"] if group["is_hidden"] else ():
+                if parameter.grad is not None:
+                    self._step(parameter, group)
         return loss
 
+    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        # The weight of a convolution is a matrix from what it sees to what it gives.
+        gradient = parameter.grad.flatten(1)
+        mean = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(gradient))
+        mean.lerp_(gradient, 1 - group["momentum"])
+        update = orthogonalized(gradient.lerp(mean, group["momentum"]))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * 0.2 * math.sqrt(max(gradient.shape)))
 
-def _as_matrix(parameter: Tensor) -> Tensor:
-    """A weight (out, in, …) as (out, in * …), with its gradient."""
-    matrix = parameter.detach().flatten(1)
-    assert parameter.grad is not None
-    matrix.grad = parameter.grad.flatten(1)
-    return matrix
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """A matrix with the singular vectors of ``matrix`` and singular values between about 0.5 and 1.5.
+
+    By five iterations of Newton and Schulz: https://github.com/KellerJordan/Muon.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrix.to(DTYPES.get(matrix.device.type, torch.bfloat16), copy=True)
+    if is_tall := x.shape[0] > x.shape[1]:
+        x = x.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if is_tall else x).to(matrix.dtype)
 
 
 def hidden_weights(module: nn.Module) -> set[Tensor]:
-    """The weights of all linear and convolutional layers but the first and the last, in the order of ``modules()``.
+    """The weights of linear and convolutional layers, without the first and the last of ``modules()``.
 
-    Not of convolutions in groups, whose weights are no matrix from inputs to outputs.
+    Nor those of convolutions in groups, which are no matrices from all inputs to all outputs.
 
     Raises:
         MisconfigurationException: if there are none.
