@@ -161,6 +161,7 @@ FILES = """
     torch_starter/__init__.py
     torch_starter/callbacks/__init__.py
     torch_starter/callbacks/curves.py
+    torch_starter/callbacks/ema.py
     torch_starter/callbacks/epoch_metrics.py
     torch_starter/callbacks/fine_tuning.py
     torch_starter/callbacks/finite_loss.py

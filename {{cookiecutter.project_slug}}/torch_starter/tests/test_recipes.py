@@ -92,7 +92,7 @@ def test_average_is_what_is_validated_tested_and_loaded(train, small, tmp_path):
 @pytest.mark.parametrize("order", ["ema,early_stopping", "early_stopping,ema"])
 def test_two_files_of_callbacks_are_chosen_together(order):
     callbacks = project.compose([f"callbacks=[{order}]", "run_dir=RUN"]).callbacks
-    assert callbacks.ema._target_.endswith("EMAWeightAveraging")
+    assert callbacks.ema._target_.endswith("EMA")
     assert callbacks.early_stopping._target_.endswith("EarlyStopping")
     assert callbacks.best_checkpoint
 
