@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 class EMA(EMAWeightAveraging):
     """Lightning's, with the average on the device of the run.
 
-    (Lightning copies the model before it is moved there, so that each step would bring the weights of a GPU to the CPU.)
+    (Lightning copies the model before it is moved there, so that each step brings the weights of a GPU to the CPU.)
 
     Args:
         decay: of the average, in [0, 1).
@@ -34,7 +34,7 @@ class EMA(EMAWeightAveraging):
         """
         if isinstance(trainer.strategy, FSDPStrategy):
             raise MisconfigurationException(
-                "callbacks=ema needs the whole model in each process, which trainer=fsdp does not have: take trainer=ddp."
+                "callbacks=ema needs the whole model in each process, and trainer=fsdp divides it: take trainer=ddp."
             )
         if stage == "fit":
             pl_module.to(trainer.strategy.root_device)
