@@ -38,6 +38,7 @@ FILES = """
     README.md
     configs/callbacks/default.yaml
     configs/callbacks/early_stopping.yaml
+    configs/callbacks/ema.yaml
     configs/data/cifar10.yaml
     configs/data/fashion_mnist.yaml
     configs/data/image_folder.yaml
@@ -47,6 +48,7 @@ FILES = """
     configs/data/table.yaml
     configs/data/torchvision.yaml
     configs/experiment/cifar10.yaml
+    configs/experiment/debug.yaml
     configs/experiment/fashion_mnist.yaml
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
@@ -94,6 +96,7 @@ FILES = """
     configs/optimizer/adagrad.yaml
     configs/optimizer/adam.yaml
     configs/optimizer/adamw.yaml
+    configs/optimizer/muon.yaml
     configs/optimizer/rmsprop.yaml
     configs/optimizer/sgd.yaml
     configs/scheduler/constant.yaml
@@ -101,6 +104,7 @@ FILES = """
     configs/scheduler/one_cycle.yaml
     configs/scheduler/plateau.yaml
     configs/scheduler/step.yaml
+    configs/scheduler/warmup_cosine.yaml
     configs/sweep/linear_regression.yaml
     configs/sweep/mnist.yaml
     configs/train.yaml
@@ -157,6 +161,7 @@ FILES = """
     torch_starter/__init__.py
     torch_starter/callbacks/__init__.py
     torch_starter/callbacks/curves.py
+    torch_starter/callbacks/ema.py
     torch_starter/callbacks/epoch_metrics.py
     torch_starter/callbacks/fine_tuning.py
     torch_starter/callbacks/finite_loss.py
@@ -165,6 +170,7 @@ FILES = """
     torch_starter/callbacks/known_monitors.py
     torch_starter/callbacks/last_checkpoint.py
     torch_starter/callbacks/progress.py
+    torch_starter/callbacks/range_test.py
     torch_starter/callbacks/resumable.py
     torch_starter/callbacks/run_description.py
     torch_starter/callbacks/sparse_logging.py
@@ -187,10 +193,12 @@ FILES = """
     torch_starter/files.py
     torch_starter/help_page.py
     torch_starter/job.py
+    torch_starter/learning_rate.py
     torch_starter/loaded_run.py
     torch_starter/metrics.py
     torch_starter/mistakes.py
     torch_starter/multirun.py
+    torch_starter/muon.py
     torch_starter/optimization.py
     torch_starter/prediction.py
     torch_starter/prediction_output.py
@@ -203,6 +211,7 @@ FILES = """
     torch_starter/run_folder.py
     torch_starter/run_lookup.py
     torch_starter/saved_config.py
+    torch_starter/schedulers.py
     torch_starter/search/__init__.py
     torch_starter/search/report.py
     torch_starter/search/space.py
@@ -212,6 +221,7 @@ FILES = """
     torch_starter/tests/project_for_tests.py
     torch_starter/tests/small_project/configs/callbacks/default.yaml
     torch_starter/tests/small_project/configs/callbacks/early_stopping.yaml
+    torch_starter/tests/small_project/configs/callbacks/ema.yaml
     torch_starter/tests/small_project/configs/data/image_folder.yaml
     torch_starter/tests/small_project/configs/data/linear.yaml
     torch_starter/tests/small_project/configs/data/mnist.yaml
@@ -225,6 +235,7 @@ FILES = """
     torch_starter/tests/small_project/configs/model/mlp.yaml
     torch_starter/tests/small_project/configs/optimizer/adam.yaml
     torch_starter/tests/small_project/configs/optimizer/adamw.yaml
+    torch_starter/tests/small_project/configs/optimizer/muon.yaml
     torch_starter/tests/small_project/configs/optimizer/rmsprop.yaml
     torch_starter/tests/small_project/configs/optimizer/sgd.yaml
     torch_starter/tests/small_project/configs/scheduler/constant.yaml
@@ -232,6 +243,7 @@ FILES = """
     torch_starter/tests/small_project/configs/scheduler/one_cycle.yaml
     torch_starter/tests/small_project/configs/scheduler/plateau.yaml
     torch_starter/tests/small_project/configs/scheduler/step.yaml
+    torch_starter/tests/small_project/configs/scheduler/warmup_cosine.yaml
     torch_starter/tests/small_project/configs/sweep/linear_regression.yaml
     torch_starter/tests/small_project/configs/sweep/mnist.yaml
     torch_starter/tests/small_project/configs/train.yaml
@@ -257,6 +269,7 @@ FILES = """
     torch_starter/tests/test_own_data.py
     torch_starter/tests/test_processes.py
     torch_starter/tests/test_python.py
+    torch_starter/tests/test_recipes.py
     torch_starter/tests/test_remedies.py
     torch_starter/tests/test_restored.py
     torch_starter/tests/test_resume.py

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, __file__.removesuffix("train.py"))  # which PYTHONSAFEPATH and python -P leave out
-from torch_starter import checkpoints, environment, processes, project, results, run_folder, saved_config
+from torch_starter import checkpoints, environment, learning_rate, processes, project, results, run_folder, saved_config
 from torch_starter.compat import VERSION_BASE
 from torch_starter.explanations import explained
 from torch_starter.files import shown
@@ -30,8 +30,8 @@ def train(config: DictConfig, *watchers: object) -> None:
     start = time.monotonic()
     checkpoint = checkpoints.find_start(config)
     seed_everything(config.seed, workers=True, verbose=False)
-    data = instantiate(config.data, _convert_="all")
-    saved_config.complete(config, data)
+    data = saved_config.complete(config, instantiate(config.data, _convert_="all"))
+    learning_rate.find(config, checkpoint)
     model = checkpoints.load_weights(instantiate(config.model, _convert_="all"), config, checkpoint)
     callbacks, loggers = [*watchers, *project.entries(config, "callbacks")], project.entries(config, "logger")
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -46,6 +47,7 @@ def test_every_choice_composes_and_instantiates(composed, choice):
         "model=image_classifier": ["model.network={_target_: torch.nn.Identity}"],
         "model=table_model": ["model.network={_target_: torch.nn.Identity}"],
         "experiment=table": TABLE[1:],
+        "optimizer=muon": ["data=mnist", "model=mlp"],
     }.get(choice, [])
     if choice in ("data=table", "loss=by_target", "metrics=by_target", "model=logistic_regression"):
         needs = [*TABLE, "model=logistic_regression"]
@@ -89,6 +91,17 @@ def test_the_command_line_wins_over_the_experiment(composed):
 
 def test_one_cycle_goes_up_to_the_learning_rate_of_the_optimizer(composed):
     assert composed("scheduler=one_cycle", "optimizer.lr=0.3").model.scheduler.max_lr == 0.3
+
+
+def test_debug_goes_on_top_of_another_experiment(composed):
+    config = composed("experiment=[mnist,debug]", "trainer.max_epochs=1")
+    assert config.data.dataset == "MNIST"
+    assert (config.trainer.max_epochs, config.trainer.limit_train_batches) == (1, 3)
+    assert config.callbacks.best_checkpoint.monitor == "val/acc"
+
+
+def test_callbacks_can_be_chosen_together(composed):
+    assert {"ema", "early_stopping", "progress"} <= set(composed("callbacks=[early_stopping,ema]").callbacks)
 
 
 def test_loggers_can_be_chosen_together(composed):
@@ -136,4 +149,5 @@ def test_the_help_is_a_page_that_is_true(script, capfd):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         compose("train", ["experiment=mnist", *(key for key in keys if not key.startswith("hydra."))])
         for example in examples:
-            compose("train", [word.partition(",")[0] for word in example.split() if word != "-m"])
+            words = shlex.split(example)
+            compose("train", [word.partition(",")[0] if "-m" in words else word for word in words if word != "-m"])

@@ -31,8 +31,16 @@ def test_it_learns_digits(train, digits, model):
     assert metrics(run)["val/acc"] > 0.8
 
 
+def test_debug_is_a_few_batches_with_all_checks(train, digits):
+    (run,) = train("experiment=[mnist,debug]", f"data.root={digits}", "data.num_val=100", "data.batch_size=50")
+    results = json.loads((run / "results.json").read_text())
+    assert (results["epochs"], results["steps"]) == (2, 6)
+    assert run.parent.name == "mnist+debug"
+    assert not (run / "figures").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "muon"])
 def test_every_optimizer_learns_by_its_name_alone(train, digits, optimizer):
     (run,) = train(*SMALL, f"data.root={digits}", f"optimizer={optimizer}", "trainer.max_epochs=6")
     # A guess has the loss ln 10 = 2.3.
@@ -41,7 +49,7 @@ def test_every_optimizer_learns_by_its_name_alone(train, digits, optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
+@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau", "warmup_cosine"])
 def test_every_scheduler_learns_by_its_name_alone(train, digits, scheduler):
     (run,) = train(*SMALL, f"data.root={digits}", f"scheduler={scheduler}", "trainer.max_epochs=6")
     assert metrics(run)["test/acc"] > 0.8

@@ -52,7 +52,7 @@ def test_every_optimizer_finds_the_line_by_its_name_alone(train, closed_form, op
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau"])
+@pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau", "warmup_cosine"])
 def test_every_scheduler_lets_sgd_find_the_line(train, closed_form, scheduler):
     (run,) = train("optimizer=sgd", f"scheduler={scheduler}", "trainer.max_epochs=200")
     assert line(run / "checkpoints/last.ckpt") == pytest.approx(closed_form, abs=0.1)

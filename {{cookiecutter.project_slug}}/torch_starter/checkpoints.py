@@ -11,7 +11,7 @@ from . import processes
 from .files import read_json, shown
 from .mistakes import Mistake
 from .run_lookup import find_folder, has_checkpoint, is_run
-from .saved_config import is_job_of_multirun, read_saved, refuse_without_effect, rewrite, typed_overrides
+from .saved_config import is_job_of_multirun, read_saved, refuse_without_effect, save, typed_overrides
 from .trust import refuse_checkpoint_paths
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _find_weights(config: DictConfig) -> None:
                 "the former, or add model.weights=null."
             )
         config.model.weights = None
-    rewrite(config)
+    save(config)
 
 
 def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str | None) -> "LightningModule":

@@ -38,6 +38,7 @@ from .mistakes import Mistake
 from .run_lookup import has_checkpoint
 from .saved_config import (
     is_job_of_multirun,
+    keep_found_rate,
     read_overrides,
     read_saved,
     refuse_without_effect,
@@ -91,6 +92,8 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
     try:
         with locked(run):
             overrides = typed_overrides() or with_changes(run, changes)
+            if config.ckpt_path == "last":
+                keep_found_rate(config, read_saved(run))
             _refuse_another(config, overrides, run)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def complete(config: DictConfig, data: Any) -> None:
+def complete(config: DictConfig, data: Any) -> Any:
     """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
 
-    The run folder keeps it, so that the run can be read later without the data.
+    The run folder keeps it, so that the run can be read later without the data, which are returned.
 
     Args:
         config: of the run; changed in place.
@@ -40,7 +40,6 @@ def complete(config: DictConfig, data: Any) -> None:
     Raises:
         Mistake: if one is a text that a config cannot hold, or the numbers of a balanced loss are not known.
     """
-    before = OmegaConf.to_yaml(config)
     for key, value in data.facts().items() if hasattr(data, "facts") else ():
         for name in _texts(value):
             if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
@@ -55,15 +54,22 @@ def complete(config: DictConfig, data: Any) -> None:
         counts = data.class_counts()
         # Each class as a whole counts the same, and the average sample 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
-    if OmegaConf.to_yaml(config) != before:
-        rewrite(config)
+    save(config)
+    return data
 
 
-def rewrite(config: DictConfig) -> None:
-    """Lets a run folder that has a config keep this one."""
-    path = Path(config.run_dir, ".hydra/config.yaml")
-    if path.exists():
-        write_text(path, OmegaConf.to_yaml(config))
+def save(config: DictConfig) -> None:
+    """Writes a config that was completed into its run folder, if that has one."""
+    path, text = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def keep_found_rate(config: DictConfig, saved: dict[str, Any]) -> None:
+    """Lets the command of a run that goes on have the learning rate that it has found before, by ``find_lr=true``."""
+    found = saved.get("find_lr")
+    if config.get("find_lr") is True and isinstance(found, float):
+        config.find_lr = config.optimizer.lr = found
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -283,6 +289,8 @@ def refuse_without_effect(
         Mistake: if a difference would have no effect, or would not fit.
     """
     now: Any = OmegaConf.to_container(config)
+    if now.get("find_lr") is True and saved.get("find_lr") is not True:
+        raise Mistake(f"find_lr is true, but {source} has a learning rate, so that it would have no effect. {remedy}")
     for key, value in (saved.get("data") or {}).items():
         if now["data"].get(key, "") is None:
             now["data"][key] = value  # what only the data know

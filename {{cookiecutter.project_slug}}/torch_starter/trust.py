@@ -29,6 +29,8 @@ FUNCTIONS_OF = (
 CLASSES_OF = (
     *PACKAGES,
     "torch_starter.callbacks",
+    "torch_starter.muon",
+    "torch_starter.schedulers",
     "torch.nn.modules",
     "torch.optim",
     "torchvision.models",

@@ -31,8 +31,10 @@ class Curves(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if is_logged(trainer, trainer.global_step):
-            first, *others = (group["lr"] for group in trainer.optimizers[0].param_groups)
-            rates = {"train/lr": first} | ({"train/lr_backbone": others[-1]} if others else {})
+            groups = trainer.optimizers[0].param_groups  # which may also differ in their weight decay alone
+            rates = {"train/lr": groups[0]["lr"]}
+            if any(getattr(other, "previous_backbone_lr", None) is not None for other in trainer.callbacks):
+                rates["train/lr_backbone"] = groups[-1]["lr"]
             self._log(trainer, rates, trainer.global_step)
 
     def on_train_batch_end(

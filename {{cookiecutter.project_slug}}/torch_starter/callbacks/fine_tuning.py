@@ -4,7 +4,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from ..schedulers import WarmupCosine
 
 
 class FineTuning(BackboneFinetuning):
@@ -32,6 +35,14 @@ class FineTuning(BackboneFinetuning):
             )
         self.freeze(pl_module.backbone, train_bn=False)
 
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        super().finetune_function(pl_module, epoch, optimizer)
+        # Lightning knows of one group, which may have been split by optimizer.no_decay.
+        backbone = set(pl_module.backbone.parameters())
+        for group in optimizer.param_groups:
+            if backbone.issuperset(group["params"]):
+                group["lr"] = optimizer.param_groups[-1]["lr"]
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch == self.unfreeze_backbone_at_epoch:
@@ -50,7 +61,7 @@ class FineTuning(BackboneFinetuning):
         """
         super().on_fit_start(trainer, pl_module)
         for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, CosineAnnealingLR | OneCycleLR):
+            if isinstance(config.scheduler, CosineAnnealingLR | OneCycleLR | WarmupCosine):
                 raise MisconfigurationException(
                     f"{type(config.scheduler).__name__} plans the rates of all parameters at the start, and the "
                     "backbone comes later: take scheduler=constant, step or plateau, or callbacks.fine_tuning=null."

@@ -22,7 +22,7 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["optimizer.nesterov=true"], ["optimizer.nesterov: there is no such key", "betas"]),
         (["hydra.run.dri=x"], ["hydra.run.dri", "Did you mean dir?"]),
         (["optmizer=adam"], ["optmizer", "Did you mean optimizer?"]),
-        (["optimizer=adamm"], ["optimizer=adamm", "Did you mean adam?", "adam, adamw, rmsprop, sgd"]),
+        (["optimizer=adamm"], ["optimizer=adamm", "Did you mean adam?", "adam, adamw, muon, rmsprop, sgd"]),
         (["data.batchsize=3"], ["data.batchsize", "Did you mean batch_size?"]),
         (["experiment=linear_regresion"], ["experiment=linear_regresion", "Did you mean linear_regression?"]),
         (["logger=null"], ["~logger"]),

@@ -1,0 +1,133 @@
+"""The learning rate that a range test finds, for `find_lr=true`."""
+
+import io
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from . import checkpoints, project, saved_config
+from .files import shown, write_bytes
+from .mistakes import Mistake
+
+if TYPE_CHECKING:
+    from .callbacks.range_test import RangeTest
+
+log = logging.getLogger(__name__)
+
+# Of the moving average of the losses, and how many steps it needs to be one.
+SMOOTHING, WARMUP = 0.9, 10
+# In place of a schedule that may need more steps.
+CONSTANT = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True, "factor": 1.0}
+TRAINER = {
+    "max_epochs": -1,
+    "max_time": None,
+    "fast_dev_run": False,
+    "limit_val_batches": 0,
+    "detect_anomaly": False,
+    "profiler": None,
+    "logger": False,
+    "enable_checkpointing": False,
+}
+
+
+def find(config: DictConfig, checkpoint: str | None) -> None:
+    """Sets ``optimizer.lr`` to what a range test finds, if ``find_lr`` is true and the run is a new one.
+
+    The test trains a model of its own, on data and with random numbers of its own, so that the run is to the bit the
+    one with that rate. The run folder keeps the rate, as ``optimizer.lr`` and ``find_lr``, and a figure of the test.
+
+    Args:
+        config: of the run, completed; changed in place.
+        checkpoint: that the run starts from.
+
+    Raises:
+        Mistake: if no rate is found, or the run has several processes.
+    """
+    if config.get("find_lr") is not True or checkpoint:
+        return
+    test = _range_test(config)
+    smoothed = _smoothed(test.losses)
+    rate = _steepest(test.rates, smoothed)
+    path = Path(config.run_dir, "figures/learning_rate.png")
+    if rate is None:
+        raise Mistake(
+            f"find_lr=true finds no learning rate: in {len(test.losses)} steps, with rates up to "
+            f"{max(test.rates, default=0):.2g}, the loss does not fall. Set it: optimizer.lr=…"
+        )
+    _draw(path, test, smoothed, rate)
+    OmegaConf.update(config, "optimizer.lr", rate, force_add=True)
+    config.find_lr = rate
+    saved_config.save(config)
+    log.info(f"find_lr: optimizer.lr={rate} (see {shown(path)})")
+
+
+def _range_test(config: DictConfig) -> "RangeTest":
+    from lightning.pytorch.callbacks import BaseFinetuning
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    from .callbacks.known_batches import KnownBatches
+    from .callbacks.range_test import STEPS, RangeTest
+
+    config = config.copy()
+    OmegaConf.update(config, "scheduler", CONSTANT, merge=False, force_add=True)
+    if "compile" in config.model:
+        config.model.compile = False  # it takes longer than the test
+    test = RangeTest()
+    # Those that freeze a part of the network, or say what does not fit.
+    kept = [entry for entry in project.entries(config, "callbacks") if isinstance(entry, BaseFinetuning | KnownBatches)]
+    with isolate_rng(), tempfile.TemporaryDirectory() as folder:
+        trainer = instantiate(
+            config.trainer, callbacks=[*kept, test], max_steps=STEPS, default_root_dir=folder, **TRAINER
+        )
+        if (count := trainer.num_devices * trainer.num_nodes) > 1:
+            raise Mistake(
+                f"find_lr=true tests learning rates in one process, and this run has {count}. Find it with "
+                "trainer=auto trainer.devices=1, and then type it: optimizer.lr=…"
+            )
+        data = instantiate(config.data, _convert_="all")
+        trainer.fit(checkpoints.load_weights(instantiate(config.model, _convert_="all"), config, None), data)
+    return test
+
+
+def _smoothed(losses: list[float]) -> list[float]:
+    """Their moving average, each divided by the sum of its weights."""
+    total, smoothed = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        total = SMOOTHING * total + (1 - SMOOTHING) * loss
+        smoothed.append(total / (1 - SMOOTHING**step))
+    return smoothed
+
+
+def _steepest(rates: list[float], losses: list[float]) -> float | None:
+    """The rate, to two digits, at which the loss falls fastest over its logarithm; None if it does not fall.
+
+    Of those below the lowest loss: https://arxiv.org/abs/1506.01186, section 3.3.
+    """
+    import numpy
+
+    end = int(numpy.argmin(losses)) if losses else 0
+    if end <= WARMUP:
+        return None
+    slopes = numpy.gradient(losses, numpy.log(rates))[WARMUP:end]
+    return float(f"{rates[WARMUP + int(slopes.argmin())]:.2g}")
+
+
+def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.8))
+    axes = figure.add_subplot()
+    axes.semilogx(test.rates, test.losses, ".", color="0.7", label="each step")
+    axes.semilogx(test.rates, smoothed, color="black", label="moving average")
+    axes.axvline(rate, color="black", linestyle="--", label=f"steepest: {rate:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
+    axes.legend()
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content.getvalue())

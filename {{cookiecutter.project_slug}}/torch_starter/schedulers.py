@@ -1,0 +1,51 @@
+"""Learning-rate schedules that torch does not have."""
+
+import math
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupCosine(LRScheduler):
+    """Linear warm-up, then half a cosine.
+
+    The rate follows from the number of the step alone, so that a lengthened run has the rates of a longer one.
+    Warm-up is that of https://arxiv.org/abs/1706.02677, section 2.2; the cosine is equation 5 of
+    https://arxiv.org/abs/1608.03983, without restarts.
+
+    Args:
+        optimizer: whose learning rates are the highest ones.
+        total_steps: of warm-up and cosine together.
+        warmup_steps: a number of steps, or as a float a share of ``total_steps`` in [0, 1).
+        eta_min: the rate at the end.
+
+    Raises:
+        ValueError: if the warm-up is negative, or leaves no step for the cosine.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_steps: int | float = 0.05, eta_min: float = 0.0
+    ) -> None:
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.eta_min = eta_min
+        if not 0 <= self._warmup() < total_steps:
+            raise ValueError(
+                f"scheduler.warmup_steps is {warmup_steps}, but the run has {total_steps} steps. Take a smaller number "
+                "of steps, or a share of them such as 0.05"
+            )
+        super().__init__(optimizer)
+
+    def _warmup(self) -> int:
+        """Steps below the highest rate."""
+        is_share = isinstance(self.warmup_steps, float)
+        return round(self.warmup_steps * self.total_steps) if is_share else int(self.warmup_steps)
+
+    def get_lr(self) -> list[float | Tensor]:
+        warmup, step = self._warmup(), self.last_epoch
+        if step < warmup:
+            return [rate * (step + 1) / (warmup + 1) for rate in self.base_lrs]
+        progress = min(1.0, (step - warmup) / (self.total_steps - warmup))
+        share = (1 + math.cos(math.pi * progress)) / 2
+        return [self.eta_min + (rate - self.eta_min) * share for rate in self.base_lrs]
