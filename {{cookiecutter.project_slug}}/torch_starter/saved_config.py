@@ -40,7 +40,7 @@ def complete(config: DictConfig, data: Any) -> None:
     Raises:
         Mistake: if one is a text that a config cannot hold, or the numbers of a balanced loss are not known.
     """
-    before = OmegaConf.to_yaml(config)
+    before = OmegaConf.to_container(config)
     for key, value in data.facts().items() if hasattr(data, "facts") else ():
         for name in _texts(value):
             if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
@@ -55,9 +55,13 @@ def complete(config: DictConfig, data: Any) -> None:
         counts = data.class_counts()
         # Each class as a whole counts the same, and the average sample 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
-    path, completed = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
-    if path.exists() and completed != before:
-        write_text(path, completed)
+    folder = Path(config.run_dir, ".hydra")
+    names = [key.removeprefix(".") for key, *_ in _differences(before, OmegaConf.to_container(config), "")]
+    if (folder / "config.yaml").exists() and names:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+        # Without these, runs that differ in nothing but the seed have the same settings.
+        names += map(str, _read_list(folder / "from_data.yaml"))
+        write_text(folder / "from_data.yaml", yaml.safe_dump(sorted(set(names))))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -78,9 +82,48 @@ def _is_balanced(config: Any) -> bool:
 
 def read_overrides(run: Path) -> list[str]:
     """The overrides that a run was started with and, if it was resumed with more, those too; without ckpt_path."""
-    path = run / ".hydra/overrides.yaml"
-    lines = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return [line for line in lines or [] if not line.startswith("ckpt_path=")]
+    return [line for line in _read_list(run / ".hydra/overrides.yaml") if not line.startswith("ckpt_path=")]
+
+
+def _read_list(path: Path) -> list[str]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or []
+
+
+def read_choices(run: Path) -> dict[str, str]:
+    """The file that a run has chosen of each group, typed or by default; not of a list of choices."""
+    path = run / ".hydra/hydra.yaml"
+    try:
+        choices: Any = OmegaConf.select(OmegaConf.load(path), "hydra.runtime.choices") if path.exists() else None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        choices = None  # of an untrusted run
+    named = choices.items() if isinstance(choices, DictConfig) else ()
+    return {str(group): choice for group, choice in named if isinstance(choice, str) and project.is_group(str(group))}
+
+
+def read_hyperparameters(run: Path) -> dict[str, bool | int | float | str]:
+    """The hyperparameters of a run, without what the data have filled in, which may depend on the seed."""
+    from_data = _read_list(run / ".hydra/from_data.yaml")
+    return {name: value for name, value in hyperparameters(read_saved(run)) if name not in from_data}
+
+
+def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """The values that stand in a composed config, by their dotted names; a class by its name alone.
+
+    Left out is what only repeats another value (``${…}``), what describes the data, and how a run is watched:
+    callbacks, loggers, metrics and folders.
+    """
+    left_out = ("_partial_", "class_names", "columns")
+    left_out_at_root = ("callbacks", "logger", "metrics", "ckpt_path", "run_dir")
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield name, value.rpartition(".")[2]
+            elif key not in left_out and (name or key not in left_out_at_root):
+                yield from hyperparameters(value, f"{name}.{key}" if name else key)
+    elif isinstance(config, bool | int | float):
+        yield name, config
+    elif "${" not in str(config) and "_target_" not in str(config):
+        yield name, str(config)
 
 
 def with_changes(run: Path, overrides: Sequence[str]) -> list[str]:
