@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,22 @@ def typed_overrides() -> list[str]:
 
 def is_job_of_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def multirun_command() -> str | None:
+    """The command that goes on with the multirun of this job; None if it is no such job, or in a launcher's process."""
+    if not is_job_of_multirun() or Path(sys.argv[0]).name != "train.py":
+        return None
+    kept = [word for word in sys.argv if not word.startswith(("ckpt_path=", "hydra.sweep.dir="))]
+    return shlex.join(["python", *kept, f"hydra.sweep.dir={shown(HydraConfig.get().sweep.dir)}", "ckpt_path=last"])
+
+
+def swept_keys() -> set[str]:
+    """The keys that have several values in the multirun whose job Hydra runs."""
+    config, path = HydraConfig.get(), Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+    lines = OmegaConf.load(path).hydra.overrides.task if path.exists() else []
+    swept = {line.key_or_group for line in OverridesParser.create().parse_overrides(lines) if line.is_sweep_override()}
+    return swept | set(config.sweeper.get("params") or {})
 
 
 def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:

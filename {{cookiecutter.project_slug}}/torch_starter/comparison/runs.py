@@ -128,7 +128,7 @@ def as_text(value: Any) -> str:
     """A value as one types it; equal numbers are equal texts."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.12g}" if isinstance(value, float) else "null" if value in (None, "None") else str(value)
+    return "null" if value in (None, "None") else str(value).removesuffix(".0" if isinstance(value, float) else "")
 
 
 def _number(value: Any) -> float:

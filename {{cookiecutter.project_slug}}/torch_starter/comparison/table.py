@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import os
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -139,7 +141,7 @@ def print_table(columns: Sequence[Column]) -> None:
     columns, left_out = _fit(columns, width)
     rich.console.Console(width=width).print(as_rich(columns))
     if left_out:
-        print(printable(f"not shown, for want of width: {', '.join(left_out)}"))
+        print(textwrap.fill(printable(f"not shown, for want of width: {', '.join(left_out)}"), width))
 
 
 def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
@@ -246,6 +248,8 @@ def write_table(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Sequen
         return
     rows = [_row(run) for run in runs]
     if path.suffix == ".json":
+        for row in rows:
+            row["settings"] = {key: _value(text) for key, text in row["settings"].items()}
         write_text(path, to_json(rows) + "\n")
         return
     rows = [row.pop("settings") | row.pop("metrics") | row for row in rows]
@@ -255,6 +259,14 @@ def write_table(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Sequen
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, file.getvalue())
+
+
+def _value(text: str) -> Any:
+    """A setting as JSON has it: a number, true, false, null, a list; or a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _row(run: FinishedRun) -> dict[str, Any]:
