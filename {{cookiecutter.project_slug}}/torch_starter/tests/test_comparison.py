@@ -139,10 +139,9 @@ def test_metrics_of_several_values_are_left_out(write, compare):
 
 def test_a_key_is_compared_by_its_value_in_each_run(write, compare):
     write("typed", ["optimizer=sgd", "optimizer.lr=1e-1"], 0.5, {"optimizer": "sgd"}, {"optimizer.lr": 0.1})
-    write("default", [], 0.6, {"optimizer": "adam"}, {"optimizer.lr": 0.01})
-    write(
-        "place", ["data.root=/disk", "hydra.run.dir=outputs/place"], 0.7, {"optimizer": "adam"}, {"optimizer.lr": 0.01}
-    )
+    adam = {"optimizer": "adam"}, {"optimizer.lr": 0.01}
+    write("default", [], 0.6, *adam)
+    write("place", ["data.root=/disk", "hydra.run.dir=outputs/place"], 0.7, *adam)
     settings, runs = tables(compare())
     assert settings[0][:3] == ["optimizer", "lr", "n"]
     assert [row[:3] for row in settings[1:]] == [["adam", "0.01", "2"], ["sgd", "0.1", "1"]]
@@ -157,14 +156,7 @@ def test_a_changed_config_file_tells_runs_apart(write, compare):
 
 
 def test_what_the_data_say_is_no_setting(train, pictures, compare):
-    options = [
-        "data=image_folder",
-        f"data.root={pictures}",
-        "model=cnn",
-        "data.image_shape=[3,16,16]",
-        "+data.skip_broken=true",
-    ]
-    options = [option for option in options if "skip" not in option]
+    options = ["data=image_folder", f"data.root={pictures}", "model=cnn", "data.image_shape=[3,16,16]"]
     runs = [train(*options, "trainer.max_epochs=1", f"seed={seed}")[0] for seed in (1, 2)]
     assert all("data.num_classes" not in results(run)["hyperparameters"] for run in runs)
     settings, _ = tables(compare())
@@ -224,9 +216,7 @@ def test_files_have_all_of_each_run(write, compare, tmp_path):
     assert found[0]["settings"] == {"optimizer": "sgd", "optimizer.lr": 0.123456789012345, "seed": 1}
     assert found[1]["metrics"]["val/acc"] is None
     page = (tmp_path / "runs.md").read_text().splitlines()
-    assert page[0] == "| run | lr | optimizer | val/acc | test/acc | epochs | seconds |" or page[0].startswith(
-        "| run | lr |"
-    )
+    assert page[0] == "| run | lr | val/acc | test/acc | epochs | seconds |"
     assert len(page) == 4
 
 
@@ -237,9 +227,7 @@ def test_unfinished_runs_are_counted_and_damaged_ones_named(write, compare, tmp_
         (write(f"damaged{number}", [], 0.5) / "results.json").write_text(text)
     printed = compare()
     assert "not finished, and left out: 1\n" in printed
-    assert re.findall(r"(damaged\d)/results.json cannot be read", printed) == [
-        f"damaged{number}" for number in range(4)
-    ]
+    assert re.findall(r"damaged(\d)/results.json cannot be read", printed) == list("0123")
     assert len(tables(printed)[0]) == 2
 
 
@@ -287,19 +275,18 @@ def test_where_there_is_nothing_it_says_how_to_make_a_run(write, compare):
     with pytest.raises(SystemExit, match=r"no finished run in outputs. Make one: python train\.py"):
         compare()
     (write("a", [], 0.5) / "results.json").unlink()
-    with pytest.raises(SystemExit, match="Not finished: 1; go on with one by python resume.py"):
+    with pytest.raises(SystemExit, match=r"Not finished: 1; go on with one by python resume\.py"):
         compare()
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_a_table_is_no_wider_than_the_terminal(write, compare, width, monkeypatch):
+def test_a_table_is_no_wider_than_the_terminal(write, compare, width):
     channels = {"model.network.channels": "[16, 32, 64, 128]", "data.augmentation.crop": "RandomResizedCrop"}
     for number in range(4):
         typed = [f"{key}={value}{number % 2}" for key, value in channels.items()] + [f"seed={number}"]
         metrics = {f"test/{name}": 0.5 for name in ("acc", "auroc", "f1", "iou", "precision", "recall", "top5")}
         write(str(number), typed, number / 10, metrics=metrics)
-    monkeypatch.setattr("rich.console.Console.is_terminal", True)
-    rich.reconfigure(width=width)
+    rich.reconfigure(width=width, force_terminal=True)
     printed = compare()
     assert max(map(len, printed.splitlines())) <= width
     assert "0.1000 ± 0.1414" in printed
@@ -308,8 +295,10 @@ def test_a_table_is_no_wider_than_the_terminal(write, compare, width, monkeypatc
 
 def test_neither_torch_nor_lightning_is_imported(write, tmp_path):
     write("a", ["seed=1"], 0.5)
-    code = "import runpy, sys; sys.argv = ['compare.py', *sys.argv[2:]]; runpy.run_path(PATH, run_name='__main__')"
-    code = f"{code.replace('PATH', repr(str(ROOT / 'compare.py')))}; print(sorted({{'torch', 'lightning'}} & {{*sys.modules}}))"
-    command = [sys.executable, "-c", code, "--", "--output", "runs.csv"]
+    code = (
+        "import runpy, sys; sys.argv[:1] = ['compare.py']; runpy.run_path(sys.argv.pop(), run_name='__main__'); "
+        "print(sorted({'torch', 'lightning'} & {*sys.modules}))"
+    )
+    command = [sys.executable, "-c", code, "--output", "runs.csv", str(ROOT / "compare.py")]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
