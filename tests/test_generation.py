@@ -36,6 +36,7 @@ FILES = """
     .pre-commit-config.yaml
     LICENSE
     README.md
+    compare.py
     configs/callbacks/default.yaml
     configs/callbacks/early_stopping.yaml
     configs/callbacks/ema.yaml
@@ -176,6 +177,11 @@ FILES = """
     torch_starter/callbacks/sparse_logging.py
     torch_starter/callbacks/within_epoch.py
     torch_starter/checkpoints.py
+    torch_starter/comparison/__init__.py
+    torch_starter/comparison/curves.py
+    torch_starter/comparison/runs.py
+    torch_starter/comparison/settings.py
+    torch_starter/comparison/table.py
     torch_starter/compat.py
     torch_starter/data/__init__.py
     torch_starter/data/augmentation.py
@@ -257,6 +263,7 @@ FILES = """
     torch_starter/tests/small_project/small_task/image_folder.py
     torch_starter/tests/small_project/small_task/points.py
     torch_starter/tests/test_batches.py
+    torch_starter/tests/test_comparison.py
     torch_starter/tests/test_compat.py
     torch_starter/tests/test_download.py
     torch_starter/tests/test_export.py

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from . import processes
 from .files import read_json, shown
@@ -139,7 +139,7 @@ def _find_weights(config: DictConfig) -> None:
     Raises:
         Mistake: if there is no such checkpoint, or the user has typed pretrained weights, too.
     """
-    value = str(config.weights)
+    value, before = str(config.weights), OmegaConf.to_container(config)
     if value == "latest" and is_job_of_multirun():
         raise Mistake("weights=latest would be another run for each job of a multirun. Name the run: weights=RUN")
     if value == "latest" or is_run(Path(value)):
@@ -153,7 +153,7 @@ def _find_weights(config: DictConfig) -> None:
                 "the former, or add model.weights=null."
             )
         config.model.weights = None
-    save(config)
+    save(config, before)
 
 
 def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str | None) -> "LightningModule":

@@ -34,6 +34,13 @@ def record(run_dir: str, trainer: "Trainer") -> None:
     trainer.callbacks.append(LambdaCallback(on_train_start=write, on_test_start=write))
 
 
+def commit_of(run_dir: str) -> str | None:
+    """The commit of the last start of a run; ``-dirty`` behind it if something was not committed, as Git writes it."""
+    starts = read_json(Path(run_dir, "environment.json"))
+    git = starts[-1]["git"] if starts else None
+    return git["commit"] + ("-dirty" if git["dirty"] else "") if git else None
+
+
 def _environment(trainer: "Trainer") -> dict[str, Any]:
     import torch
 

@@ -65,7 +65,7 @@ def shown(folder: str | Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def make_folder_of(path: Path) -> None:
+def make_folder_of(path: Path, option: str = "--output") -> None:
     """Makes sure, before the work, that the file of an ``--output`` can be written.
 
     Raises:
@@ -76,4 +76,4 @@ def make_folder_of(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent, suffix=path.name):
             pass
     except OSError as error:
-        raise Mistake(f"--output {path} cannot be written: {error.strerror}. Choose another.") from None
+        raise Mistake(f"{option} {path} cannot be written: {error.strerror}. Choose another.") from None

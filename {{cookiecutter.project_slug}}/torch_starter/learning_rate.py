@@ -59,9 +59,10 @@ def find(config: DictConfig, checkpoint: str | None) -> None:
             f"{max(test.rates, default=0):.2g}, the loss does not fall. Set it: optimizer.lr=…"
         )
     _draw(path, test, smoothed, rate)
+    before = OmegaConf.to_container(config)
     OmegaConf.update(config, "optimizer.lr", rate, force_add=True)
     config.find_lr = rate
-    saved_config.save(config)
+    saved_config.save(config, before)
     log.info(f"find_lr: optimizer.lr={rate} (see {shown(path)})")
 
 

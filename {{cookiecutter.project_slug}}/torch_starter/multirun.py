@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import logging
-import math
 import os
 import re
 import shutil
@@ -16,11 +15,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from .comparison.runs import from_results
+from .comparison.settings import best_first, differing_keys, group_by
+from .comparison.table import Column, print_table, run_columns, tables_of
 from .compat import error_of
 from .explanations import explanation
 from .files import read_json, write_json, write_text
 from .mistakes import IS_FULL, Mistake, printable
-from .results import final_metrics
 from .run_folder import InUse, locked, remove_empty
 from .trust import refuse_links
 
@@ -34,10 +35,11 @@ _during_multirun = contextlib.ExitStack()
 
 
 class Multirun(Callback):
-    """Ends `python train.py -m …` with a table of its runs, best first. Hydra calls it.
+    """Ends `python train.py -m …` with a table of its settings and one of its runs, best first. Hydra calls it.
 
-    The order is that of the metric by which best.ckpt is chosen, at that checkpoint. A run that fails leaves its error
-    in its folder, in error.txt, and does not keep the others from running; the exit status is then 1.
+    A setting is what all runs share that differ in seed and fold alone. The order is that of the metric by which
+    best.ckpt is chosen, at that checkpoint. A run that fails leaves its error in its folder, in error.txt, and does not
+    keep the others from running; the exit status is then 1.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -85,7 +87,7 @@ class Multirun(Callback):
         _during_multirun.close()
         for job in jobs:
             job["results"] = (None if job["error"] else read_json(folder / job["run"] / "results.json")) or {}
-        _print_table(jobs)
+        _print_tables(folder, jobs)
         print(f"run folders  {folder}")
         if failed := sum(bool(job["error"]) for job in jobs):
             sys.exit(f"{failed} of {len(jobs)} runs failed.")
@@ -113,44 +115,23 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _print_table(jobs: list[dict[str, Any]]) -> None:
-    """Prints runs with the metric that they were chosen by and the test metrics, best first.
+def _print_tables(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Prints the settings and the single runs, best first; then those that failed, with the reason.
 
     Args:
+        folder: of the multirun.
         jobs: each with ``run``, ``overrides``, ``error`` (None if it has none) and ``results``, those of results.json.
     """
-    import rich
-    import rich.box
-    import rich.markup
-    import rich.table
-
-    def metrics(job: dict[str, Any]) -> dict[str, float]:
-        best = job["results"].get("monitored")
-        values = final_metrics(job["results"])
-        values |= {best["metric"]: best["value"]} if best else {}
-        return {name: math.nan if value is None else value for name, value in values.items()}  # JSON has no NaN
-
-    best = [job["results"].get("monitored") or {} for job in jobs]
-    monitors = list(dict.fromkeys(found["metric"] for found in best if found))
-    names = [*monitors, *sorted({name for job in jobs for name in metrics(job)} - {*monitors})]
-
-    def rank(job: dict[str, Any]) -> tuple[Any, ...]:
-        found = job["results"].get("monitored")
-        if found is None:
-            return bool(job["error"]), True, any(map(math.isnan, metrics(job).values()))
-        value = math.nan if found["value"] is None else found["value"]
-        sign = 1 if found["mode"] == "min" else -1
-        return bool(job["error"]), False, monitors.index(found["metric"]), math.isnan(value), sign * value
-
-    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
-    has_errors = any(job["error"] for job in jobs)
-    table = rich.table.Table("run", "overrides", *map(printable, names), box=rich.box.SIMPLE)
-    if has_errors:
-        table.add_column("failed")
-    for job in sorted(jobs, key=rank):
-        differing = [override for override in job["overrides"] if override not in shared]
-        values = [f"{value:.4f}" if (value := metrics(job).get(name)) is not None else "" for name in names]
-        cells = [job["run"], " ".join(differing), *values, *([job["error"] or ""] if has_errors else [])]
-        # Rich would take the brackets of `logger=[csv]` for a style.
-        table.add_row(*(rich.markup.escape(printable(cell)) for cell in cells))
-    rich.print(table)
+    runs = {
+        job["run"]: from_results(folder / job["run"], job["results"] or {"metrics": {}, "overrides": job["overrides"]})
+        for job in jobs
+    }
+    keys = differing_keys([*runs.values()])
+    ended = [runs[job["run"]] for job in jobs if not job["error"]]
+    tables = tables_of(best_first(group_by(ended, keys)), keys, folder) if ended else []
+    if failed := {job["run"]: job["error"] for job in jobs if job["error"]}:
+        tables.append(
+            [*run_columns([runs[run] for run in failed], keys, folder), Column("failed", [*failed.values()], "text")]
+        )
+    for columns in tables:
+        print_table(columns)

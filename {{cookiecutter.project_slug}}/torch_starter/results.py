@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import environment
 from .files import shown, write_json
 from .run_lookup import has_checkpoint
-from .saved_config import read_overrides
+from .saved_config import read_choices, read_hyperparameters, read_overrides
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -38,6 +39,10 @@ def save(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: flo
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "overrides": read_overrides(Path(run_dir)),
+        # What a comparison of many runs would otherwise read from several files of each.
+        "choices": read_choices(Path(run_dir)),
+        "hyperparameters": read_hyperparameters(Path(run_dir)),
+        "commit": environment.commit_of(run_dir),
     }
     write_json(Path(run_dir, "results.json"), results)
     Path(run_dir, "error.txt").unlink(missing_ok=True)  # of an earlier start

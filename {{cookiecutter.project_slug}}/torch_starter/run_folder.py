@@ -42,6 +42,7 @@ from .saved_config import (
     read_overrides,
     read_saved,
     refuse_without_effect,
+    swept_keys,
     typed_overrides,
     with_changes,
 )
@@ -162,10 +163,28 @@ def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path) -> 
             f"{shown(run)} holds a run, which was not changed. Choose another hydra.{key}.dir, or go on with that run "
             "by ckpt_path=last."
         )
+    if is_job_of_multirun():
+        _refuse_another_job(overrides, run)
     try:
         refuse_without_effect(saved, config, overrides, shown(run), "Start another run for it.")
     except Mistake as error:
         raise InUse(str(error)) from None
+
+
+def _refuse_another_job(overrides: Sequence[str], run: Path) -> None:
+    """Makes sure that a job of a multirun with another grid does not take the checkpoint of the job of that number.
+
+    Raises:
+        InUse: if a key that has several values in the multirun has another one in the folder.
+    """
+    now, before = ({line.partition("=")[0]: line for line in lines} for lines in (overrides, read_overrides(run)))
+    others = [key for key in now if key in swept_keys() and before.get(key) != now[key]]
+    if others:
+        there = " ".join(before.get(key, f"no {key}") for key in others)
+        raise InUse(
+            f"{shown(run)} holds {there}, not {' '.join(now[key] for key in others)}; it was not changed. In the same "
+            "folder a grid can grow at the end of its first key alone. Choose another hydra.sweep.dir."
+        )
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def complete(config: DictConfig, data: Any) -> Any:
     Raises:
         Mistake: if one is a text that a config cannot hold, or the numbers of a balanced loss are not known.
     """
+    before = OmegaConf.to_container(config)
     for key, value in data.facts().items() if hasattr(data, "facts") else ():
         for name in _texts(value):
             if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
@@ -54,15 +56,21 @@ def complete(config: DictConfig, data: Any) -> Any:
         counts = data.class_counts()
         # Each class as a whole counts the same, and the average sample 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
-    save(config)
+    save(config, before)
     return data
 
 
-def save(config: DictConfig) -> None:
-    """Writes a config that was completed into its run folder, if that has one."""
-    path, text = Path(config.run_dir, ".hydra/config.yaml"), OmegaConf.to_yaml(config)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+def save(config: DictConfig, before: Any) -> None:
+    """Writes a config into its run folder, if that has one, and which of its keys differ from ``before``.
+
+    These were found and not chosen: without them, runs that differ in nothing but the seed have the same settings.
+    """
+    folder = Path(config.run_dir, ".hydra")
+    found = [key.removeprefix(".") for key, *_ in _differences(before, OmegaConf.to_container(config), "")]
+    if found and (folder / "config.yaml").exists():
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+        found += map(str, _read_list(folder / "found.yaml"))
+        write_text(folder / "found.yaml", yaml.safe_dump(sorted(set(found))))
 
 
 def keep_found_rate(config: DictConfig, saved: dict[str, Any]) -> None:
@@ -90,9 +98,48 @@ def _is_balanced(config: Any) -> bool:
 
 def read_overrides(run: Path) -> list[str]:
     """The overrides that a run was started with and, if it was resumed with more, those too; without ckpt_path."""
-    path = run / ".hydra/overrides.yaml"
-    lines = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return [line for line in lines or [] if not line.startswith("ckpt_path=")]
+    return [line for line in _read_list(run / ".hydra/overrides.yaml") if not line.startswith("ckpt_path=")]
+
+
+def _read_list(path: Path) -> list[str]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or []
+
+
+def read_choices(run: Path) -> dict[str, str]:
+    """The file that a run has chosen of each group, typed or by default; not of a list of choices."""
+    path = run / ".hydra/hydra.yaml"
+    try:
+        choices: Any = OmegaConf.select(OmegaConf.load(path), "hydra.runtime.choices") if path.exists() else None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        choices = None  # of an untrusted run
+    named = choices.items() if isinstance(choices, DictConfig) else ()
+    return {str(group): choice for group, choice in named if isinstance(choice, str) and project.is_group(str(group))}
+
+
+def read_hyperparameters(run: Path) -> dict[str, bool | int | float | str]:
+    """The hyperparameters of a run, without those that it has found, which may depend on the seed."""
+    found = _read_list(run / ".hydra/found.yaml")
+    return {name: value for name, value in hyperparameters(read_saved(run)) if name not in found}
+
+
+def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """The values that stand in a composed config, by their dotted names; a class by its name alone.
+
+    Left out is what only repeats another value (``${…}``), what describes the data, and how a run is watched:
+    callbacks, loggers, metrics and folders.
+    """
+    left_out = ("_partial_", "class_names", "columns")
+    left_out_at_root = ("callbacks", "logger", "metrics", "ckpt_path", "run_dir")
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield name, value.rpartition(".")[2]
+            elif key not in left_out and (name or key not in left_out_at_root):
+                yield from hyperparameters(value, f"{name}.{key}" if name else key)
+    elif isinstance(config, bool | int | float):
+        yield name, config
+    elif "${" not in str(config) and "_target_" not in str(config):
+        yield name, str(config)
 
 
 def with_changes(run: Path, overrides: Sequence[str]) -> list[str]:
@@ -109,6 +156,22 @@ def typed_overrides() -> list[str]:
 
 def is_job_of_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def multirun_command() -> str | None:
+    """The command that goes on with the multirun of this job; None if it is no such job, or in a launcher's process."""
+    if not is_job_of_multirun() or Path(sys.argv[0]).name != "train.py":
+        return None
+    kept = [word for word in sys.argv if not word.startswith(("ckpt_path=", "hydra.sweep.dir="))]
+    return shlex.join(["python", *kept, f"hydra.sweep.dir={shown(HydraConfig.get().sweep.dir)}", "ckpt_path=last"])
+
+
+def swept_keys() -> set[str]:
+    """The keys that have several values in the multirun whose job Hydra runs."""
+    config, path = HydraConfig.get(), Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+    lines = OmegaConf.load(path).hydra.overrides.task if path.exists() else []
+    swept = {line.key_or_group for line in OverridesParser.create().parse_overrides(lines) if line.is_sweep_override()}
+    return swept | set(config.sweeper.get("params") or {})
 
 
 def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:

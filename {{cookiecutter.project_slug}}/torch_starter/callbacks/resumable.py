@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..files import shown, write_bytes
 from ..optimization import is_validated
+from ..saved_config import multirun_command
 from . import within_epoch
 
 log = logging.getLogger(__name__)
@@ -180,8 +181,11 @@ class Resumable(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # What the config has wrong stays wrong.
         is_mistake = isinstance(exception, MisconfigurationException)
-        if (self.has_started and not is_mistake) or isinstance(exception, KeyboardInterrupt | SystemExit):
-            log.info(f"stopped; go on with   python resume.py {shlex.quote(str(shown(trainer.default_root_dir)))}")
+        is_stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        if (self.has_started and not is_mistake) or is_stopped:
+            command = multirun_command() if is_stopped else None  # after a failure the other jobs go on
+            command = command or f"python resume.py {shlex.quote(str(shown(trainer.default_root_dir)))}"
+            log.info(f"stopped; go on with   {command}")
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

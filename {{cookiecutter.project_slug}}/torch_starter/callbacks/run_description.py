@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from ..compat import uncompiled
 from ..figures import remove_callback
+from ..saved_config import hyperparameters
 
 log = logging.getLogger(__name__)
 
@@ -57,26 +57,6 @@ class RunDescription(Callback):
             if isinstance(logger, TensorBoardLogger):
                 _add_graph(logger, pl_module, batch)
         remove_callback(trainer, self)
-
-
-def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The values that stand in a composed config, by their dotted names; a class by its name alone.
-
-    Left out is what only repeats another value (``${…}``), what describes the data, and how a run is watched:
-    callbacks, loggers, metrics and folders.
-    """
-    left_out = ("_partial_", "class_names", "columns")
-    left_out_at_root = ("callbacks", "logger", "metrics", "ckpt_path", "run_dir")
-    if isinstance(config, dict):
-        for key, value in config.items():
-            if key == "_target_":
-                yield name, value.rpartition(".")[2]
-            elif key not in left_out and (name or key not in left_out_at_root):
-                yield from hyperparameters(value, f"{name}.{key}" if name else key)
-    elif isinstance(config, bool | int | float):
-        yield name, config
-    elif "${" not in str(config) and "_target_" not in str(config):
-        yield name, str(config)
 
 
 def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:

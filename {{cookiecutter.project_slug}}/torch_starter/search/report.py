@@ -8,8 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
+from ..comparison.runs import from_results
+from ..comparison.settings import shown_metrics
+from ..comparison.table import Column, metric_columns, print_table, setting_columns
+from ..files import read_json, replacing
 from ..mistakes import Mistake, printable
+from ..results import final_metrics
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -99,14 +103,10 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     Raises:
         Mistake: if all trials failed.
     """
-    import rich
     from filelock import FileLock
 
     trials = ranked(study)
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console.width = 160  # of a file or a pipe, whose width is not known
-    console.print(table(study, space, metric))
+    print_table(columns_of(study, folder, space, metric))
     count = Counter(trial.state.name for trial in trials)
     reasons = Counter(trial.user_attrs.get("reason", "") for trial in trials if trial.state.name == "FAIL")
     failed = f"{count['FAIL']} of {len(trials)} trials failed; their folders have error.txt and train.log.\n"
@@ -125,6 +125,23 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     print(f"best trial    {folder / str(trials[0].number)}")
     command = shlex.join(["python", "train.py", *overrides, *assignments(trials[0].params)])
     print(f"its command   {printable(command)}")
+
+
+def columns_of(study: "Study", folder: Path, space: dict[str, Any], metric: str) -> list[Column]:
+    """The trials, best first: state, parameters, the metric that they are compared by, test metrics and epochs."""
+    trials, runs = ranked(study), []
+    for trial in trials:
+        path = folder / str(trial.number) / "results.json"
+        results = (read_json(path) if state_of(trial) == "complete" else None) or {}
+        value = best_value(study, trial)
+        metrics = final_metrics(results) | ({} if value is None else {metric: value})
+        found = {"metrics": metrics, "overrides": assignments(trial.params), "epochs": trial.last_step}
+        runs.append([from_results(path.parent, found)])
+    numbers = Column("trial", [str(trial.number) for trial in trials], "name")
+    states = Column("state", [state_of(trial) for trial in trials], "name")
+    names = [metric, *(name for name in shown_metrics(run for (run,) in runs) if name != metric)]
+    epochs = Column("epoch", [str(trial.last_step or "") for trial in trials], "number")
+    return [numbers, states, *setting_columns(runs, list(space)), *metric_columns(runs, names), epochs]
 
 
 def draw(study: "Study", folder: Path, metric: str) -> None:

@@ -1,11 +1,21 @@
 """The table that ends `python train.py -m`: of this multirun alone, in the order that best.ckpt is chosen by."""
 
 import json
+import multiprocessing
+import os
 import re
+import runpy
+import shlex
+import signal
+import statistics
+import sys
+from pathlib import Path
 
 import pytest
 import rich
 from lightning import Callback
+
+from project_for_tests import ROOT
 
 QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
 
@@ -33,7 +43,7 @@ def test_same_folder_a_second_time(train, tmp_path, capfd):
         train("-m", *QUICK, "hydra.sweep.dir=s", "optimizer=rmsprop,adamw")
     second = rows(capfd.readouterr().out)
     for number, optimizer in (("0", "rmsprop"), ("1", "adamw")):
-        assert f"optimizer={optimizer}" in second[number]
+        assert optimizer in second[number]
         assert f"s/{number} holds a run" in second[number]
         assert not set(re.findall(r"\d+\.\d{4}", first[number])) & set(re.findall(r"\d+\.\d{4}", second[number]))
     assert {path: path.read_bytes() for path in (tmp_path / "s").glob("*/**/*") if path.is_file()} == before
@@ -52,7 +62,7 @@ def test_folders_made_of_values_and_slashes(train, tmp_path, capfd):
         train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam", "data.batch_size=0,50")
     printed = capfd.readouterr()
     assert table(printed.out).count("data.batch_size is 0; it must be a whole number from 1.") == 2
-    assert "sgd/batch 50" in table(printed.out)
+    assert "sgd/batch 50" in printed.out.partition("failed")[0]
     assert "raised" not in printed.err
     assert (tmp_path / "s/adam/batch 0/error.txt").exists()
 
@@ -93,3 +103,81 @@ def test_order_is_that_of_the_best_checkpoint(train, tmp_path, capfd, monitor):
     assert results[1]["metrics"]["test/MAE"] > results[0]["metrics"]["test/MAE"], "which would turn the order round"
     for number, value in zip("01", best, strict=True):
         assert f"{value:.4f}" in found[number]
+
+
+def test_settings_are_the_mean_over_seeds_above_the_single_runs(train, tmp_path, capfd):
+    train("-m", *QUICK, "optimizer=adam,sgd", "seed=1,2,3", "hydra.sweep.dir=s")
+    printed = capfd.readouterr().out
+    settings = re.split(r"─+ *\n", printed)[-2]
+    values = {"adam": [], "sgd": []}
+    for number in range(6):
+        results = json.loads((tmp_path / f"s/{number}/results.json").read_text())
+        values[results["choices"]["optimizer"]].append(results["monitored"]["value"])
+    order = sorted(values, key=lambda optimizer: statistics.mean(values[optimizer]))
+    assert re.findall(r"^ +(adam|sgd) +3 ", settings, re.MULTILINE) == order
+    for row in values.values():
+        assert f"{statistics.mean(row):.4f} ± {statistics.stdev(row):.4f}" in settings
+    assert re.search(r"run +optimizer +seed +val/loss +test/loss", printed)
+    assert len(rows(printed)) == 6
+    best = min([*values["adam"], *values["sgd"]])
+    assert f"{best:.4f}" in next(iter(rows(printed).values()))
+
+
+# A multirun that is stopped
+
+
+class StopsOnce(Callback):
+    """Sends a signal to the process in the tenth epoch of job 1, once."""
+
+    def __init__(self, sent):
+        self.sent = sent
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        is_due = trainer.current_epoch == 9 and Path(trainer.default_root_dir).name == "1"
+        if is_due and not Path("sent").exists():
+            Path("sent").touch()
+            os.kill(os.getpid(), self.sent)
+
+
+def in_child(arguments, output):
+    sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT), "w", buffering=1)
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_stopped_in_its_second_job_it_goes_on_with_the_same_runs(train, tmp_path, capfd, sent):
+    grid = ["-m", *QUICK, "callbacks.run_description=null", "seed=1,2,3"]
+    train(*grid, "hydra.sweep.dir=whole")  # first, so that the fork finds everything imported
+    expected = table(capfd.readouterr().out)
+    stop = f"+callbacks.stop={{_target_:test_multirun.StopsOnce,sent:{int(sent)}}}"
+    arguments = [*grid, stop, "hydra.sweep.dir=s"]
+    process = multiprocessing.get_context("fork").Process(target=in_child, args=(arguments, tmp_path / "output.txt"))
+    process.start()
+    process.join()
+    assert process.exitcode == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert [path.parent.name for path in (tmp_path / "s").glob("*/results.json")] == ["0"]
+    before = (tmp_path / "s/0/results.json").read_bytes()
+
+    if sent == signal.SIGTERM:  # it has told the command
+        told = re.search(r"go on with   python \S*train.py (.*)", (tmp_path / "output.txt").read_text())[1]
+        assert shlex.split(told) == [*arguments, "ckpt_path=last"]
+    train(*arguments, "ckpt_path=last")
+    found = table(capfd.readouterr().out)
+    assert re.findall(r"\d+\.\d{4}", found) == re.findall(r"\d+\.\d{4}", expected)
+    assert sorted(rows(found)) == list("012")
+    assert (tmp_path / "s/0/results.json").read_bytes() == before
+    assert "goes on after epoch" in (tmp_path / "s/1/train.log").read_text()
+
+
+def test_another_grid_takes_no_checkpoint_of_the_one_before(train, tmp_path, capfd):
+    train("-m", *QUICK, "hydra.sweep.dir=s", "seed=1,2")
+    before = (tmp_path / "s/0/results.json").read_bytes()
+    with pytest.raises(SystemExit, match="1 of 3 runs failed"):
+        train("-m", *QUICK, "hydra.sweep.dir=s", "seed=5,2,3", "ckpt_path=last")
+    assert "s/0 holds seed=1, not seed=5; it was not changed." in capfd.readouterr().out
+    assert (tmp_path / "s/0/results.json").read_bytes() == before
+    # But all jobs may be longer.
+    train("-m", *QUICK[1:], "trainer.max_epochs=25", "hydra.sweep.dir=s", "seed=1,2,3", "ckpt_path=last")
+    assert {json.loads((tmp_path / f"s/{number}/results.json").read_text())["epochs"] for number in range(3)} == {25}

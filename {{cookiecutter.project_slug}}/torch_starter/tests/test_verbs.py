@@ -95,7 +95,9 @@ def test_a_missing_or_damaged_checkpoint_names_the_others(line, script):
 
 
 def test_help_does_not_wait_for_torch(tmp_path):
-    for verb in {"resume.py", "evaluate.py", "predict.py", "export.py"} & {path.name for path in ROOT.iterdir()}:
+    for verb in {"resume.py", "evaluate.py", "predict.py", "export.py", "compare.py"} & {
+        path.name for path in ROOT.iterdir()
+    }:
         command = [sys.executable, "-X", "importtime", str(ROOT / verb), "--help"]
         done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.stdout.startswith("usage:")

@@ -1,0 +1,1 @@
+"""Finished runs side by side: which settings they have, how they did, over seeds and folds."""

@@ -1,0 +1,127 @@
+"""The curves of runs over each other, a line for each setting: `compare.py --plot`."""
+
+import csv
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import replacing
+from ..mistakes import Mistake, printable
+from ..trust import refuse_links
+from .runs import FinishedRun
+from .settings import NO_VALUE, Group, deviation, monitors, value_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of one figure; more cannot be told apart.
+MOST = 8
+# Told apart without their colors, which are from https://jfly.uni-koeln.de/color/ and also differ in brightness.
+STYLES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1, 1, 3))]
+COLORS = ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f"]
+
+
+def plotted_metric(runs: Sequence[FinishedRun], sort: str | None) -> str:
+    """The metric whose curves are drawn: that of ``--sort`` if it has any, otherwise the monitored one."""
+    names = [sort] if sort and sort.startswith(("train/", "val/")) else list(monitors(runs))
+    if not names:
+        raise Mistake("--plot: no run monitors a metric. Say which to draw: --sort train/loss")
+    return names[0]
+
+
+def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) -> None:
+    """Draws a metric over the epochs: the mean of each setting, with its standard deviation over the runs as a band.
+
+    Args:
+        path: a PNG file.
+        groups: the runs of each setting, best first.
+        keys: in which the settings differ.
+        metric: such as ``val/loss``.
+
+    Raises:
+        Mistake: if no run has a curve of it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    count, missing = 0, []
+    for group in groups[:MOST]:
+        curves = {run.folder: read_curve(run.folder, metric) for run in group}
+        missing += [folder for folder, curve in curves.items() if not curve]
+        present = [curve for curve in curves.values() if curve]
+        # As far as all runs of the setting went: a mean over others would jump where one of them ends.
+        epochs = sorted(set.intersection(*map(set, present))) if present else []
+        if not epochs:
+            continue
+        values = [[curve[epoch] for curve in present] for epoch in epochs]
+        means = [statistics.fmean(row) for row in values]
+        label = _label(group[0], keys) + (f" ({len(present)} runs)" if len(present) > 1 else "")
+        color = COLORS[count % MOST]
+        axes.plot(epochs, means, linestyle=STYLES[count % MOST], color=color, label=label, linewidth=1.8)
+        if len(present) > 1:
+            stds = list(map(deviation, values))
+            low = [mean - std for mean, std in zip(means, stds, strict=True)]
+            high = [mean + std for mean, std in zip(means, stds, strict=True)]
+            axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        count += 1
+    for folder in missing:
+        print(printable(f"{folder} has no curve of {metric}: left out of the plot"))
+    if not count:
+        raise Mistake(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
+    if len(groups) > MOST:
+        print(f"{path} has the best {MOST} of {len(groups)} settings: more cannot be told apart")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(printable(metric))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    _add_legend(figure, count)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _label(run: FinishedRun, keys: Sequence[str]) -> str:
+    values = {key: value_of(run, key) for key in keys}
+    return printable(" ".join(f"{key}={value}" for key, value in values.items() if value != NO_VALUE)) or "all runs"
+
+
+def _add_legend(figure: "Figure", count: int) -> None:
+    """Above the curves, which it would hide within them."""
+    columns = 1 if count < 3 else 2
+    legend = figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=4)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a value with dollar signs is no formula
+
+
+def read_curve(run: Path, metric: str) -> dict[int, float]:
+    """A metric after each epoch, from 1, by TensorBoard's event files or else the CSV logger's metrics.csv.
+
+    Empty if there is none, or a link in the folder leads out of it.
+    """
+    try:
+        refuse_links(run)
+    except Mistake:
+        return {}
+    rows = list(_events(run, metric))
+    rows = rows or [row for path in sorted(run.rglob("metrics.csv")) for row in _csv(path, metric)]
+    return {epoch + 1: value for epoch, value in rows}  # a resumed run replaces what came after its checkpoint
+
+
+def _events(run: Path, metric: str) -> Iterator[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), {"scalars": 0, "images": 1, "tensors": 1, "histograms": 1}).Reload()
+    tags: Any = events.Tags()["scalars"]
+    if {"epoch", metric} <= set(tags):
+        epochs = {event.step: int(event.value) for event in events.Scalars("epoch")}
+        for event in events.Scalars(metric):
+            if event.step in epochs:
+                yield epochs[event.step], event.value
+
+
+def _csv(path: Path, metric: str) -> Iterator[tuple[int, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row.get(metric) and row.get("epoch"):
+                yield int(float(row["epoch"])), float(row[metric])
