@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, __file__.removesuffix("train.py"))  # which PYTHONSAFEPATH and python -P leave out
-from torch_starter import checkpoints, environment, processes, project, results, run_folder, saved_config
+from torch_starter import checkpoints, environment, processes, project, results, run_folder, saved_config, tracking
 from torch_starter.compat import VERSION_BASE
 from torch_starter.explanations import explained
 from torch_starter.files import shown
@@ -33,11 +33,11 @@ def train(config: DictConfig, *watchers: object) -> None:
     data = instantiate(config.data, _convert_="all")
     saved_config.complete(config, data)
     model = checkpoints.load_weights(instantiate(config.model, _convert_="all"), config, checkpoint)
-    callbacks, loggers = [*watchers, *project.entries(config, "callbacks")], project.entries(config, "logger")
+    callbacks, loggers = [*watchers, *project.entries(config, "callbacks")], tracking.loggers(config)
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
     environment.record(config.run_dir, trainer)
-    with processes.together(config, trainer, checkpoint):
+    with processes.together(config, trainer, checkpoint), tracking.tracked(config, trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         found = dict(trainer.callback_metrics)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None  # None: test the last weights

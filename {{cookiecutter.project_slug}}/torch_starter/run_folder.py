@@ -7,6 +7,8 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── events.out.tfevents.*    TensorBoard
 ├── figures/*.png            the pictures of the run, the same that TensorBoard shows
 ├── hparams.yaml             what TensorBoard's HPARAMS shows
+├── tracking.json            with logger=wandb or logger=mlflow: the id of its run there
+├── wandb/                   with logger=wandb: what is sent, or waits for `wandb sync`
 ├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
 ├── environment.json         for each start: command, git commit, versions, device
 ├── split.csv                of a folder of pictures: which is in which split
