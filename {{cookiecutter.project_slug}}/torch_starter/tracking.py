@@ -34,8 +34,10 @@ def loggers(config: DictConfig) -> list[Any]:
     Raises:
         Mistake: if the package of one is not installed, or the ids in the run folder are none.
     """
-    config = copy.deepcopy(config)
-    ids = _read_ids(Path(config.run_dir))
+    config, run = copy.deepcopy(config), Path(config.run_dir)
+    ids = _read_ids(run)
+    if (run / "wandb/settings").exists():
+        raise Mistake(f"{run / 'wandb/settings'} could send runs elsewhere: refused. Remove it.")
     for name, (package, argument) in _services(config).items():
         if importlib.util.find_spec(package) is None:
             raise Mistake(f'logger.{name} needs {package}, which is not installed: pip install -e ".[{package}]"')
@@ -68,54 +70,66 @@ def _read_ids(run: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def tracked(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
-    """Starts the tracked runs when training begins, not before, and ends them when what is done within ends.
+    """Begins the tracked runs, or goes on with them, and ends them when what is done within ends.
 
-    Status is finished; killed after Ctrl-C, SIGTERM, and for a trial that is pruned; otherwise failed. (Lightning's
+    They are then finished; killed after Ctrl-C, SIGTERM, and as a trial that is pruned; otherwise failed. (Lightning's
     WandbLogger leaves its run open, and the next job of a multirun would go on in it. MLFlowLogger ends it after fit.)
 
     Args:
         config: of the run.
         trainer: with which it is done.
     """
-    entries = [str(name) for name, entry in config.logger.items() if entry and "_target_" in entry]
+    run = Path(config.run_dir)
+    names = [str(name) for name, entry in config.logger.items() if entry and "_target_" in entry]
+    services = _services(config)
     # fast_dev_run has replaced them by one that does nothing.
-    found = dict(zip(entries, trainer.loggers, strict=False))
-    services = {
-        name: package
-        for name, (package, _) in _services(config).items()
-        if name in found and type(found[name]).__name__ in SERVICES
+    found = {
+        name: logger
+        for name, logger in zip(names, trainer.loggers, strict=False)
+        if name in services and type(logger).__name__ in SERVICES
     }
-    if not services or not processes.is_rank_zero():
+    if not found or not processes.is_rank_zero():
         yield
         return
     from lightning.pytorch.callbacks import LambdaCallback
 
-    started = set()
+    has_begun, status, started = False, "FINISHED", []
 
-    def start(trainer: "Trainer", model: "LightningModule") -> None:
-        for name, package in services.items():
-            if package == "wandb":
-                _start_wandb(found[name], config.logger[name])
-            else:
-                _start_mlflow(found[name])
-            started.add(name)
-        write_json(Path(config.run_dir, FILE), {name: found[name].version for name in services})
+    def begin(trainer: "Trainer", model: "LightningModule") -> None:
+        nonlocal has_begun
+        has_begun = True
+        for logger in found.values():
+            if _service(logger) == "mlflow":  # a run that was ended before, or by Lightning after fit
+                logger.experiment.update_run(logger.run_id, status="RUNNING")
 
-    # The first, so that training has not begun where a server cannot be reached.
-    trainer.callbacks.insert(0, LambdaCallback(on_train_start=start, on_test_start=start))
-    status = "FINISHED"
+    trainer.callbacks.insert(0, LambdaCallback(on_train_start=begin, on_test_start=begin))
     try:
+        for name, logger in found.items():
+            _start(logger, config.logger[name])
+            started.append(logger)
+        write_json(run / FILE, {name: logger.version for name, logger in found.items()})
         yield
     except BaseException as error:
         is_stopped = isinstance(error, SystemExit | KeyboardInterrupt) or type(error).__name__ == "TrialPruned"
         status = "KILLED" if is_stopped else "FAILED"
+        if not has_begun and (run / "results.json").exists():
+            status = "FINISHED"  # as it was: what was refused did not change it
         raise
     finally:
-        for name in started:
-            _end(found[name], services[name], status)
+        for logger in started:
+            _end(logger, status)
 
 
-def _start_wandb(logger: Any, entry: DictConfig) -> None:
+def _service(logger: Any) -> str:
+    """``wandb`` or ``mlflow``; empty for a logger that tracks no runs."""
+    return SERVICES.get(type(logger).__name__, ("", ""))[0]
+
+
+def _start(logger: Any, entry: DictConfig) -> None:
+    if _service(logger) == "mlflow":
+        with _impatient():
+            _ = logger.experiment
+        return
     import wandb
 
     mode = "offline" if entry.get("offline") else entry.get("mode") or wandb.setup().settings.mode
@@ -142,12 +156,6 @@ def _unlink(folder: Path) -> None:
             path.unlink()
 
 
-def _start_mlflow(logger: Any) -> None:
-    with _impatient():
-        # Also of a run that is resumed, or that Lightning has ended after fit.
-        logger.experiment.update_run(logger.run_id, status="RUNNING")
-
-
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """Within, MLflow tries twice to reach its server and not, for minutes, eight times; unless the user set it."""
@@ -161,9 +169,9 @@ def _impatient() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _end(logger: Any, package: str, status: str) -> None:
+def _end(logger: Any, status: str) -> None:
     try:
-        if package == "wandb":
+        if _service(logger) == "wandb":
             folder = Path(logger.experiment.dir).parent
             # 255 is how wandb itself calls what was interrupted.
             logger.experiment.finish(exit_code={"FINISHED": 0, "KILLED": 255}.get(status, 1))
@@ -172,7 +180,7 @@ def _end(logger: Any, package: str, status: str) -> None:
             with _impatient():
                 logger.experiment.set_terminated(logger.run_id, status)
     except Exception as error:  # the run itself is done, or its own error is the one to show
-        log.warning(f"{package} was not told that the run is {status}: {first_line(error)}")
+        log.warning(f"{_service(logger)} was not told that the run is {status}: {first_line(error)}")
 
 
 def describe(logger: Any, values: dict[str, Any], config: str) -> None:
@@ -183,8 +191,7 @@ def describe(logger: Any, values: dict[str, Any], config: str) -> None:
         values: the hyperparameters, by their dotted names.
         config: as Hydra writes it.
     """
-    service = SERVICES.get(type(logger).__name__, ("", ""))[0]
-    if service == "mlflow":
+    if _service(logger) == "mlflow":
         client, run_id = logger.experiment, logger.run_id
         client.log_text(run_id, config, "config.yaml")
         # A parameter is written once. What a resumed run has another value of is a tag.
@@ -194,7 +201,7 @@ def describe(logger: Any, values: dict[str, Any], config: str) -> None:
                 client.set_tag(run_id, f"resumed.{name}", str(value))
         values = {name: value for name, value in values.items() if name not in before}
     logger.log_hyperparams(values)
-    if service == "wandb":
+    if _service(logger) == "wandb":
         # What is in its folder is uploaded; config.yaml there is wandb's own.
         Path(logger.experiment.dir, "hydra_config.yaml").write_text(config, encoding="utf-8")
 
@@ -208,10 +215,9 @@ def show(logger: Any, tag: str, path: Path, step: int) -> None:
         path: of the PNG.
         step: of the run.
     """
-    service = SERVICES.get(type(logger).__name__, ("", ""))[0]
-    if service == "wandb":
+    if _service(logger) == "wandb":
         logger.log_image(tag, [str(path)], step)
-    elif service == "mlflow":
+    elif _service(logger) == "mlflow":
         from PIL import Image
 
         with Image.open(path) as image:
