@@ -16,6 +16,7 @@ from project_for_tests import ROOT
 from torch_starter.resolvers import run_group, run_label
 
 QUICK = ["trainer.max_epochs=4", "trainer.log_every_n_steps=1", "optimizer.lr=0.1"]
+GRID = ["-m", *QUICK[:2], "optimizer=sgd", "optimizer.lr=0.1,1e30", "hydra.sweep.dir=outputs/line/s"]
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -72,7 +73,7 @@ def client(tmp_path_factory):
 def tracked(client, train, monkeypatch):
     """`python train.py logger=mlflow ARGUMENTS`; returns its run folders."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
-    return lambda *arguments: train(*arguments, "logger=[tensorboard,mlflow]", *QUICK)
+    return lambda *arguments: train("logger=[tensorboard,mlflow]", *QUICK, *arguments)
 
 
 def id_of(folder):
@@ -99,14 +100,7 @@ def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     before = count(client)
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        train(
-            "-m",
-            "logger=mlflow",
-            *QUICK[:2],
-            "optimizer=sgd",
-            "optimizer.lr=0.1,1e30",
-            "hydra.sweep.dir=outputs/line/s",
-        )
+        train(*GRID, "logger=mlflow")
     assert count(client) == before + 2
     good, bad = Path("outputs/line/s/0"), Path("outputs/line/s/1")
     assert [run_of(client, folder).info.status for folder in (good, bad)] == ["FINISHED", "FAILED"]
@@ -216,30 +210,32 @@ def change(run, key, value):
     path.write_text(yaml.safe_dump(OmegaConf.to_container(config)))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("tracking_uri", NOWHERE),
-        ("tracking_uri", "${elsewhere}"),
-        ("experiment_name", "other"),
-        ("artifact_location", "/tmp/elsewhere"),
-        ("run_id", "0" * 32),
-        ("run_name", "${oc.env:HOME}"),
-        ("tags.user", "${oc.env:HOME}"),
-    ],
-)
-def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script, key, value):
+ELSEWHERE = [
+    ("tracking_uri", NOWHERE),
+    ("tracking_uri", "${elsewhere}"),
+    ("experiment_name", "other"),
+    ("artifact_location", "/tmp/elsewhere"),
+    ("run_id", "0" * 32),
+    ("run_name", "${oc.env:HOME}"),
+    ("tags.user", "${oc.env:HOME}"),
+]
+
+
+def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script):
     (folder,) = tracked()
-    before = count(client)
-    change(folder, "elsewhere", NOWHERE)
-    change(folder, f"logger.mlflow.{key}", value)
-    with pytest.raises(SystemExit, match=rf"logger\.mlflow\.{key}(.|\n)*refused"):
-        script("resume.py", folder, "trainer.max_epochs=5")
+    before, config = count(client), (folder / ".hydra/config.yaml").read_text()
+    for key, value in ELSEWHERE:
+        (folder / ".hydra/config.yaml").write_text(config)
+        change(folder, "elsewhere", NOWHERE)
+        change(folder, f"logger.mlflow.{key}", value)
+        with pytest.raises(SystemExit, match=rf"logger\.mlflow\.{key}(.|\n)*refused"):
+            script("resume.py", folder, "trainer.max_epochs=5")
+    (folder / ".hydra/config.yaml").write_text(config)
+    change(folder, "logger.mlflow.tracking_uri", NOWHERE)
+    script("evaluate.py", folder)
+    script("resume.py", folder, "trainer.max_epochs=5", "logger.mlflow=null")
     assert count(client) == before
     assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
-    script("evaluate.py", folder)
-    if ":" not in value or key == "tracking_uri":
-        script("resume.py", folder, "trainer.max_epochs=5", "logger.mlflow=null")
 
 
 def test_overrides_of_a_run_folder_do_not_choose_either(client, tracked, script):
@@ -321,9 +317,8 @@ def curve(start, name):
 
 def test_wandb_has_a_run_for_each_job_and_goes_on_in_it(wandb, train, script, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    sweep = ["-m", "optimizer=sgd", "optimizer.lr=0.1,1e30", "hydra.sweep.dir=outputs/line/s"]
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        train(*sweep, "logger=wandb", *QUICK[:2])
+        train(*GRID, "logger=wandb")
     assert wandb.run is None
     good, bad = (tmp_path / f"outputs/line/s/{number}" for number in range(2))
     ((first,), (second,)) = (list(read_wandb(folder)) for folder in (good, bad))
