@@ -57,7 +57,9 @@ FILES = """
     configs/experiment/transfer.yaml
     configs/help.txt
     configs/logger/csv.yaml
+    configs/logger/mlflow.yaml
     configs/logger/tensorboard.yaml
+    configs/logger/wandb.yaml
     configs/loss/by_target.yaml
     configs/loss/cross_entropy.yaml
     configs/loss/huber.yaml
@@ -235,7 +237,9 @@ FILES = """
     torch_starter/tests/small_project/configs/experiment/mnist.yaml
     torch_starter/tests/small_project/configs/help.txt
     torch_starter/tests/small_project/configs/logger/csv.yaml
+    torch_starter/tests/small_project/configs/logger/mlflow.yaml
     torch_starter/tests/small_project/configs/logger/tensorboard.yaml
+    torch_starter/tests/small_project/configs/logger/wandb.yaml
     torch_starter/tests/small_project/configs/model/cnn.yaml
     torch_starter/tests/small_project/configs/model/linear_regression.yaml
     torch_starter/tests/small_project/configs/model/mlp.yaml
@@ -285,10 +289,12 @@ FILES = """
     torch_starter/tests/test_surroundings.py
     torch_starter/tests/test_sweep.py
     torch_starter/tests/test_tables.py
+    torch_starter/tests/test_tracking.py
     torch_starter/tests/test_train.py
     torch_starter/tests/test_trust.py
     torch_starter/tests/test_verbs.py
     torch_starter/tests/test_within_epoch.py
+    torch_starter/tracking.py
     torch_starter/trust.py
     torch_starter/untrusted_run_folders.md
     train.py

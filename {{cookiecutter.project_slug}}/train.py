@@ -8,11 +8,11 @@ import hydra
 from omegaconf import DictConfig
 
 sys.path.insert(0, __file__.removesuffix("train.py"))  # which PYTHONSAFEPATH and python -P leave out
-from torch_starter import checkpoints, environment, learning_rate, processes, project, results, run_folder, saved_config
+from torch_starter import checkpoints, environment, processes, project, results, run_folder, saved_config, tracking
 from torch_starter.compat import VERSION_BASE
 from torch_starter.explanations import explained
-from torch_starter.files import shown
 from torch_starter.help_page import has_help_page
+from torch_starter.learning_rate import find_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 def train(config: DictConfig, *watchers: object) -> None:
     """A run, from its composed config to its report; ``watchers`` are callbacks of whoever starts it."""
     if run_folder.is_finished(config):
-        log.info(f"{shown(config.run_dir)} is finished. resume.py trainer.max_epochs=… lengthens it.")
         return
     # Imported here, for they take seconds, which --help, --cfg and a mistyped override need not wait for.
     from hydra.utils import instantiate
@@ -30,14 +29,15 @@ def train(config: DictConfig, *watchers: object) -> None:
     start = time.monotonic()
     checkpoint = checkpoints.find_start(config)
     seed_everything(config.seed, workers=True, verbose=False)
-    data = saved_config.complete(config, instantiate(config.data, _convert_="all"))
-    learning_rate.find(config, checkpoint)
+    data = instantiate(config.data, _convert_="all")
+    saved_config.complete(config, data)
+    find_learning_rate(config, checkpoint)
     model = checkpoints.load_weights(instantiate(config.model, _convert_="all"), config, checkpoint)
-    callbacks, loggers = [*watchers, *project.entries(config, "callbacks")], project.entries(config, "logger")
+    callbacks, loggers = [*watchers, *project.entries(config, "callbacks")], tracking.loggers(config)
     has_checkpoint = any(isinstance(callback, Checkpoint) for callback in callbacks)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, enable_checkpointing=has_checkpoint)
     environment.record(config.run_dir, trainer)
-    with processes.together(config, trainer, checkpoint):
+    with processes.together(config, trainer, checkpoint), tracking.tracked(config, trainer):
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         found = dict(trainer.callback_metrics)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None  # None: test the last weights

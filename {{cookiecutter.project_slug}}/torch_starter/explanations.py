@@ -98,6 +98,8 @@ def explanation(error: BaseException) -> str | None:
         with suppress(HydraException):
             OverridesParser.create().parse_override(quoted)
             return f'{error.override}: Hydra reads such a value only in quotes. Write "{quoted}"'
+    if tracking := _tracking(error):
+        return tracking
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         return str(error) or str(cause)
 
@@ -156,6 +158,22 @@ def _surroundings(error: BaseException | None) -> str | None:
             "srun --ntasks-per-node; or, for a single process, write SLURM_JOB_NAME=bash before the command."
         )
     return _surroundings(error.__cause__ or error.__context__)
+
+
+def _tracking(error: BaseException) -> str | None:
+    """What to do about a service that tracks runs, and cannot be reached or refuses."""
+    package = type(error).__module__.partition(".")[0]
+    if package == "mlflow":
+        return (
+            f"mlflow: {first_line(error)}\nIs there a server at its tracking_uri? logger.mlflow=null trains without. "
+            "Nothing that was trained is lost."
+        )
+    if package == "wandb":
+        return (
+            f"wandb: {first_line(error)}\nWithout a network, keep the run here for `wandb sync`: WANDB_MODE=offline "
+            "before the command; if the key is refused: wandb login --relogin"
+        )
+    return None
 
 
 def _worker_failure(error: BaseException) -> str | None:

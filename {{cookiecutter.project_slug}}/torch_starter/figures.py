@@ -21,6 +21,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from . import tracking
 from .compat import file_writer
 from .data.batches import rank_and_count
 from .files import write_bytes
@@ -54,7 +55,7 @@ def gather_rows(values: Tensor) -> Tensor:
 
 
 def show(trainer: Trainer, tag: str, figure: Figure) -> None:
-    """Draws a figure once, as one PNG, for ``figures/`` in the run folder and for TensorBoard.
+    """Draws a figure once, as one PNG, for ``figures/`` in the run folder and for the loggers.
 
     Args:
         trainer: of the run.
@@ -83,6 +84,8 @@ def show(trainer: Trainer, tag: str, figure: Figure) -> None:
             # What add_image calls, too: it opens the file again that Lightning closed after fit.
             summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             file_writer(logger.experiment).add_summary(summary, step)
+        else:
+            tracking.show(logger, tag, path, step)
 
 
 @contextlib.contextmanager

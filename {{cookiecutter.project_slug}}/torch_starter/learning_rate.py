@@ -34,7 +34,7 @@ TRAINER = {
 }
 
 
-def find(config: DictConfig, checkpoint: str | None) -> None:
+def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     """Sets ``optimizer.lr`` to what a range test finds, if ``find_lr`` is true and the run is a new one.
 
     The test trains a model of its own, on data and with random numbers of its own, so that the run is to the bit the

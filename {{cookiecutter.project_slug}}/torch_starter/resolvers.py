@@ -1,6 +1,7 @@
-"""What configs compute: ``${run_name:…}`` and ``${epochs_between:…}``."""
+"""What configs compute: ``${run_name:…}``, ``${run_label:…}``, ``${run_group:…}`` and ``${epochs_between:…}``."""
 
 import re
+from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -29,6 +30,20 @@ def epochs_between(validations: int, max_epochs: int | None, max_steps: int | No
     return max(n for n in range(1, max(1, max_epochs // validations) + 1) if max_epochs % n == 0)
 
 
+def run_label(run_dir: str) -> str:
+    """Returns what a run is called where runs are tracked: its folder within ``outputs``, or the end of its path."""
+    parts = Path(run_dir).parts
+    start = len(parts) - parts[::-1].index("outputs") if "outputs" in parts[:-1] else -2
+    return "/".join(parts[start:])
+
+
+def run_group(run_dir: str) -> str:
+    """Returns the part of its label that a run shares with others: its multirun, study or experiment."""
+    return run_label(run_dir).rpartition("/")[0]
+
+
+OmegaConf.register_new_resolver("run_label", run_label, replace=True)
+OmegaConf.register_new_resolver("run_group", run_group, replace=True)
 OmegaConf.register_new_resolver("epochs_between", epochs_between, replace=True)
 # The cache gives the jobs of a multirun the name of the multirun.
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)

@@ -7,6 +7,8 @@ outputs/EXPERIMENT/DATE_TIME/
 ├── events.out.tfevents.*    TensorBoard
 ├── figures/*.png            the pictures of the run, the same that TensorBoard shows
 ├── hparams.yaml             what TensorBoard's HPARAMS shows
+├── tracking.json            with logger=wandb or logger=mlflow: the id of its run there
+├── wandb/                   with logger=wandb: what is sent, or waits for `wandb sync`
 ├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
 ├── environment.json         for each start: command, git commit, versions, device
 ├── split.csv                of a folder of pictures: which is in which split
@@ -59,9 +61,13 @@ class InUse(Mistake):
 
 
 def is_finished(config: DictConfig) -> bool:
-    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides."""
-    results = read_json(Path(config.run_dir, "results.json"))
-    return config.ckpt_path == "last" and bool(results) and results["overrides"] == read_overrides(Path(config.run_dir))
+    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides: it says so."""
+    run = Path(config.run_dir)
+    results = read_json(run / "results.json") if config.ckpt_path == "last" else None
+    if not results or results["overrides"] != read_overrides(run):
+        return False
+    log.info(f"{shown(run)} is finished. resume.py trainer.max_epochs=… lengthens it.")
+    return True
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The config in a run folder: completed by what only the data know, and read again without trusting it."""
 
+import contextlib
 import re
 import shlex
 import sys
@@ -22,16 +23,28 @@ from .compat import REPLACE, VERSION_BASE
 from .files import shown, write_text
 from .mistakes import Mistake
 from .run_lookup import has_checkpoint
-from .trust import refuse_control_characters, refuse_paths_outside, refuse_resolvers, refuse_untrusted_targets
+from .trust import (
+    is_trusted,
+    refuse_control_characters,
+    refuse_paths_outside,
+    refuse_resolvers,
+    refuse_untrusted_targets,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def complete(config: DictConfig, data: Any) -> Any:
+# Arguments of a logger that sends elsewhere which do not say where to: the folder of a run may have its own.
+LABELS = ("name", "run_name", "group", "job_type", "notes", "tags")
+# What an interpolation may refer to beside ``run_dir`` and a resolver of letters.
+REFERENCE = re.compile(r"\$\{(?!run_dir\}|[\w.]+:)")
+
+
+def complete(config: DictConfig, data: Any) -> None:
     """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
 
-    The run folder keeps it, so that the run can be read later without the data, which are returned.
+    The run folder keeps it, so that the run can be read later without the data.
 
     Args:
         config: of the run; changed in place.
@@ -57,7 +70,6 @@ def complete(config: DictConfig, data: Any) -> Any:
         # Each class as a whole counts the same, and the average sample 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
     save(config, before)
-    return data
 
 
 def save(config: DictConfig, before: Any) -> None:
@@ -219,16 +231,21 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
     typed = {override.key_or_group for override in parsed}
     if has_checkpoint(run):
         typed.add("weights")  # the run goes on from its own
-    refuse_resolvers(config, typed)
+    ours = _loggers_of_the_project(run) if is_trained else {}
+    known = _known_values(config.get("logger"), ours)
+    refuse_resolvers(config, typed | known)
     ConfigStore.instance().store("run", config, **REPLACE)
     with hydra.initialize(config_path=None, **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
     if isinstance(composed.trainer, DictConfig) and composed.trainer.get("default_root_dir") is None:
         # Lightning would write to the current folder.
         OmegaConf.update(composed, "trainer.default_root_dir", str(run), force_add=True)
-    resolved = OmegaConf.to_container(composed, resolve=True)
-    refuse_untrusted_targets(resolved)
-    refuse_paths_outside(resolved, run, typed, ("callbacks", "logger", "trainer") if is_trained else ("trainer",))
+    resolved: Any = OmegaConf.to_container(composed, resolve=True)
+    known = _known_destinations(resolved["logger"], ours, typed)
+    refuse_untrusted_targets(resolved, known)
+    refuse_paths_outside(
+        resolved, run, typed | known, ("callbacks", "logger", "trainer") if is_trained else ("trainer",)
+    )
     if overrides:
         refuse_without_effect(config, composed, overrides, shown(run), "Start another run for it: python train.py …")
     return composed
@@ -327,6 +344,87 @@ def _config_of_today(run: Path) -> Any:
         return OmegaConf.to_container(project.compose(overrides))
     except (HydraException, ValueError):  # a choice or a key that is gone since
         return {}
+
+
+def _loggers_of_the_project(run: Path) -> dict[str, tuple[Any, Any]]:
+    """What the configs of this project have for the loggers that send elsewhere, by name: as it stands, and resolved.
+
+    Of the overrides of the run only choices count, such as ``logger=wandb``, for these are files of the project.
+    """
+    choices = project.groups()
+    found = {}
+    for line in read_overrides(run):
+        group, _, names = line.partition("=")
+        if set(names.strip("[]").replace(" ", "").split(",")) <= set(choices.get(group, ())):
+            found[group] = line
+    try:
+        config = project.compose(list(found.values()))
+    except (HydraException, ValueError):
+        return {}
+    config.run_dir = str(run)
+    entries = {}
+    for name, entry in config.logger.items():
+        with contextlib.suppress(OmegaConfBaseException):  # what refers to something that the run does not have
+            pair = OmegaConf.to_container(entry), OmegaConf.to_container(entry, resolve=True)
+            if not is_trusted(entry.get("_target_")):
+                entries[str(name)] = pair
+    return entries
+
+
+def _known_values(loggers: Any, ours: dict[str, tuple[Any, Any]]) -> set[str]:
+    """Keys with dots of what ``loggers``, as they stand in a run folder, have letter for letter as this project has it.
+
+    What refers to another key than ``run_dir`` is left out, for that key may be the folder's own.
+    """
+    if not isinstance(loggers, dict):
+        return set()
+    known = set()
+    for name, (own, _) in ours.items():
+        mine, theirs = dict(_leaves(own, f"logger.{name}")), dict(_leaves(loggers.get(name), f"logger.{name}"))
+        known |= {key for key, value in mine.items() if theirs.get(key) == value and not REFERENCE.search(str(value))}
+    return known
+
+
+def _known_destinations(loggers: Any, ours: dict[str, tuple[Any, Any]], typed: set[str]) -> set[str]:
+    """Makes sure that loggers which send elsewhere send where those of this project do, or where the user typed.
+
+    Args:
+        loggers: of the run, resolved.
+        ours: see ``_loggers_of_the_project``.
+        typed: keys with dots.
+
+    Returns:
+        The keys with dots, such as ``logger.wandb.project``, that have been looked at here.
+
+    Raises:
+        Mistake: if an argument other than a label differs.
+    """
+    known = set()
+    for name, (_, own) in ours.items():
+        entry = loggers.get(name)
+        if not entry or entry.get("_target_") != own.get("_target_"):
+            continue
+        differing = set()
+        for key, value, found in _differences(own, entry, f"logger.{name}"):
+            differing.add(key)
+            is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
+            if not is_typed and key.split(".")[2] not in LABELS:
+                raise Mistake(
+                    f"{key} of the run's config is {found}, and {value} in this project's configs; a run folder does "
+                    "not choose where its curves are sent: refused, and nothing was run.\n"
+                    f"If you trust it, type it: {key}=…; or leave it out: logger.{name}=null"
+                )
+        known |= {key for key, _ in _leaves(entry, f"logger.{name}")} - differing
+    return known
+
+
+def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Keys with dots and values, lists as one, of what is no dict."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{key}.{name}")
+        else:
+            yield f"{key}.{name}", value
 
 
 def _with_new_keys(saved: Any, today: Any) -> Any:

@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -77,7 +77,7 @@ CLASSES_OF = (
             "weight_averaging",
         )
     ),
-    # Not those that send to an address.
+    # Not those that send to an address: saved_config.py allows them as far as they are those of this project's configs.
     "lightning.pytorch.loggers.csv_logs",
     "lightning.pytorch.loggers.tensorboard",
     "lightning.pytorch.plugins.io.async_plugin",
@@ -176,11 +176,12 @@ def refuse_control_characters(config: Any, where: str) -> None:
         refuse_control_characters(value, where)
 
 
-def refuse_untrusted_targets(config: Any, key: str = "") -> None:
+def refuse_untrusted_targets(config: Any, known: Collection[str] = (), key: str = "") -> None:
     """Refuses a ``_target_``, however deep, that is not in the lists above.
 
     Args:
         config: dicts, lists and values, resolved.
+        known: keys with dots, such as ``logger.wandb._target_``, that are not asked about.
         key: where ``config`` is.
 
     Raises:
@@ -188,7 +189,7 @@ def refuse_untrusted_targets(config: Any, key: str = "") -> None:
     """
     for name, value in _items(config):
         path = f"{key}.{name}" if key else str(name)
-        if name == "_target_" and not _is_trusted(value):
+        if name == "_target_" and path not in known and not is_trusted(value):
             package = str(value).partition(".")[0]
             # Finding a package that is not within another runs nothing of it.
             is_missing = package not in sys.modules and importlib.util.find_spec(package) is None
@@ -200,8 +201,8 @@ def refuse_untrusted_targets(config: Any, key: str = "") -> None:
                     ".hydra/config.yaml. Otherwise install it."
                 )
             # Of what the lists name in parts, no more than the part; of any other package all.
-            known = any(module.partition(".")[0] == package for module in ALLOWED)
-            module = str(value).rpartition(".")[0] if known else package
+            is_in_parts = any(module.partition(".")[0] == package for module in ALLOWED)
+            module = str(value).rpartition(".")[0] if is_in_parts else package
             parts = key.split(".")
             skip = f", or leave it out: {key}=null" if parts[0] in ("callbacks", "logger") and len(parts) == 2 else ""
             raise Mistake(
@@ -209,7 +210,7 @@ def refuse_untrusted_targets(config: Any, key: str = "") -> None:
                 f'If your own project needs it, add "{module}" in torch_starter/trust.py: to CLASSES_OF for a class, '
                 f"to FUNCTIONS_OF for a function{skip}."
             )
-        refuse_untrusted_targets(value, path)
+        refuse_untrusted_targets(value, known, path)
 
 
 def refuse_paths_outside(
@@ -298,7 +299,7 @@ def _items(config: Any) -> Iterator[tuple[Any, Any]]:
     yield from config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
 
 
-def _is_trusted(target: Any) -> bool:
+def is_trusted(target: Any) -> bool:
     """Whether ``target`` is a class or function that is allowed by where it is defined, not by where it is found."""
     if not isinstance(target, str):
         return False

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
+from .. import tracking
 from ..compat import uncompiled
 from ..figures import remove_callback
 from ..saved_config import hyperparameters
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class RunDescription(Callback):
-    """Gives every logger the hyperparameters; TensorBoard also the config as text and the graph of the model.
+    """Gives every logger the hyperparameters, all but CSVLogger the config, and TensorBoard the graph of the model.
 
     TensorBoard's HPARAMS tab works out from the hyperparameters of all runs which of them differ, shows those first,
     and beside them the last value of each curve. (Lightning's logger would write a list of columns with each run, of
@@ -37,11 +38,10 @@ class RunDescription(Callback):
         if trainer.is_global_zero:
             self.text = self.config_path.read_text(encoding="utf-8")
             self.values = dict(hyperparameters(OmegaConf.to_container(OmegaConf.create(self.text))))
-            for logger in trainer.loggers:
-                logger.log_hyperparams(self.values)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else []:
+            tracking.describe(logger, self.values, self.text)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{self.text}```")
                 # torch takes true and false for 1 and 0.

@@ -1,0 +1,357 @@
+"""Runs in MLflow and in Weights & Biases: one for each run folder, ended when it ends, sent where the user sends."""
+
+import json
+import multiprocessing
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from project_for_tests import ROOT
+from torch_starter.resolvers import run_group, run_label
+
+QUICK = ["trainer.max_epochs=4", "trainer.log_every_n_steps=1", "optimizer.lr=0.1"]
+GRID = ["-m", *QUICK[:2], "optimizer=sgd", "optimizer.lr=0.1,1e30", "hydra.sweep.dir=outputs/line/s"]
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [
+        ("/home/me/outputs/mnist/2026-12-01", "mnist/2026-12-01"),
+        ("/outputs/mnist/outputs/mnist/2026-12-01/3", "mnist/2026-12-01/3"),
+        ("/scratch/runs/one", "runs/one"),
+    ],
+)
+def test_label_and_group_are_parts_of_the_path(folder, label):
+    assert run_label(folder) == label
+    assert run_group(folder) == label.rpartition("/")[0]
+
+
+@pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
+def test_without_the_package_it_says_how_to_install_it(script, tmp_path, monkeypatch, logger, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf'{package}, which is not installed: pip install -e "\.\[{package}\]"'):
+        script("train.py", f"logger={logger}")
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_ids_in_an_untrusted_folder_are_letters_and_digits(train, script):
+    run = train(*QUICK)[0]
+    for ids in ({"mlflow": "../x"}, {"mlflow": 3}, {"mlflow": "a" * 65}, ["a"], "a"):
+        (run / "tracking.json").write_text(json.dumps(ids))
+        with pytest.raises(SystemExit, match=r"tracking\.json has other ids"):
+            script("resume.py", run, "trainer.max_epochs=5")
+    (run / "tracking.json").unlink()
+    (run / "wandb").mkdir()
+    (run / "wandb/settings").write_text(f"[default]\nbase_url = {NOWHERE}\n")
+    with pytest.raises(SystemExit, match=r"wandb.settings could send runs elsewhere"):
+        script("resume.py", run, "trainer.max_epochs=5")
+
+
+# MLflow
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """Of a store in a file, for all tests here, because to make one takes seconds."""
+    pytest.importorskip("mlflow", reason='it is not installed: pip install -e ".[mlflow]"')
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.create_experiment("small_task", (folder / "artifacts").as_uri())
+    return client
+
+
+@pytest.fixture
+def tracked(client, train, monkeypatch):
+    """`python train.py logger=mlflow ARGUMENTS`; returns its run folders."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    return lambda *arguments: train("logger=[tensorboard,mlflow]", *QUICK, *arguments)
+
+
+def id_of(folder):
+    return json.loads((folder / "tracking.json").read_text())["mlflow"]
+
+
+def run_of(client, folder):
+    return client.get_run(id_of(folder))
+
+
+def count(client):
+    return len(client.search_runs([client.get_experiment_by_name("small_task").experiment_id]))
+
+
+def steps(client, folder, name):
+    return [point.step for point in client.get_metric_history(id_of(folder), name)]
+
+
+def artifacts(client, folder, path=None):
+    return [found.path for found in client.list_artifacts(id_of(folder), path)]
+
+
+def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    before = count(client)
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        train(*GRID, "logger=mlflow")
+    assert count(client) == before + 2
+    good, bad = Path("outputs/line/s/0"), Path("outputs/line/s/1")
+    assert [run_of(client, folder).info.status for folder in (good, bad)] == ["FINISHED", "FAILED"]
+    run = run_of(client, good)
+    assert run.info.run_name == "line/s/0"
+    assert run.data.tags["group"] == "line/s"
+    assert run.data.params["optimizer.lr"] == "0.1"
+    assert run.data.params["optimizer"] == "SGD"
+    metrics = json.loads((good / "results.json").read_text())["metrics"]
+    assert run.data.metrics["test/loss"] == pytest.approx(metrics["test/loss"])
+    assert steps(client, good, "val/loss") == [0, 1, 2, 3]
+    assert "config.yaml" in artifacts(client, good)
+    drawn = {path.stem.partition("_")[0] for path in (good / "figures").glob("*.png")}
+    logged = {Path(path).name.partition("~")[0] for path in artifacts(client, good, "images")}
+    assert drawn
+    assert logged == drawn
+
+
+def test_a_resumed_run_goes_on_in_its_own(client, tracked, script):
+    (folder,) = tracked()
+    before, config = count(client), (folder / ".hydra/config.yaml").read_text()
+    assert "MLFLOW_TRACKING_URI" in config, "not its value, which may have a password in it"
+    script("evaluate.py", folder)
+    script("resume.py", folder)  # it is finished
+    assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
+    script("resume.py", folder, "trainer.max_epochs=6")
+    assert count(client) == before
+    assert steps(client, folder, "val/loss") == [0, 1, 2, 3, 4, 5]
+    run = run_of(client, folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["resumed.trainer.max_epochs"] == "6"
+    (other,) = tracked(f"weights={folder}/checkpoints/last.ckpt")
+    (third,) = tracked(f"ckpt_path={folder}/checkpoints/last.ckpt", "trainer.max_epochs=7")
+    assert len({id_of(one) for one in (folder, other, third)}) == 3
+
+
+def test_a_trial_has_a_run_of_its_own(client, script, monkeypatch, tmp_path):
+    pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    before = count(client)
+    script("sweep.py", "linear_regression", "--trials", 2, "logger=mlflow", "trainer.max_epochs=2")
+    assert count(client) == before + 2
+    for number in range(2):
+        run = run_of(client, tmp_path / f"outputs/sweeps/linear_regression/{number}")
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["group"] == "sweeps/linear_regression"
+
+
+def test_what_never_trains_is_not_tracked_and_what_is_refused_changes_no_run(client, tracked, script, tmp_path):
+    before = count(client)
+    tracked("trainer.fast_dev_run=true")
+    assert count(client) == before
+    assert not list(tmp_path.glob("outputs/*/*/tracking.json"))
+    (folder,) = tracked()
+    with pytest.raises(SystemExit, match="val/nothing"):
+        script("resume.py", folder, "trainer.max_epochs=5", "callbacks.best_checkpoint.monitor=val/nothing")
+    assert run_of(client, folder).info.status == "FINISHED"
+    assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
+
+
+def test_a_server_that_is_not_there_is_one_message(tracked, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    with pytest.raises(SystemExit, match=r"mlflow: .*127\.0\.0\.1(.|\n)*logger\.mlflow=null") as exit_:
+        tracked()
+    assert len(exit_.value.code.splitlines()) == 2
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def train_in_child(arguments):
+    import runpy
+
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_what_ctrl_c_ends_is_killed_there_and_goes_on(client, tracked, script, tmp_path):
+    tracked()  # so that the fork finds everything imported
+    interrupted = ["hydra.run.dir=outputs/line/interrupted", "+callbacks.stop._target_=test_tracking.Interrupts"]
+    arguments = ["logger=mlflow", *QUICK, *interrupted]
+    process = multiprocessing.get_context("fork").Process(target=train_in_child, args=(arguments,))
+    process.start()
+    process.join()
+    assert process.exitcode == 128 + signal.SIGINT
+    folder = tmp_path / "outputs/line/interrupted"
+    assert run_of(client, folder).info.status == "KILLED"
+    script("train.py", *arguments, "ckpt_path=last")
+    assert run_of(client, folder).info.status == "FINISHED"
+    assert sorted(set(steps(client, folder, "val/loss"))) == [0, 1, 2, 3]
+
+
+class Interrupts(pytest.importorskip("lightning").Callback):
+    """Ctrl-C in the third epoch of the first start."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2 and trainer.ckpt_path is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+# Trust
+
+
+def change(run, key, value):
+    path = run / ".hydra/config.yaml"
+    config = OmegaConf.create(yaml.safe_load(path.read_text()))
+    OmegaConf.update(config, key, value, force_add=True)
+    path.write_text(yaml.safe_dump(OmegaConf.to_container(config)))
+
+
+ELSEWHERE = [
+    ("tracking_uri", NOWHERE),
+    ("tracking_uri", "${elsewhere}"),
+    ("experiment_name", "other"),
+    ("artifact_location", "/tmp/elsewhere"),
+    ("run_id", "0" * 32),
+    ("run_name", "${oc.env:HOME}"),
+    ("tags.user", "${oc.env:HOME}"),
+]
+
+
+def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script):
+    (folder,) = tracked()
+    before, config = count(client), (folder / ".hydra/config.yaml").read_text()
+    for key, value in ELSEWHERE:
+        (folder / ".hydra/config.yaml").write_text(config)
+        change(folder, "elsewhere", NOWHERE)
+        change(folder, f"logger.mlflow.{key}", value)
+        with pytest.raises(SystemExit, match=rf"logger\.mlflow\.{key}(.|\n)*refused"):
+            script("resume.py", folder, "trainer.max_epochs=5")
+    (folder / ".hydra/config.yaml").write_text(config)
+    change(folder, "logger.mlflow.tracking_uri", NOWHERE)
+    script("evaluate.py", folder)
+    script("resume.py", folder, "trainer.max_epochs=5", "logger.mlflow=null")
+    assert count(client) == before
+    assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
+
+
+def test_overrides_of_a_run_folder_do_not_choose_either(client, tracked, script):
+    (folder,) = tracked("logger.mlflow.experiment_name=mine", "logger.mlflow.run_name=called so")
+    assert run_of(client, folder).info.run_name == "called so"
+    with pytest.raises(SystemExit, match=r"experiment_name of the run's config is mine, and small_task(.|\n)*type it"):
+        script("resume.py", folder, "trainer.max_epochs=5")
+    script("resume.py", folder, "trainer.max_epochs=5", "logger.mlflow.experiment_name=mine")
+    assert steps(client, folder, "val/loss") == [0, 1, 2, 3, 4]
+
+
+def test_a_tracker_that_this_project_does_not_choose_is_refused(train, script):
+    (folder,) = train(*QUICK)
+    mlflow = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": NOWHERE}
+    change(folder, "logger.mlflow", mlflow)
+    with pytest.raises(SystemExit, match=r"MLFlowLogger(.|\n)*refused(.|\n)*logger\.mlflow=null"):
+        script("resume.py", folder, "trainer.max_epochs=5")
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """wandb in a home of its own, where nobody is logged in, and without a process that stays."""
+    wandb = pytest.importorskip("wandb", reason='it is not installed: pip install -e ".[wandb]"')
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    yield wandb
+    wandb.teardown()
+
+
+def records(path):
+    """What a .wandb file holds: LevelDB's log, after seven bytes of its own, of messages of protobuf."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def read_wandb(folder):
+    """Of each start of a run: its id, name, group and project; its config; its history; its exit code."""
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        found = {"config": {}, "history": [], "exit": None, "files": path.parent / "files"}
+        for record in records(path):
+            if record.HasField("run"):
+                run = record.run
+                found |= {"id": run.run_id, "name": run.display_name, "group": run.run_group, "project": run.project}
+            if record.HasField("config"):
+                items = record.config.update
+                found["config"] |= {
+                    "/".join([item.key, *item.nested_key]).strip("/"): item.value_json for item in items
+                }
+            if record.HasField("history"):
+                items = record.history.item
+                names = ["/".join(item.nested_key) or item.key for item in items]
+                found["history"].append(dict(zip(names, [json.loads(item.value_json) for item in items], strict=True)))
+            if record.HasField("exit"):
+                found["exit"] = record.exit.exit_code
+        yield found
+
+
+def curve(start, name):
+    """(step, value) of a curve."""
+    return [(row["trainer/global_step"], row[name]) for row in start["history"] if name in row]
+
+
+def test_wandb_has_a_run_for_each_job_and_goes_on_in_it(wandb, train, script, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        train(*GRID, "logger=wandb")
+    assert wandb.run is None
+    good, bad = (tmp_path / f"outputs/line/s/{number}" for number in range(2))
+    ((first,), (second,)) = (list(read_wandb(folder)) for folder in (good, bad))
+    assert [first["exit"], second["exit"]] == [0, 1]
+    assert first["id"] != second["id"]
+    assert (first["project"], first["name"], first["group"]) == ("small_task", "line/s/0", "line/s")
+    assert first["config"]["optimizer.lr"] == "0.1"
+    metrics = json.loads((good / "results.json").read_text())["metrics"]
+    assert [step for step, _ in curve(first, "val/loss")] == [0, 1, 2, 3]
+    ((_, value),) = curve(first, "test/loss")
+    assert value == pytest.approx(metrics["test/loss"])
+    assert list(first["files"].glob("media/images/**/*.png"))
+    assert "optimizer:" in (first["files"] / "hydra_config.yaml").read_text()
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+
+    script("resume.py", good, "trainer.max_epochs=6")
+    _, resumed = read_wandb(good)
+    assert resumed["id"] == first["id"]
+    assert [step for step, _ in curve(resumed, "val/loss")] == [4, 5]
+    assert {path.name for path in tmp_path.iterdir()} <= {"outputs", "home"}
+
+
+def test_wandb_without_a_login_is_one_message(wandb, script, tmp_path):
+    with pytest.raises(SystemExit, match=r"nobody is logged in(.|\n)*wandb login(.|\n)*WANDB_MODE=offline"):
+        script("train.py", "logger=wandb", *QUICK)
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+@pytest.mark.slow
+def test_wandb_without_a_network_is_one_message(wandb, script, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    with pytest.raises(SystemExit, match=r"wandb: (.|\n)*WANDB_MODE=offline") as exit_:
+        script("train.py", "logger=wandb", "logger.wandb.settings.init_timeout=3", *QUICK)
+    assert len(exit_.value.code.splitlines()) == 2
+    assert not list(tmp_path.glob("outputs/*/*"))
