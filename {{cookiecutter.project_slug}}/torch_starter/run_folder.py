@@ -61,7 +61,7 @@ class InUse(Mistake):
 
 
 def is_finished(config: DictConfig) -> bool:
-    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides: it says so."""
+    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides; says so."""
     run = Path(config.run_dir)
     results = read_json(run / "results.json") if config.ckpt_path == "last" else None
     if not results or results["overrides"] != read_overrides(run):
