@@ -17,7 +17,7 @@ from PIL import Image
 from project_for_tests import ROOT, environment
 from torch_starter.comparison.curves import read_curve
 
-QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
+QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null", "callbacks.run_description=null"]
 
 
 @pytest.fixture(autouse=True)
