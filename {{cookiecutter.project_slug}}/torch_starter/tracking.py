@@ -222,3 +222,4 @@ def show(logger: Any, tag: str, path: Path, step: int) -> None:
 
         with Image.open(path) as image:
             logger.experiment.log_image(logger.run_id, image.copy(), key=tag, step=step)
+        logger.experiment.log_artifact(logger.run_id, str(path), "figures")  # the last one, under its own name

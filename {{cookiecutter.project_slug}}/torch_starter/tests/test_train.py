@@ -421,7 +421,7 @@ def test_help_is_the_page_of_the_project_with_its_groups(script, capfd):
     script("train.py", "--help")
     page = capfd.readouterr().out
     assert page.startswith("python train.py [group=choice …] [key=value …]\n\nA line through points")
-    assert "\nlogger: csv, tensorboard\n" in page
+    assert "\nlogger: csv, mlflow, tensorboard, wandb\n" in page
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optmizer=adam"])
