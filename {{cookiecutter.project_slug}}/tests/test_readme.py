@@ -53,9 +53,13 @@ def overrides(text: str) -> list[str]:
     return sorted({span for span in spans if all(re.fullmatch(r"'?[+~\w].*=.+|'~\w+'", word) for word in span.split())})
 
 
-# Followed in test_processes.py, test_torchvision.py, test_image_folder.py or a recipe; the last one is not of train.py.
+# Followed in test_processes.py, test_torchvision.py, test_image_folder.py or a recipe.
 ELSEWHERE = ("trainer=", "trainer.num_nodes", "trainer.sync_batchnorm", "model", "data.dataset", "data.split_of")
-ELSEWHERE += ("data.skip_broken", "data.balance", 'data.root="', "experiment=transfer", "weights_only")
+ELSEWHERE += ("data.skip_broken", "data.balance", 'data.root="', "experiment=transfer", "weights_strict")
+# In test_configs.py, test_tracking.py, test_multirun.py.
+ELSEWHERE += ("'experiment=[mnist,debug]'", "logger=wandb", "logger=mlflow", "logger.wandb", "hydra.sweep.dir")
+# No overrides of train.py.
+ELSEWHERE += ("weights_only", "WANDB_MODE", "KEY=VALUE")
 
 
 OF_TABLES = ("data.task", "data.features", "data.ignore", "data.categories", "data.split_column", "data.shuffle")
@@ -66,7 +70,7 @@ OF_TABLES += ("data.target", "loss.weight", "'loss.weight")
 @pytest.mark.parametrize("span", [span for span in overrides(README) if not span.startswith(ELSEWHERE)])
 def test_every_override_of_the_text_trains(span, train, request, tmp_path):
     is_of_tables = span.startswith(OF_TABLES)
-    of_images = ("data.", "metrics=", "'metrics=[a", "trainer.limit_train_batches")
+    of_images = ("data.", "metrics=", "'metrics=[a", "trainer.limit_train_batches", "+optimizer.no_decay")
     is_of_images = not is_of_tables and span.startswith(of_images)
     span = span.replace("val/NAME", "val/loss").replace("COLUMN", "split")
     if "RUN" in span:
@@ -78,7 +82,7 @@ def test_every_override_of_the_text_trains(span, train, request, tmp_path):
         target = {"data.task=classification": "rooms"}.get(span, "garden" if "loss" in span else "price")
         loss = ["loss=cross_entropy"] if "loss" in span else []
         arguments = ["experiment=table", "data.file=houses.csv", f"data.target={target}", *loss, *arguments]
-    elif "early_stopping" in span:
+    elif "callbacks.early_stopping" in span:
         arguments = ["callbacks=early_stopping", *arguments]
     elif "scheduler.monitor" in span:
         arguments = ["scheduler=plateau", *arguments]

@@ -43,6 +43,7 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
         Mistake: if no run has a curve of it.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -73,6 +74,7 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
     if len(groups) > MOST:
         print(f"{path} has the best {MOST} of {len(groups)} settings: more cannot be told apart")
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(printable(metric))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
