@@ -60,14 +60,9 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
     assert " passed" in run(*SUITE, "torch_starter", cwd=awkward)
 
 
-def test_its_readme_and_its_figures_are_true(awkward):
-    """Of the slow tests those that are not for a week: what README.md says, what is drawn, images of one's own."""
-    files = [f"tests/test_{name}.py" for name in ("readme", "tensorboard", "image_folder")]
-    assert " passed" in run(*SUITE, "-m", "slow", *files, cwd=awkward)
-
-
 @pytest.mark.slow
 def test_its_slow_tests_pass(project):
+    """Also what README.md says, what is drawn, and images of one's own."""
     for suite in ("tests", "torch_starter"):
         run("-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", suite, cwd=project)
 

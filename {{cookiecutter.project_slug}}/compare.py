@@ -25,7 +25,7 @@ def main() -> None:
         metavar="METRIC",
         help="or epochs, seconds; smallest first, or largest if best.ckpt is chosen so by it (test/acc: by val/acc)",
     )
-    parser.add_argument("--reverse", action="store_true", help="turn the order round")
+    parser.add_argument("--reverse", action="store_true", help="reverse the order")
     parser.add_argument("--best", type=int, metavar="N", help="settings to show; default: 30")
     where = parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
     where.help = "only such runs, as optimizer=adam; repeatable"

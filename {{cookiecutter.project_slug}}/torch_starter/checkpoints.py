@@ -109,6 +109,7 @@ def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy
     for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
         limit = config.trainer.get(key)
         trained = saved[done] + (0 if "within_epoch" in saved else count)
+        least = max(least, "within_epoch" in saved)
         if isinstance(limit, int) and 0 <= limit < trained + least:
             raise Mistake(
                 f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "
@@ -125,7 +126,8 @@ def _existing(key: str, value: object) -> Path:
     path = Path(str(value))
     if not path.is_file():
         what = "a run folder or a checkpoint" if key == "weights" else "a checkpoint"
-        raise Mistake(f"{key} is {value}: there is no such file. Name {what}, such as RUN/checkpoints/best.ckpt.")
+        found = "this folder is no run" if path.is_dir() else "there is no such file"
+        raise Mistake(f"{key} is {value}: {found}. Name {what}, such as RUN/checkpoints/best.ckpt.")
     if not is_whole(path):
         raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")
     return path

@@ -47,8 +47,13 @@ def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     Raises:
         Mistake: if no rate is found, or the run has several processes.
     """
+    typed = {key: value for key, _, value in (line.partition("=") for line in saved_config.typed_overrides())}
+    if not isinstance(config.get("find_lr", False), bool) and "find_lr" in typed and config.ckpt_path is None:
+        raise Mistake(f"find_lr is {config.find_lr}; it must be true or false. A rate is typed as optimizer.lr=…")
     if config.get("find_lr") is not True or checkpoint:
         return
+    if "optimizer.lr" in typed:
+        raise Mistake(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both say the rate: leave out one.")
     test = _range_test(config)
     smoothed = _smoothed(test.losses)
     rate = _steepest(test.rates, smoothed)

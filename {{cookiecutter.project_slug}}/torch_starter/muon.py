@@ -77,7 +77,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     By five iterations of Newton and Schulz: https://github.com/KellerJordan/Muon.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(DTYPES.get(matrix.device.type, torch.bfloat16), copy=True)
+    x = matrix.to(DTYPES.get(matrix.device.type, torch.bfloat16))
     if is_tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / x.norm().clamp(min=1e-7)

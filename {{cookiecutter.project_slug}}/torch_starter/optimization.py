@@ -77,7 +77,7 @@ def _optimizer(module: LightningModule, optimizer: "partial[Optimizer]") -> Opti
 
     built = optimizer.func(split({"params": trained}), **arguments)
     add = built.add_param_group
-    # Of a callback that thaws layers.
+    # Callbacks that unfreeze layers call this.
     built.add_param_group = lambda group: [add(part) for part in split(group)]  # pyrefly: ignore[bad-assignment]
     return built
 
@@ -91,10 +91,14 @@ def _named(module: LightningModule, names: Sequence[str]) -> set[Any]:
     layers = dict(module.named_modules())
     parameters = dict(module.named_parameters())
     found: set[Any] = set()
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         of_name = {p for key, p in parameters.items() if has_name(key, layers[key.rpartition(".")[0]], str(name))}
+        if not of_name and name == "norm":
+            raise MisconfigurationException(
+                "optimizer.no_decay has norm, and the model has no normalization layer. Leave it out."
+            )
         if not of_name:
-            choices = nearest(str(name), ["norm", *{part for key in parameters for part in key.split(".")}])
+            choices = nearest(str(name), {part for key in parameters for part in key.split(".")})
             raise MisconfigurationException(f"optimizer.no_decay has {name}, which no parameter is called.{choices}")
         found |= of_name
     return found

@@ -40,7 +40,7 @@ from .mistakes import Mistake
 from .run_lookup import has_checkpoint
 from .saved_config import (
     is_job_of_multirun,
-    keep_found_rate,
+    keep_found,
     read_overrides,
     read_saved,
     refuse_without_effect,
@@ -100,7 +100,7 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
         with locked(run):
             overrides = typed_overrides() or with_changes(run, changes)
             if config.ckpt_path == "last":
-                keep_found_rate(config, read_saved(run))
+                keep_found(config, read_saved(run))
             _refuse_another(config, overrides, run)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")

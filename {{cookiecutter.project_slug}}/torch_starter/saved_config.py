@@ -85,11 +85,15 @@ def save(config: DictConfig, before: Any) -> None:
         write_text(folder / "found.yaml", yaml.safe_dump(sorted(set(found))))
 
 
-def keep_found_rate(config: DictConfig, saved: dict[str, Any]) -> None:
-    """Lets the command of a run that goes on have the learning rate that it has found before, by ``find_lr=true``."""
-    found = saved.get("find_lr")
-    if config.get("find_lr") is True and isinstance(found, float):
-        config.find_lr = config.optimizer.lr = found
+def keep_found(config: DictConfig, saved: dict[str, Any]) -> None:
+    """Lets the command of a run that goes on have what its start has found: the rate, and whose weights it took."""
+    rate = saved.get("find_lr")
+    if config.get("find_lr") is True and isinstance(rate, float):
+        config.find_lr = config.optimizer.lr = rate
+    if config.get("weights") is not None and saved.get("weights"):
+        config.weights = saved["weights"]
+        if "weights" in config.model:
+            config.model.weights = saved["model"].get("weights")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -408,14 +412,19 @@ def _known_destinations(loggers: Any, ours: dict[str, tuple[Any, Any]], typed: s
         for key, value, found in _differences(own, entry, f"logger.{name}"):
             differing.add(key)
             is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
-            if not is_typed and key.split(".")[2] not in LABELS:
+            if not is_typed and not (key.split(".")[2] in LABELS and _is_text(found)):
                 raise Mistake(
                     f"{key} of the run's config is {found}, and {value} in this project's configs; a run folder does "
                     "not choose where its curves are sent: refused, and nothing was run.\n"
                     f"If you trust it, type it: {key}=…; or leave it out: logger.{name}=null"
                 )
-        known |= {key for key, _ in _leaves(entry, f"logger.{name}")} - differing
+        # Of this project's, not of the run's, in which a label may have become a dict with anything in it.
+        known |= {key for key, _ in _leaves(own, f"logger.{name}")} - differing
     return known
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or all(isinstance(entry, str) for entry in (value if isinstance(value, list) else [value]))
 
 
 def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:

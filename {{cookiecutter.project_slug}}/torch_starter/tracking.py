@@ -110,14 +110,23 @@ def tracked(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
         write_json(run / FILE, {name: logger.version for name, logger in found.items()})
         yield
     except BaseException as error:
-        is_stopped = isinstance(error, SystemExit | KeyboardInterrupt) or type(error).__name__ == "TrialPruned"
-        status = "KILLED" if is_stopped else "FAILED"
+        stop = _stop_before(error)
+        status = "KILLED" if stop or type(error).__name__ == "TrialPruned" else "FAILED"
         if not has_begun and (run / "results.json").exists():
             status = "FINISHED"  # as it was: what was refused did not change it
+        if stop and stop is not error:
+            raise stop from None
         raise
     finally:
         for logger in started:
             _end(logger, status)
+
+
+def _stop_before(error: BaseException | None) -> BaseException | None:
+    """What has stopped the run, if something has; a service that is interrupted raises errors of its own after it."""
+    while error and not isinstance(error, SystemExit | KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _service(logger: Any) -> str:

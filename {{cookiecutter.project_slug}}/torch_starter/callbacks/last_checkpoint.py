@@ -19,18 +19,18 @@ class LastCheckpoint(ModelCheckpoint):
 
     An epoch that ``max_time``, ``max_steps`` or early stopping cuts short is not saved; one that ends the run is.
 
-    With ``every``, SIGTERM is a notice: the run ends once the step under way is saved, unless it is validating, or gets
-    the signal a second time.
+    With ``every``, SIGTERM is a notice: the run ends once the step under way is saved. It ends at once while it
+    validates, right after a validation, from where Lightning cannot go on, and at a second signal.
 
     Args:
         dirpath: the folder for it.
-        times: that it is written in a run, spread evenly over its epochs, the last time after the last one. A run of
-            unknown length, or one that ends by ``max_steps``, has it in each. None: after each epoch.
-        every: how often it is written within an epoch, as steps, at least 1, or as a time ``"HH:MM:SS"``, or
-            ``"DD:HH:MM:SS"``. A step of several batches is saved as a whole. None: not.
+        times: how often it is written at the end of an epoch, spread evenly over the run, the last time after the last
+            epoch. A run of unknown length, or one that ends by ``max_steps``, has it after each. None: after each.
+        every: the interval at which it is written within an epoch: a number of steps, at least 1, or a time
+            ``"HH:MM:SS"`` or ``"DD:HH:MM:SS"``. A step that a validation follows is not saved. None: only at the end.
 
     Raises:
-        MisconfigurationException: if ``every`` is something else.
+        MisconfigurationException: if ``every`` is neither.
     """
 
     def __init__(self, dirpath: str, times: int | None, every: int | str | None = None) -> None:
@@ -42,7 +42,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.state_to_restore: dict[str, Any] | None = None
         self.logged_to_restore: dict[str, Any] = {}
         self.is_asked_to_stop = False
-        self.handler: Any = None  # of SIGTERM, that of before
+        self.handler: Any = None  # the previous SIGTERM handler
+        self.notice: Any = None  # ours
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.state_to_restore = checkpoint.get(within_epoch.KEY)
@@ -50,7 +51,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Comes last of all callbacks' hooks of this name, so that nothing is drawn after the random state is set."""
         if (self.steps or self.seconds) and threading.current_thread() is threading.main_thread():
-            self.handler = signal.signal(signal.SIGTERM, lambda *_: self._on_sigterm(trainer))
+            self.notice = lambda *_: self._on_sigterm(trainer)
+            self.handler = signal.signal(signal.SIGTERM, self.notice)
         if self.state_to_restore:
             self.logged_to_restore = within_epoch.restore(trainer, pl_module, self.state_to_restore)
             self.state_to_restore = None
@@ -64,16 +66,18 @@ class LastCheckpoint(ModelCheckpoint):
             within_epoch.restore_logged(trainer, self.logged_to_restore)
         if self.steps or self.seconds:
             is_step, self.step = trainer.global_step > self.step, trainer.global_step
-            if self._is_interval_over(trainer) and is_step and not trainer.is_last_batch:
+            if is_step and self._is_interval_over(trainer) and not trainer.is_last_batch:
                 # The file is written when the step is logged and validated, which it is not yet. By then the next batch
                 # is loaded, which may draw random numbers.
-                self.state_of_step = within_epoch.state(trainer, pl_module)
+                self.state_of_step = within_epoch.state(trainer, pl_module, self.logged_to_restore)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_validated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Right after a validation Lightning cannot go on: it would repeat the validation.
+        if self.state_of_step and self.is_validated and self.is_asked_to_stop:
+            self.handler(signal.SIGTERM, None)
         if self.state_of_step and not self.is_validated:
             self.state_in_file = self.state_of_step
             trainer.save_checkpoint(Path(self.dirpath or "", "last.ckpt"), weights_only=False)
@@ -86,12 +90,17 @@ class LastCheckpoint(ModelCheckpoint):
             within_epoch.add_to(checkpoint, self.state_in_file)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.steps or self.seconds:
+            (self.is_asked_to_stop,) = _of_rank_zero(trainer, self.is_asked_to_stop)
         if trainer.is_last_batch and (self._is_due(trainer) or trainer.should_stop or self.is_asked_to_stop):
             super().on_train_epoch_end(trainer, pl_module)
             self._after_saving(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        handler = self.handler
         self._restore_handler()
+        if self.is_asked_to_stop:  # in the last step of all
+            handler(signal.SIGTERM, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handler()
@@ -107,7 +116,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.is_asked_to_stop = True
 
     def _restore_handler(self) -> None:
-        if self.handler:
+        if self.handler and signal.getsignal(signal.SIGTERM) is self.notice:  # and not what ignores it at the end
             signal.signal(signal.SIGTERM, self.handler)
             self.handler = None
 
@@ -122,10 +131,12 @@ class LastCheckpoint(ModelCheckpoint):
         is_over = bool(self.steps) and trainer.global_step - self.saved_step >= self.steps
         is_over |= bool(self.seconds) and time.monotonic() - self.saved_at >= self.seconds
         is_over |= self.is_asked_to_stop
-        if trainer.world_size == 1:
-            return is_over
-        is_over, self.is_asked_to_stop = trainer.strategy.broadcast((is_over, self.is_asked_to_stop))
+        is_over, self.is_asked_to_stop = _of_rank_zero(trainer, is_over, self.is_asked_to_stop)
         return is_over
+
+
+def _of_rank_zero(trainer: Trainer, *values: bool) -> tuple[bool, ...]:
+    return values if trainer.world_size == 1 else trainer.strategy.broadcast(values)
 
 
 def _interval(every: int | str | None) -> tuple[int, float]:

@@ -23,8 +23,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..files import shown, write_bytes
 from ..optimization import is_validated
-from ..saved_config import multirun_command
+from ..run_lookup import has_checkpoint
+from ..saved_config import multirun_command, read_saved
 from . import within_epoch
+from .last_checkpoint import LastCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,11 @@ class Resumable(Callback):
         self._stop_at_once()
         self._restore_metrics(trainer)  # for what reads one before it is measured again
         if self.is_within_epoch:
+            if not any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
+                raise MisconfigurationException(
+                    "The checkpoint is from within an epoch, and callbacks.last_checkpoint is left out, which goes on "
+                    "there. Keep it until the epoch has ended."
+                )
             log.info(f"goes on within epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
             self._begin_epoch(trainer, pl_module)  # on_train_epoch_start does not come
         elif trainer.global_step > 0:
@@ -184,8 +191,14 @@ class Resumable(Callback):
         is_stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
         if (self.has_started and not is_mistake) or is_stopped:
             command = multirun_command() if is_stopped else None  # after a failure the other jobs go on
-            command = command or f"python resume.py {shlex.quote(str(shown(trainer.default_root_dir)))}"
+            command = command or f"python resume.py {shlex.join(_words_of_resume(Path(trainer.default_root_dir)))}"
             log.info(f"stopped; go on with   {command}")
+
+
+def _words_of_resume(run: Path) -> list[str]:
+    """A run and, before its first checkpoint, the weights that it starts from, which must be typed: they are elsewhere."""
+    weights = None if has_checkpoint(run) else read_saved(run).get("weights")
+    return [str(shown(run)), *([f"weights={weights}"] if weights else [])]
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -3,6 +3,9 @@
 Lightning counts the batches and steps. This adds the random numbers, where the loaders are, and what metrics and
 ``self.log(…, on_epoch=True)`` have added up since the epoch began, which Lightning leaves out
 (https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
+
+Two things are not equal to the bit: a value that is logged in some batches and in none after the checkpoint, and data
+of unknown length that draw from the global generators, of which Lightning loads a batch ahead.
 """
 
 import random
@@ -23,12 +26,18 @@ from ..data.batches import rank_and_count
 KEY = "within_epoch"  # of the checkpoint
 
 
-def state(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
-    """What is between two batches, of numbers and tensors alone.
+def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint lacks for a run to go on between two batches: plain numbers and tensors.
 
-    To be called after a step, in each process, before the next batch is loaded.
+    Each process calls it after a step, before the next batch is loaded.
+
+    Args:
+        trainer: of the run.
+        model: of the run.
+        logged: what waits for ``restore_logged``.
     """
-    own = {"random": _random_state(model.device), "metrics": _metrics(model), "logged": _logged(trainer)}
+    logged = logged | _logged(trainer)
+    own = {"random": _random_state(model.device), "metrics": _metrics(model), "logged": logged}
     _, count = rank_and_count()
     of_processes: list[Any] = [own]
     if count > 1:
@@ -42,7 +51,7 @@ def state(trainer: Trainer, model: LightningModule) -> dict[str, Any]:
 
 
 def add_to(checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-    """Adds a state to the checkpoint that Lightning makes when the next batch is loaded, and begins with that batch."""
+    """Adds ``state`` to a checkpoint that Lightning makes before the first step of the next batch, which it counts."""
     checkpoint[KEY] = state
     loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
     if state["loaders"]:
@@ -86,7 +95,7 @@ def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> 
 
 
 def restore_logged(trainer: Trainer, logged: dict[str, Any]) -> None:
-    """Adds to what is logged of an epoch what was logged of it before; each as soon as it is logged again."""
+    """Adds what was logged of the epoch before the checkpoint, for each value that has been logged since."""
     results = epoch_results(trainer)
     for name in results.keys() & logged.keys():
         former, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]

@@ -47,38 +47,39 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    count, missing = 0, []
-    for group in groups[:MOST]:
+    drawn, missing = [], []
+    for group in groups:
         curves = {run.folder: read_curve(run.folder, metric) for run in group}
         missing += [folder for folder, curve in curves.items() if not curve]
-        present = [curve for curve in curves.values() if curve]
+        if present := [curve for curve in curves.values() if curve]:
+            drawn.append((group[0], present))
+        if len(drawn) == MOST:
+            break
+    for folder in missing:
+        print(printable(f"{folder} has no curve of {metric}: left out of the plot"))
+    if not drawn:
+        raise Mistake(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
+    keys = [key for key in keys if len({value_of(run, key) for run, _ in drawn}) > 1]
+    for (run, present), color, style in zip(drawn, COLORS, STYLES, strict=False):
         # As far as all runs of the setting went: a mean over others would jump where one of them ends.
-        epochs = sorted(set.intersection(*map(set, present))) if present else []
-        if not epochs:
-            continue
+        epochs = sorted(set.intersection(*map(set, present)))
         values = [[curve[epoch] for curve in present] for epoch in epochs]
         means = [statistics.fmean(row) for row in values]
-        label = _label(group[0], keys) + (f" ({len(present)} runs)" if len(present) > 1 else "")
-        color = COLORS[count % MOST]
-        axes.plot(epochs, means, linestyle=STYLES[count % MOST], color=color, label=label, linewidth=1.8)
+        label = _label(run, keys) + (f" ({len(present)} runs)" if len(present) > 1 else "")
+        axes.plot(epochs, means, linestyle=style, color=color, label=label, linewidth=1.8)
         if len(present) > 1:
             stds = list(map(deviation, values))
             low = [mean - std for mean, std in zip(means, stds, strict=True)]
             high = [mean + std for mean, std in zip(means, stds, strict=True)]
             axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-        count += 1
-    for folder in missing:
-        print(printable(f"{folder} has no curve of {metric}: left out of the plot"))
-    if not count:
-        raise Mistake(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
-    if len(groups) > MOST:
-        print(f"{path} has the best {MOST} of {len(groups)} settings: more cannot be told apart")
+    if len(drawn) < len(groups):
+        print(f"{path} has the curves of {len(drawn)} of {len(groups)} settings, the best that have one")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(printable(metric))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    _add_legend(figure, count)
+    _add_legend(figure)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png")
 
@@ -88,9 +89,10 @@ def _label(run: FinishedRun, keys: Sequence[str]) -> str:
     return printable(" ".join(f"{key}={value}" for key, value in values.items() if value != NO_VALUE)) or "all runs"
 
 
-def _add_legend(figure: "Figure", count: int) -> None:
+def _add_legend(figure: "Figure") -> None:
     """Above the curves, which it would hide within them."""
-    columns = 1 if count < 3 else 2
+    labels = [str(line.get_label()) for line in figure.axes[0].lines]
+    columns = 2 if len(labels) > 2 and max(map(len, labels)) < 45 else 1
     legend = figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=4)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a value with dollar signs is no formula

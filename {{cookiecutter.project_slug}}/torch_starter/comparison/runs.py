@@ -91,9 +91,10 @@ def from_results(folder: Path, results: dict[str, Any]) -> FinishedRun:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: if it is not as ``results.save`` writes it.
     """
-    typed = dict(map(_parse, results["overrides"]))
+    typed = dict(map(parse, results["overrides"]))
     settings = typed | {
-        key: as_text(value) for key, value in (results.get("hyperparameters", {}) | results.get("choices", {})).items()
+        key: as_text(key, value)
+        for key, value in (results.get("hyperparameters", {}) | results.get("choices", {})).items()
     }
     best = results.get("monitored")
     metrics = {name: _number(value) for name, value in results["metrics"].items()}
@@ -111,24 +112,33 @@ def from_results(folder: Path, results: dict[str, Any]) -> FinishedRun:
     )
 
 
-def _parse(override: str) -> tuple[str, str]:
-    """Key and value of an override; a number as it is written in a config, whatever form was typed."""
+def parse(override: str) -> tuple[str, str]:
+    """Key and value of an override; a value as ``as_text`` has it, whatever form was typed."""
     key, _, value = override.lstrip("+").partition("=")
     if key.startswith("~"):
         return key.lstrip("~"), "null"
     for kind in (int, float):
         try:
-            return key, as_text(kind(value))
+            return key, as_text(key, kind(value))
         except ValueError:
             pass
-    return key, value.strip("'\"")
+    return key, as_text(key, value.strip("'\""))
 
 
-def as_text(value: Any) -> str:
-    """A value as one types it; equal numbers are equal texts."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value in (None, "None") else str(value).removesuffix(".0" if isinstance(value, float) else "")
+def as_text(key: str, value: Any) -> str:
+    """A value of a key as one types it; equal values are equal texts.
+
+    A number of batches, such as 1, is another value than a share of them, such as 1.0.
+    """
+    text = str(value)
+    if isinstance(value, bool) or text in ("True", "False"):
+        return text.lower()
+    if value is None or text in ("None", "null"):
+        return "null"
+    is_count_or_share = key.endswith("_batches") or key == "trainer.val_check_interval"
+    if isinstance(value, float) and not is_count_or_share:
+        return text.removesuffix(".0")
+    return text.replace(", ", ",") if text.startswith("[") else text
 
 
 def _number(value: Any) -> float:

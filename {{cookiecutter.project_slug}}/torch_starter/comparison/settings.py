@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..mistakes import Mistake, nearest
 from ..results import final_metrics
-from .runs import MEASURES, FinishedRun, as_text
+from .runs import MEASURES, FinishedRun, parse
 
 # What results are averaged over.
 AVERAGED = ("seed", "data.fold")
-# Where a run is, and where its data are: no settings.
-PLACES = ("ckpt_path", "run_dir", "data.root", "trainer.default_root_dir")
+# Where a run is, where its data are, and how it is watched: no settings.
+PLACES = ("ckpt_path", "run_dir", "data.root", "trainer.default_root_dir", "logger", "metrics")
 # In place of a value that a run does not have.
 NO_VALUE = "-"
 
@@ -40,7 +40,8 @@ def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def is_setting(key: str) -> bool:
-    return key not in (*AVERAGED, *PLACES) and not key.startswith(("hydra.", "hydra/"))
+    is_watched = key.startswith(("hydra.", "hydra/", "logger.", "metrics.")) or key.endswith("_figures")
+    return key not in (*AVERAGED, *PLACES) and not is_watched
 
 
 def value_of(run: FinishedRun, key: str) -> str:
@@ -70,13 +71,12 @@ def select(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[Finis
         if not values:
             keys = {name for run in runs for name in run.settings}
             raise Mistake(f"--where {condition}: no run has the key {key}." + nearest(key, keys))
-        if is_number(value):
-            value = as_text(float(value)) if as_text(float(value)) in values else value
+        _, value = parse(condition)
         if value not in values:
             raise Mistake(f"--where {condition}: no run has this value." + nearest(value, values))
         selected = [run for run in selected if run.settings.get(key) == value]
     if not selected:
-        raise Mistake(f"No run is of all of {' '.join(conditions)}. Leave one out.")
+        raise Mistake(f"No run matches all of {' '.join(conditions)}. Remove a condition.")
     return selected
 
 
@@ -107,7 +107,7 @@ def check_sort(runs: Sequence[FinishedRun], name: str | None) -> None:
     """Raises Mistake if no run has the metric ``name``."""
     if name and not any(measured([run], name) for run in runs):
         names = {*MEASURES, *(metric for run in runs for metric in run.metrics)}
-        raise Mistake(f"--sort {name}: no run has it." + nearest(name, names))
+        raise Mistake(f"--sort {name}: no run has this metric." + nearest(name, names))
 
 
 def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bool = False) -> list[Group]:

@@ -141,7 +141,7 @@ def print_table(columns: Sequence[Column]) -> None:
     columns, left_out = _fit(columns, width)
     rich.console.Console(width=width).print(as_rich(columns))
     if left_out:
-        print(textwrap.fill(printable(f"not shown, for want of width: {', '.join(left_out)}"), width))
+        print(textwrap.fill(printable(f"hidden, because the terminal is too narrow: {', '.join(left_out)}"), width))
 
 
 def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:

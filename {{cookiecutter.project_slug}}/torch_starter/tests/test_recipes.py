@@ -288,6 +288,8 @@ def test_name_of_nothing_is_one_message(train):
     with pytest.raises(SystemExit, match=r"optimizer.no_decay has biass, which no parameter is called.*bias") as exit_:
         train("+optimizer.no_decay=[biass]")
     assert len(exit_.value.code.splitlines()) <= 2
+    with pytest.raises(SystemExit, match="has norm, and the model has no normalization layer"):
+        train("+optimizer.no_decay=[norm]")
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, Muon])

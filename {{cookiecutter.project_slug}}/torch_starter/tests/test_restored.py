@@ -93,6 +93,9 @@ def test_weights_of_a_run_or_the_latest_one(train, script, tmp_path, capfd):
         assert all(map(torch.equal, first.values(), weights(tmp_path / f"of_{run}").values()))
         saved = (tmp_path / f"of_{run}/.hydra/config.yaml").read_text()
         assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "what is the latest run changes"
+    train("weights=latest", "hydra.run.dir=of_latest", "ckpt_path=last", *QUICK, "optimizer=sgd", "optimizer.lr=0")
+    saved = (tmp_path / "of_latest/.hydra/config.yaml").read_text()
+    assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "it has gone on, and keeps whose weights it took"
     for key in ("weights=outputs/r1", "weights_strict=false"):
         with pytest.raises(SystemExit, match=f"{key}: a run has its own"):
             script("resume.py", "of_r1", key)
@@ -108,6 +111,8 @@ def test_weights_of_a_run_that_was_killed_before_its_first_checkpoint(train, scr
     train(*QUICK, "weights=r1", "hydra.run.dir=whole")
     train(*QUICK, "weights=r1", "hydra.run.dir=r2", "trainer.max_epochs=0")
     (tmp_path / "r2/results.json").unlink()
+    with pytest.raises(SystemExit, match="weights of the run's config"):
+        script("resume.py", "r2")
     script("resume.py", "r2", "weights=r1", f"trainer.max_epochs={QUICK[0].partition('=')[2]}")
     assert all(map(torch.equal, weights(tmp_path / "whole").values(), weights(tmp_path / "r2").values()))
 

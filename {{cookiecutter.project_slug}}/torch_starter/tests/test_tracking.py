@@ -177,6 +177,7 @@ def train_in_child(arguments):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.slow
 def test_what_ctrl_c_ends_is_killed_there_and_goes_on(client, tracked, script, tmp_path):
     tracked()  # so that the fork finds everything imported
     interrupted = ["hydra.run.dir=outputs/line/interrupted", "+callbacks.stop._target_=test_tracking.Interrupts"]
@@ -218,6 +219,9 @@ ELSEWHERE = [
     ("run_id", "0" * 32),
     ("run_name", "${oc.env:HOME}"),
     ("tags.user", "${oc.env:HOME}"),
+    ("tags.user", {"_target_": "shutil.copyfile", "src": "train.py", "dst": "copied"}),
+    ("run_name", {"_target_": "shutil.copyfile", "src": "train.py", "dst": "copied"}),
+    ("run_name", [{"_target_": "shutil.copyfile", "src": "train.py", "dst": "copied"}]),
 ]
 
 
@@ -238,6 +242,7 @@ def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script):
     assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_overrides_of_a_run_folder_do_not_choose_either(client, tracked, script):
     (folder,) = tracked("logger.mlflow.experiment_name=mine", "logger.mlflow.run_name=called so")
     assert run_of(client, folder).info.run_name == "called so"

@@ -95,15 +95,17 @@ CASES = {
         7,
     ),
     "validated_within_epochs": ([*MLP, "data.num_workers=0", "trainer.val_check_interval=3"], 15),
-    "averaged": (
-        [*MLP, "data.num_workers=0", "+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"],
-        15,
-    ),
+    "averaged": ([*MLP, "data.num_workers=0", EMA], 15),
     "dataloader": (PLAIN, 15),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+WEEKLY = ("workers", "accumulated", "validated_within_epochs", "averaged", "dataloader")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in WEEKLY else case for case in CASES]
+)
 def test_killed_within_an_epoch(start, folder, digits, case):
     options, step = CASES[case]
     if case == "folder":
@@ -144,6 +146,16 @@ def test_sigterm_is_a_notice_and_nothing_is_lost(start, folder, whole, step, pla
     assert_same(state(folder / run), expected)
 
 
+@pytest.mark.slow
+def test_sigterm_is_a_notice_where_each_step_is_validated_and_in_the_last_step(start, whole):
+    command, _ = whole
+    for name, step, options in (("each", 3, ["trainer.val_check_interval=1"]), ("end", 15, ["trainer.max_steps=15"])):
+        sent = interrupt(signal.SIGTERM, step)
+        status, printed, _ = start(*command, *options, f"{EVERY}1000", f"hydra.run.dir=notice-{name}", *sent)
+        assert status == 128 + signal.SIGTERM, printed
+        assert printed.rstrip().endswith(f"python resume.py notice-{name}")
+
+
 def test_sigterm_ends_a_validation_at_once(start, whole):
     command, _ = whole
     notice = [f"{EVERY}1000", "hydra.run.dir=validating", *interrupt(signal.SIGTERM, 10, while_validating=True)]
@@ -175,6 +187,12 @@ def test_batches_cannot_change_within_an_epoch(train, script, tmp_path):
     with pytest.raises(SystemExit, match="epoch of 10 batches, and it has 5 now"):
         script("resume.py", "run", "callbacks.cut=null", "data.batch_size=20")
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
+    for change, message in {
+        "trainer.max_epochs=2": "leaves none to train",
+        "callbacks.last_checkpoint=null": "Keep it until the epoch has ended",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            script("resume.py", "run", "callbacks.cut=null", change)
     script("resume.py", "run", "callbacks.cut=null", "trainer.max_epochs=8")
     assert json.loads((tmp_path / "run/results.json").read_text())["epochs"] == 8
 
