@@ -196,7 +196,7 @@ class Resumable(Callback):
 
 
 def _words_of_resume(run: Path) -> list[str]:
-    """A run and, before its first checkpoint, the weights that it starts from, which must be typed: they are elsewhere."""
+    """A run and, before its first checkpoint, the weights that it starts from, which must be typed."""
     weights = None if has_checkpoint(run) else read_saved(run).get("weights")
     return [str(shown(run)), *([f"weights={weights}"] if weights else [])]
 

@@ -253,7 +253,7 @@ def test_control_characters_are_not_sent_to_the_terminal(write, compare):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sort", "val/ac"], r"--sort val/ac: no run has it. Did you mean val/acc\?"),
+        (["--sort", "val/ac"], r"--sort val/ac: no run has this metric. Did you mean val/acc\?"),
         (["--where", "optimiser=adam"], r"no run has the key optimiser. Did you mean optimizer\?"),
         (["--where", "optimizer=adm"], r"no run has this value. Did you mean adam\?"),
         (["--where", "optimizer"], "write a key and its value"),
@@ -290,7 +290,7 @@ def test_a_table_is_no_wider_than_the_terminal(write, compare, width):
     printed = compare()
     assert max(map(len, printed.splitlines())) <= width
     assert "0.1000 ± 0.1414" in printed
-    assert "not shown, for want of width:" in printed
+    assert "hidden, because the terminal is too narrow:" in printed
 
 
 def test_neither_torch_nor_lightning_is_imported(write, tmp_path):
