@@ -173,7 +173,7 @@ FILES = """
     torch_starter/callbacks/known_monitors.py
     torch_starter/callbacks/last_checkpoint.py
     torch_starter/callbacks/progress.py
-    torch_starter/callbacks/range_test.py
+    torch_starter/callbacks/rate_range.py
     torch_starter/callbacks/resumable.py
     torch_starter/callbacks/run_description.py
     torch_starter/callbacks/sparse_logging.py

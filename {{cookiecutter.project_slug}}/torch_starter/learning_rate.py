@@ -14,7 +14,7 @@ from .files import shown, write_bytes
 from .mistakes import Mistake
 
 if TYPE_CHECKING:
-    from .callbacks.range_test import RangeTest
+    from .callbacks.rate_range import RangeTest
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _range_test(config: DictConfig) -> "RangeTest":
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from .callbacks.known_batches import KnownBatches
-    from .callbacks.range_test import STEPS, RangeTest
+    from .callbacks.rate_range import STEPS, RangeTest
 
     config = config.copy()
     OmegaConf.update(config, "scheduler", CONSTANT, merge=False, force_add=True)

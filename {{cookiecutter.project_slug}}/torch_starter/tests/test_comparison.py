@@ -155,6 +155,7 @@ def test_a_changed_config_file_tells_runs_apart(write, compare):
     assert [row[:3] for row in runs] == [["run", "lr", "seed"], ["after", "0.2", "2"], ["before", "0.1", "1"]]
 
 
+@pytest.mark.slow
 def test_what_the_data_say_is_no_setting(train, pictures, compare):
     options = ["data=image_folder", f"data.root={pictures}", "model=cnn", "data.image_shape=[3,16,16]"]
     runs = [train(*options, "trainer.max_epochs=1", f"seed={seed}")[0] for seed in (1, 2)]

@@ -115,6 +115,7 @@ def test_a_class_of_trains_is_no_split(tmp_path):
     assert make(tmp_path / "pictures", tmp_path).class_names == ["blue", "green", "train"]
 
 
+@pytest.mark.slow
 def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_path, capfd):
     (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
     before = splits(run / "split.csv")
@@ -235,6 +236,7 @@ def test_folds_of_a_folder_with_a_validation_set_are_refused(train, tmp_path):
         train(*SMALL, f"data.root={tmp_path / 'P'}", "data.num_folds=5")
 
 
+@pytest.mark.slow
 def test_a_multirun_over_folds_validates_each_image_once(train, pictures):
     quick = [*SMALL, f"data.root={pictures}", "data.num_workers=0", "trainer.max_epochs=1"]
     runs = train("-m", *quick, "data.num_folds=3", "data.fold=0,1,2")
@@ -266,6 +268,7 @@ def test_a_balanced_epoch_sees_a_rare_class_as_often(pictures, tmp_path):
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(train, script, pictures, tmp_path, capfd):
     make_rare(pictures)
     quick = [*SMALL, f"data.root={pictures}", "data.balance=true", "scheduler=constant"]
@@ -656,6 +659,7 @@ def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, 
     assert len(json.loads((tmp_path / "x.json").read_text())) == 20
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, capfd):
     for name in ("train", "test"):
         write_pictures(tmp_path / "P" / name, 5, seed=0)
@@ -676,6 +680,7 @@ def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, cap
     assert "left out" not in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_pictures_that_were_moved(train, script, pictures, capfd):
     (run,) = train(*IF, f"data.root={pictures}")
     moved = pictures.rename(pictures.with_name("elsewhere"))
@@ -759,6 +764,7 @@ def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, pic
         train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
 def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
     write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))

@@ -36,6 +36,7 @@ def rows(printed):
     return {line.split()[0]: line for line in table(printed).splitlines() if line.strip()}
 
 
+@pytest.mark.slow
 def test_same_folder_a_second_time(train, tmp_path, capfd):
     train("-m", *QUICK, "hydra.sweep.dir=s", "optimizer=sgd,adam")
     first = rows(capfd.readouterr().out)
@@ -50,6 +51,7 @@ def test_same_folder_a_second_time(train, tmp_path, capfd):
     assert {path: path.read_bytes() for path in (tmp_path / "s").glob("*/**/*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_other_runs_of_the_folder_are_not_in_the_table(train, capfd):
     subdir = "hydra.sweep.subdir=${hydra:runtime.choices.optimizer}"
     train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam")
@@ -57,6 +59,7 @@ def test_other_runs_of_the_folder_are_not_in_the_table(train, capfd):
     assert sorted(rows(capfd.readouterr().out)) == ["adamw", "rmsprop"]
 
 
+@pytest.mark.slow
 def test_folders_made_of_values_and_slashes(train, tmp_path, capfd):
     subdir = "hydra.sweep.subdir=${hydra:runtime.choices.optimizer}/batch ${data.batch_size}"
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):

@@ -114,6 +114,7 @@ def test_two_processes_leave_and_say_what_one_does(one, two):
     assert "process" not in printed, "the second one has nothing to say"
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(command, two, tmp_path):
     run(*TORCHRUN, "--standalone", "--nproc-per-node=2", ROOT / "train.py", *command, *TWO, cwd=tmp_path)
     (folder,) = run_folders(tmp_path)
@@ -202,6 +203,7 @@ class TwoPaths(torch.nn.Module):
         return self.paths[int(images.sum() > 0)](images.flatten(1))
 
 
+@pytest.mark.slow
 def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
     paths = ["~model.network", "+model.network._target_=test_processes.TwoPaths"]
     mnist = ["experiment=mnist", *paths, f"data.root={digits}", "data.num_val=100", "data.batch_size=50"]

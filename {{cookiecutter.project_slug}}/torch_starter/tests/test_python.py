@@ -165,6 +165,7 @@ again.predict([4, 5])
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_shows_a_bar_and_predicts(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="needs pip install nbclient ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
@@ -188,6 +189,7 @@ def test_a_notebook_trains_shows_a_bar_and_predicts(tmp_path):
     assert list(folder.glob("outputs/linear_regression/*/results.json"))
 
 
+@pytest.mark.slow
 def test_loading_finds_the_package_of_the_project_without_an_installation(line, tmp_path):
     code = f"import sys; sys.path.append({str(ROOT)!r}); import torch_starter; "
     code += f"print(torch_starter.load_run({str(line)!r}).metrics)"

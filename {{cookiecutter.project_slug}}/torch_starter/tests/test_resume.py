@@ -116,6 +116,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(start, command, uninterrupted,
     assert_same(state(folder / "full"), expected)
 
 
+@pytest.mark.slow
 def test_half_a_last_checkpoint_falls_back_to_the_best(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     start(*command, "hydra.run.dir=half", at=calls * 3 // 4)
@@ -173,6 +174,7 @@ def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_
     assert set(steps[0]) == set(steps[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
     [
@@ -317,6 +319,7 @@ def test_averaged_weights_are_resumed_to_the_bit(train, script, tmp_path):
     assert_same(state_of_line(tmp_path / "parts"), state_of_line(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     again = [*command, "hydra.run.dir=requeued", "ckpt_path=last"]
@@ -350,6 +353,7 @@ def state_of_line(run):
     return [last["state_dict"], last["optimizer_states"], last["lr_schedulers"], results["metrics"], counts]
 
 
+@pytest.mark.slow
 def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder):
     options = ["train.py", "trainer.max_epochs=120", "callbacks.regression_figures=null"]
     _, _, calls = start(*options, "hydra.run.dir=rare")

@@ -105,6 +105,7 @@ def test_it_ends_with_a_command_that_makes_the_best_trial_to_the_bit(sweep, spac
     assert_same_run(study / str(best.number), again)
 
 
+@pytest.mark.slow
 def test_the_other_verbs_take_a_trial_for_the_run_that_it_is(sweep, space, script, capfd):
     sweep(space(), "--trials", 1)
     trial = "outputs/sweeps/space/0"
@@ -117,6 +118,7 @@ def test_the_other_verbs_take_a_trial_for_the_run_that_it_is(sweep, space, scrip
     assert "goes on after epoch 5" in printed
 
 
+@pytest.mark.slow
 def test_the_trials_are_the_same_again_and_going_on_repeats_none(sweep, space, tmp_path):
     sweep(space(), "--trials", 4, "--study", "whole")
     sweep(space(), "--trials", 2, "--study", "parts")
@@ -155,6 +157,7 @@ def test_a_hopeless_trial_is_pruned_and_its_folder_is_a_run(sweep, space, script
     assert results(run)["epochs"] == 5
 
 
+@pytest.mark.slow
 def test_images_and_lists(script, digits, tmp_path, capfd):
     small = [f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
     script("sweep.py", "mnist", "--trials", 2, *small)
@@ -283,6 +286,7 @@ def test_without_optuna_it_says_how_to_install_it(script, tmp_path, monkeypatch)
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_study_is_of_one_search_and_of_no_newer_version(sweep, space, tmp_path):
     sweep(space(), "--trials", 1)
     study = tmp_path / "outputs/sweeps/space"
@@ -404,6 +408,7 @@ def test_a_signal_stops_it_at_once(start, tmp_path, sent):
     assert states(tmp_path / "outputs/sweeps/stopped") == ["COMPLETE"] * 2
 
 
+@pytest.mark.slow
 @needs_fork
 def test_processes_share_a_study(start, tmp_path):
     processes = [start("--trials", 6, "--study", "shared") for _ in range(2)]

@@ -41,6 +41,7 @@ def test_without_the_package_it_says_how_to_install_it(script, tmp_path, monkeyp
     assert not list(tmp_path.glob("outputs/*/*"))
 
 
+@pytest.mark.slow
 def test_ids_in_an_untrusted_folder_are_letters_and_digits(train, script):
     run = train(*QUICK)[0]
     for ids in ({"mlflow": "../x"}, {"mlflow": 3}, {"mlflow": "a" * 65}, ["a"], "a"):
@@ -137,6 +138,7 @@ def test_a_resumed_run_goes_on_in_its_own(client, tracked, script):
     assert len({id_of(one) for one in (folder, other, third)}) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_has_a_run_of_its_own(client, script, monkeypatch, tmp_path):
     pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
@@ -149,6 +151,7 @@ def test_a_trial_has_a_run_of_its_own(client, script, monkeypatch, tmp_path):
         assert run.data.tags["group"] == "sweeps/linear_regression"
 
 
+@pytest.mark.slow
 def test_what_never_trains_is_not_tracked_and_what_is_refused_changes_no_run(client, tracked, script, tmp_path):
     before = count(client)
     tracked("trainer.fast_dev_run=true")

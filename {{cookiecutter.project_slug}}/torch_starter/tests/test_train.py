@@ -175,15 +175,15 @@ def test_a_multirun_has_one_folder_per_run_and_ends_with_a_table_best_first(trai
     assert losses["sgd"] < losses["adam"]
     table = capfd.readouterr().out.rpartition("test/loss ")[2]
     assert table.index(f"{losses['sgd']:.4f}") < table.index(f"{losses['adam']:.4f}")
-    assert table.index("optimizer=sgd") < table.index("optimizer=adam")
+    assert table.index("sgd") < table.index("adam")
     assert "data.noise" not in table, "what all runs share is not in the table"
 
 
 def test_the_table_shows_brackets(train, capfd):
-    train("-m", "logger=[csv],[tensorboard,csv]", "trainer.max_epochs=1")
+    train("-m", "optimizer.betas=[0.9,0.99],[0.8,0.9]", "trainer.max_epochs=1")
     table = capfd.readouterr().out.rpartition("test/loss ")[2]
-    assert "logger=[csv]" in table
-    assert "logger=[tensorboard,csv]" in table
+    assert "[0.9,0.99]" in table
+    assert "[0.8,0.9]" in table
 
 
 def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, tmp_path, capfd):
@@ -196,7 +196,7 @@ def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, 
     assert failed == [True, True, False, False]
     assert finished == [False, False, True, True]
     printed = capfd.readouterr()
-    rows = [line.split()[0] for line in printed.out.rpartition("test/loss")[2].splitlines() if "optimizer.lr" in line]
+    rows = re.findall(r"^ +(\d) ", printed.out, re.MULTILINE)
     assert rows == ["3", "2", "0", "1"], "the best first, those that failed at the end"
     assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a whole number from 1.") == 2
     assert "Traceback" not in printed.out + printed.err
@@ -252,7 +252,7 @@ def test_what_is_no_number_comes_last(train, capfd):
         "callbacks.finite_loss=null",
     )
     table = capfd.readouterr().out.rpartition("test/loss")[2]
-    assert [line.split()[0] for line in table.splitlines() if "optimizer.lr" in line][-1] == "0"
+    assert re.findall(r"^ +(\d) ", table, re.MULTILINE)[-1] == "0"
     assert "nan" in table
 
 
@@ -280,6 +280,7 @@ def test_a_run_whose_loss_is_not_finite_ends(train, tmp_path, capfd):
     assert "resume.py" not in capfd.readouterr().out, "which would end in the same way"
 
 
+@pytest.mark.slow
 def test_without_that_check_the_json_is_valid(train, script, tmp_path, capfd):
     options = ["optimizer=sgd", "optimizer.lr=1e10", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"]
     (run,) = train(*options, "callbacks.finite_loss=null")
@@ -369,6 +370,7 @@ def test_a_folder_is_trained_in_once_at_a_time(train, script, tmp_path, capfd):
     assert not (tmp_path / "mine/.lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path):
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
         train("-m", "data.batch_size=0,100", "trainer.max_epochs=2")
@@ -378,6 +380,7 @@ def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path
     assert not error.exists()
 
 
+@pytest.mark.slow
 def test_files_are_utf_8_on_a_system_whose_text_is_not(tmp_path):
     """As on Windows: files in ASCII unless something else is said, a console without most letters."""
     ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}

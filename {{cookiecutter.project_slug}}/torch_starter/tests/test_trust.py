@@ -407,6 +407,7 @@ def test_a_config_with_terminal_escapes_is_refused_without_printing_them(run, sc
     assert trust.printable(exit_.value.code) == exit_.value.code
 
 
+@pytest.mark.slow
 def test_terminal_escapes_elsewhere_are_shown_and_not_obeyed(run, script, tmp_path):
     """In the names of the weights of a checkpoint, which torch prints as they are, and in a message of ours."""
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
