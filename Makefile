@@ -32,8 +32,8 @@ lint: .venv/ready
 	$(RUN) ruff format --check hooks tests benchmarks docs
 	$(RUN) pyrefly check
 
-# What takes minutes: what the generated README says may be deleted, with all tests of what is left, and a project's own
-# slow tests.
+# What takes minutes: what the generated README says may be deleted, with all tests of what is left; the tutorials as
+# notebooks; the update of an old project; and a project's own slow tests.
 slow: .venv/ready
 	$(RUN) pytest -m slow
 

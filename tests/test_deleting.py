@@ -69,6 +69,7 @@ def test_there_is_something_to_delete():
     assert [name.partition(",")[0] for name, _, _ in PARTS] == names
 
 
+@pytest.mark.slow
 def test_what_is_deleted_is_not_missed(without):
     """By the linter, the type checker, the import of every test, and the tests of all configs and commands."""
 

@@ -6,6 +6,7 @@ import re
 import cv2
 import jupytext
 import numpy
+import pytest
 import torch
 from nbclient import NotebookClient
 from PIL import Image
@@ -24,6 +25,7 @@ async def run_in(folder, notebooks):
     await asyncio.gather(*map(run, notebooks))
 
 
+@pytest.mark.slow
 def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)

@@ -135,6 +135,7 @@ class Mine(LinearDataModule):
 """
 
 
+@pytest.mark.slow
 def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
     known = subprocess.run(["git", "cat-file", "-e", BEFORE_THE_SEAM], cwd=TEMPLATE, capture_output=True)
     if known.returncode != 0:
