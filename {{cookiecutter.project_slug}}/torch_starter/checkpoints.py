@@ -126,7 +126,7 @@ def _existing(key: str, value: object) -> Path:
     path = Path(str(value))
     if not path.is_file():
         what = "a run folder or a checkpoint" if key == "weights" else "a checkpoint"
-        found = "this folder is no run" if path.is_dir() else "there is no such file"
+        found = "this folder is no run" if key == "weights" and path.is_dir() else "there is no such file"
         raise Mistake(f"{key} is {value}: {found}. Name {what}, such as RUN/checkpoints/best.ckpt.")
     if not is_whole(path):
         raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")

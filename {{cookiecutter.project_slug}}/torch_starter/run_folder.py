@@ -137,11 +137,14 @@ def _write_config(run: Path, config: DictConfig, overrides: Sequence[str]) -> No
 
 
 def _remove(paths: Iterable[Path]) -> None:
-    for handler in logging.root.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.close()  # Windows removes no open file
+    handlers = [handler for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
+    for handler in handlers:
+        handler.close()  # Windows removes no open file
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for handler in handlers:
+        if not Path(handler.baseFilename).exists():  # the next line would open it again, in a folder that is gone
+            logging.root.removeHandler(handler)
 
 
 def remove_empty(folders: list[Path]) -> None:
