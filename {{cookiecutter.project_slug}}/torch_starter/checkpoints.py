@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# In a checkpoint: what callbacks/within_epoch.py adds.
+WITHIN_EPOCH = "within_epoch"
+
 
 def find_start(config: DictConfig) -> str | None:
     """Returns the checkpoint that a run starts from, if any.
@@ -77,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _is_complete(saved: dict[str, Any]) -> bool:
     """Whether a run can go on as it was: from the end of an epoch, or from within one, where LastCheckpoint wrote."""
-    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]) or "within_epoch" in saved
+    return bool(saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]) or WITHIN_EPOCH in saved
 
 
 def _refuse_start(config: DictConfig) -> None:
@@ -106,10 +109,10 @@ def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy
     """Raises Mistake if the limits of the trainer leave fewer than ``least`` epochs or steps after the checkpoint."""
     if config.trainer.get("fast_dev_run"):
         raise Mistake(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
-    for key, done, count in (("max_epochs", "epoch", 1), ("max_steps", "global_step", 0)):
-        limit = config.trainer.get(key)
-        trained = saved[done] + (0 if "within_epoch" in saved else count)
-        least = max(least, "within_epoch" in saved)
+    is_within_epoch = WITHIN_EPOCH in saved
+    least = max(least, is_within_epoch)  # for the rest of the epoch
+    for key, done, count in (("max_epochs", "epoch", 0 if is_within_epoch else 1), ("max_steps", "global_step", 0)):
+        limit, trained = config.trainer.get(key), saved[done] + count
         if isinstance(limit, int) and 0 <= limit < trained + least:
             raise Mistake(
                 f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "

@@ -1,6 +1,5 @@
 """The learning rate that a range test finds, for `find_lr=true`."""
 
-import io
 import logging
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoints, project, saved_config
-from .files import shown, write_bytes
+from .files import replacing, shown
 from .mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -123,7 +122,6 @@ def _steepest(rates: list[float], losses: list[float]) -> float | None:
 
 
 def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8))
@@ -133,7 +131,6 @@ def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> 
     axes.axvline(rate, color="black", linestyle="--", label=f"steepest: {rate:.2g}")
     axes.set(xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
     axes.legend()
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content.getvalue())
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")

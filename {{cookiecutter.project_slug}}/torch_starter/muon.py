@@ -64,7 +64,10 @@ class Muon(Optimizer):
         assert parameter.grad is not None
         # The weight of a convolution is a matrix from what it sees to what it gives.
         gradient = parameter.grad.flatten(1)
-        mean = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(gradient))
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"]
         mean.lerp_(gradient, 1 - group["momentum"])
         update = orthogonalized(gradient.lerp(mean, group["momentum"]))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -99,9 +99,10 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
     try:
         with locked(run):
             overrides = typed_overrides() or with_changes(run, changes)
+            saved = read_saved(run)
             if config.ckpt_path == "last":
-                keep_found(config, read_saved(run))
-            _refuse_another(config, overrides, run)
+                keep_found(config, saved)
+            _refuse_another(config, overrides, run, saved)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")
             if HydraConfig.initialized() or changes:
@@ -156,13 +157,12 @@ def remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path) -> None:
+def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path, saved: dict[str, Any]) -> None:
     """Makes sure that a run does not overwrite another one, and goes on with none but itself.
 
     Raises:
         InUse: if the folder holds a run, and ``config`` does not go on with it or contradicts it.
     """
-    saved = read_saved(run)
     is_trial = bool((saved.get("trainer") or {}).get("fast_dev_run"))
     if not has_checkpoint(run) and (is_trial or not (run / "results.json").exists()):
         return

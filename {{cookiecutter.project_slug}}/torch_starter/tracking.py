@@ -81,13 +81,8 @@ def tracked(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
     """
     run = Path(config.run_dir)
     names = [str(name) for name, entry in config.logger.items() if entry and "_target_" in entry]
-    services = _services(config)
-    # fast_dev_run has replaced them by one that does nothing.
-    found = {
-        name: logger
-        for name, logger in zip(names, trainer.loggers, strict=False)
-        if name in services and type(logger).__name__ in SERVICES
-    }
+    # Not strict: fast_dev_run has replaced them by one that does nothing.
+    found = {name: logger for name, logger in zip(names, trainer.loggers, strict=False) if _service(logger)}
     if not found or not processes.is_rank_zero():
         yield
         return
@@ -136,7 +131,7 @@ def _service(logger: Any) -> str:
 
 def _start(logger: Any, entry: DictConfig) -> None:
     if _service(logger) == "mlflow":
-        with _impatient():
+        with _short_retries():
             _ = logger.experiment
         return
     import wandb
@@ -166,7 +161,7 @@ def _unlink(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
+def _short_retries() -> Iterator[None]:
     """Within, MLflow tries twice to reach its server and not, for minutes, eight times; unless the user set it."""
     set_here = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
     set_here = {name: value for name, value in set_here.items() if name not in os.environ}
@@ -186,7 +181,7 @@ def _end(logger: Any, status: str) -> None:
             logger.experiment.finish(exit_code={"FINISHED": 0, "KILLED": 255}.get(status, 1))
             _unlink(folder)
         else:
-            with _impatient():
+            with _short_retries():
                 logger.experiment.set_terminated(logger.run_id, status)
     except Exception as error:  # the run itself is done, or its own error is the one to show
         log.warning(f"{_service(logger)} was not told that the run is {status}: {first_line(error)}")

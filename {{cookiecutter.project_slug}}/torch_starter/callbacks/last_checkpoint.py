@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..checkpoints import WITHIN_EPOCH
 from . import within_epoch
 
 
@@ -46,7 +47,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.notice: Any = None  # ours
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.state_to_restore = checkpoint.get(within_epoch.KEY)
+        self.state_to_restore = checkpoint.get(WITHIN_EPOCH)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Comes last of all callbacks' hooks of this name, so that nothing is drawn after the random state is set."""

@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..checkpoints import WITHIN_EPOCH
 from ..files import shown, write_bytes
 from ..optimization import is_validated
 from ..run_lookup import has_checkpoint
 from ..saved_config import multirun_command, read_saved
-from . import within_epoch
 from .last_checkpoint import LastCheckpoint
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,6 @@ class Resumable(Callback):
             signal.signal(signal.SIGTERM, self.at_sigterm)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_epoch(trainer, pl_module)
-
-    def _begin_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for config in trainer.lr_scheduler_configs:
             # What waits for a better metric takes a step after each validation, see ``optimizer_and_scheduler``. In
             # other epochs there is no metric, or the former one once more.
@@ -109,7 +106,7 @@ class Resumable(Callback):
             checkpoint["current_model_state"] = checkpoint["state_dict"]
         self.scheduler_states = checkpoint["lr_schedulers"]
         self.restored_step = checkpoint["global_step"]
-        self.is_within_epoch = within_epoch.KEY in checkpoint
+        self.is_within_epoch = WITHIN_EPOCH in checkpoint
         # A run whose rules have changed since may train on.
         self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _rules(trainer)
         if self.has_ended and "ended_with" in checkpoint:
@@ -152,7 +149,7 @@ class Resumable(Callback):
                     "there. Keep it until the epoch has ended."
                 )
             log.info(f"goes on within epoch {trainer.current_epoch + 1}, after step {trainer.global_step}")
-            self._begin_epoch(trainer, pl_module)  # on_train_epoch_start does not come
+            self.on_train_epoch_start(trainer, pl_module)  # which does not come within an epoch
         elif trainer.global_step > 0:
             log.info(f"goes on after epoch {trainer.current_epoch}, step {trainer.global_step}")
         # TensorBoard shall forget what an interrupted run logged after its checkpoint: it comes once more.

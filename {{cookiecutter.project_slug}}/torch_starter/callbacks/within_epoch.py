@@ -20,10 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 from torchmetrics import Metric, MetricCollection
 
+from ..checkpoints import WITHIN_EPOCH
 from ..compat import epoch_results, restore_loaders, set_update_count
 from ..data.batches import rank_and_count
-
-KEY = "within_epoch"  # of the checkpoint
 
 
 def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> d
 
 def add_to(checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
     """Adds ``state`` to a checkpoint that Lightning makes before the first step of the next batch, which it counts."""
-    checkpoint[KEY] = state
+    checkpoint[WITHIN_EPOCH] = state
     loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
     if state["loaders"]:
         loops["state_dict"]["combined_loader"] = state["loaders"]

@@ -13,7 +13,7 @@ from .runs import MEASURES, FinishedRun, parse
 # What results are averaged over.
 AVERAGED = ("seed", "data.fold")
 # Where a run is, where its data are, and how it is watched: no settings.
-PLACES = ("ckpt_path", "run_dir", "data.root", "trainer.default_root_dir", "logger", "metrics")
+NO_SETTINGS = ("ckpt_path", "run_dir", "data.root", "trainer.default_root_dir", "logger", "metrics")
 # In place of a value that a run does not have.
 NO_VALUE = "-"
 
@@ -41,7 +41,7 @@ def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
 
 def is_setting(key: str) -> bool:
     is_watched = key.startswith(("hydra.", "hydra/", "logger.", "metrics.")) or key.endswith("_figures")
-    return key not in (*AVERAGED, *PLACES) and not is_watched
+    return key not in (*AVERAGED, *NO_SETTINGS) and not is_watched
 
 
 def value_of(run: FinishedRun, key: str) -> str:
@@ -64,14 +64,13 @@ def select(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[Finis
     """
     selected = list(runs)
     for condition in conditions:
-        key, equals, value = condition.partition("=")
-        if not equals:
+        if "=" not in condition:
             raise Mistake(f"--where {condition}: write a key and its value, as in --where optimizer=adam")
+        key, value = parse(condition)
         values = {run.settings[key] for run in runs if key in run.settings}
         if not values:
             keys = {name for run in runs for name in run.settings}
             raise Mistake(f"--where {condition}: no run has the key {key}." + nearest(key, keys))
-        _, value = parse(condition)
         if value not in values:
             raise Mistake(f"--where {condition}: no run has this value." + nearest(value, values))
         selected = [run for run in selected if run.settings.get(key) == value]
@@ -118,7 +117,7 @@ def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bo
         sort: name of a metric, or ``epochs`` or ``seconds``. Larger is better if it is monitored in mode ``max`` by
             any of the runs, or if that holds for ``val/acc`` and it is ``test/acc``; otherwise smaller is. By default
             the metric that is monitored, in its mode.
-        is_reversed: whether the order is turned round.
+        is_reversed: whether the order is reversed.
     """
     groups = list(groups)
     modes = monitors(run for group in groups for run in group)

@@ -62,7 +62,7 @@ def setting_columns(groups: Sequence[Group], keys: Sequence[str]) -> list[Column
 
 
 def metric_columns(groups: Sequence[Group], names: Iterable[str]) -> list[Column]:
-    """A column for each metric: its value or, of several runs, mean and sample standard deviation."""
+    """Returns a column per metric, with the value of one run, or mean ± sample standard deviation of several."""
     return [Column(name, [_mean(measured(group, name), "{:.4f}") for group in groups], "number") for name in names]
 
 
@@ -161,7 +161,8 @@ def _width(columns: Sequence[Column]) -> int:
     """In characters, once all text is folded."""
     from rich.cells import cell_len
 
-    widths = [(column, max(map(cell_len, (_header(column, columns), *column.cells)))) for column in columns]
+    headers = _headers(columns)
+    widths = [(c, max(map(cell_len, (header, *c.cells)))) for c, header in zip(columns, headers, strict=True)]
     # Three between two columns, two before the first and after the last.
     return sum(min(width, FOLDED) if column.kind in FOLDS else width for column, width in widths) + 3 * len(columns) + 1
 
@@ -180,12 +181,16 @@ def _joined(columns: Sequence[Column]) -> list[Column]:
     return [*others[:place], Column("setting", texts, "text"), *others[place:]]
 
 
-def _header(column: Column, columns: Sequence[Column]) -> str:
-    """Of a setting, its name without the groups before it, where that is clear."""
-    if column.kind != "setting":
-        return column.header
-    last = column.header.rpartition(".")[2]
-    return last if Counter(other.header.rpartition(".")[2] for other in columns)[last] == 1 else column.header
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Without the groups before the last dot, where that is clear."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return [key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys]
+
+
+def _headers(columns: Sequence[Column]) -> list[str]:
+    """The names of columns, those of settings short."""
+    short = short_names([column.header for column in columns])
+    return [name if column.kind == "setting" else column.header for column, name in zip(columns, short, strict=True)]
 
 
 def as_rich(columns: Sequence[Column]) -> "Table":
@@ -195,10 +200,9 @@ def as_rich(columns: Sequence[Column]) -> "Table":
     from rich.text import Text
 
     table = Table(box=rich.box.SIMPLE)
-    for column in columns:
-        header = Text(printable(_header(column, columns)))
+    for column, header in zip(columns, _headers(columns), strict=True):
         side: Any = "right" if column.kind == "number" else "left"
-        table.add_column(header, no_wrap=column.kind not in FOLDS, justify=side, overflow="fold")
+        table.add_column(Text(printable(header)), no_wrap=column.kind not in FOLDS, justify=side, overflow="fold")
     for row in zip(*(column.cells for column in columns), strict=True):
         # Not as markup, which would take the brackets of a list for a style.
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -206,9 +210,8 @@ def as_rich(columns: Sequence[Column]) -> "Table":
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
-    headers = [_header(column, columns) for column in columns]
     rule = ["---:" if column.kind == "number" else "---" for column in columns]
-    rows = [headers, rule, *zip(*(column.cells for column in columns), strict=True)]
+    rows = [_headers(columns), rule, *zip(*(column.cells for column in columns), strict=True)]
     lines = [" | ".join(" ".join(printable(cell).replace("|", "\\|").split()) for cell in row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
 

@@ -4,13 +4,12 @@ import math
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..comparison.runs import from_results
 from ..comparison.settings import shown_metrics
-from ..comparison.table import Column, metric_columns, print_table, setting_columns
+from ..comparison.table import Column, metric_columns, print_table, setting_columns, short_names
 from ..files import read_json, replacing
 from ..mistakes import Mistake, printable
 from ..results import final_metrics
@@ -56,19 +55,13 @@ def table(study: "Study", space: dict[str, Any], metric: str, rows: int | None =
         running = [trial for trial in trials if trial.state.name == "RUNNING"]
         others = [trial for trial in trials if trial.state.name != "RUNNING"]
         shown = [*running, *others][: max(rows, 1)]
-    result = rich.table.Table("trial", "state", *short_names(space), metric, "epoch", box=rich.box.SIMPLE)
+    result = rich.table.Table("trial", "state", *short_names(list(space)), metric, "epoch", box=rich.box.SIMPLE)
     if len(shown) < len(trials):
         result.caption = f"and {len(trials) - len(shown)} more"
     for trial in shown:
         # Rich would take the brackets of a list for a style.
         result.add_row(*(rich.markup.escape(printable(cell)) for cell in cells_of(study, trial, space)))
     return result
-
-
-def short_names(keys: Iterable[str]) -> list[str]:
-    """Without the groups before the last dot, where that is clear."""
-    last = Counter(key.rpartition(".")[2] for key in keys)
-    return [key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
 def state_of(trial: "FrozenTrial") -> str:
