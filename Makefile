@@ -10,7 +10,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint slow bench bench-pictures faults screenshots tutorials clean
+.PHONY: demo test lint slow bench bench-pictures bench-demo faults screenshots tutorials clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -42,6 +42,9 @@ bench: .venv/ready build/my_project
 
 bench-pictures: .venv/ready build/my_project
 	.venv/bin/python benchmarks/pictures.py --project build/my_project
+
+bench-demo: .venv/ready build/my_project
+	.venv/bin/python benchmarks/demo.py --project build/my_project --data '$(DATA)'
 
 faults: .venv/ready build/my_project
 	.venv/bin/python benchmarks/faults.py --project build/my_project --data '$(DATA)'

@@ -8,6 +8,8 @@ FOLDER has MNIST/raw. Needs Chromium. Trains six runs (some three minutes on two
 import argparse
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,19 @@ def tensorboard(log_dir: Path) -> Iterator[str]:
             yield next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
         finally:
             process.terminate()
+
+
+@contextmanager
+def demo(project: Path, *arguments: object) -> Iterator[str]:
+    """The address of the page of `demo.py ARGUMENTS`, which is then ended as by Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "demo.py", *map(str, arguments), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project) as process:
+        try:
+            yield process.stdout.readline().split()[0]
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -117,6 +117,7 @@ FILES = """
     configs/trainer/fsdp.yaml
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
+    demo.py
     docs/hparams.png
     evaluate.py
     export.py
@@ -194,6 +195,17 @@ FILES = """
     torch_starter/data/images.py
     torch_starter/data/splits.py
     torch_starter/data/tables.py
+    torch_starter/demo/__init__.py
+    torch_starter/demo/display.py
+    torch_starter/demo/examples.py
+    torch_starter/demo/images.py
+    torch_starter/demo/line.py
+    torch_starter/demo/page.css
+    torch_starter/demo/page.py
+    torch_starter/demo/predictor.py
+    torch_starter/demo/serving.py
+    torch_starter/demo/sketchpad.js
+    torch_starter/demo/table.py
     torch_starter/environment.py
     torch_starter/explanations.py
     torch_starter/export.py
@@ -269,6 +281,7 @@ FILES = """
     torch_starter/tests/test_batches.py
     torch_starter/tests/test_comparison.py
     torch_starter/tests/test_compat.py
+    torch_starter/tests/test_demo.py
     torch_starter/tests/test_download.py
     torch_starter/tests/test_export.py
     torch_starter/tests/test_image_drawing.py

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -421,3 +422,46 @@ def test_numbers_far_from_zero_are_learned_in_half_precision(train, tmp_path):
     (run,) = train("experiment=table", f"data.file={file}", "data.target=y", *short)
     assert measured(run)["test/r2"] > 0.99
     assert measured(run)["test/mae"] < 2000
+
+
+def test_page_of_a_linear_model_says_what_each_column_adds(table):
+    gradio = pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
+    from torch_starter.demo.predictor import Predictor
+    from torch_starter.demo.table import add_table, answer_row, curve
+
+    predictor = Predictor(torch_starter.load_run(rent(table)))
+    cells = {"area": "80.5", "district": "80331", "balcony": "1"}
+    row = predictor.read([f"{name}={value}" for name, value in cells.items()])
+    html = answer_row(predictor, row)
+    (predicted,) = predictor.run.predict(cells)
+    assert f"rent = {predicted['prediction']:.6g}" in html
+    average = float(re.search(r"average row gives ([\d.]+)\.", html)[1])
+    effects = [float(value) for value in re.findall(r"<span>([+-][\d.e+-]+)</span>", html)]
+    assert len(effects) == 3
+    assert average + sum(effects) == pytest.approx(predicted["prediction"], rel=1e-3)  # as far as it is printed
+    for place, name in enumerate(cells):
+        assert f">{name}<" in curve(predictor, row, place)
+
+    with gradio.Blocks() as page:
+        add_table(page, predictor)
+    fields = {block.label: block for block in page.blocks.values() if getattr(block, "label", None) in cells}
+    rows = predictor.run.data.columns
+    area, district, balcony = (fields[name] for name in cells)
+    assert (area.minimum, area.maximum, area.value) == (rows[0]["min"], rows[0]["max"], rows[0]["median"])
+    assert district.value == max(rows[1]["words"], key=lambda word: rows[1]["shares"][rows[1]["words"].index(word)])
+    assert [value for _, value in district.choices] == [*rows[1]["words"], ""]
+    assert (balcony.minimum, balcony.maximum, balcony.step) == (0, 1, 1)
+
+
+def test_page_of_a_classifier_has_its_probabilities(table):
+    pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
+    from torch_starter.demo.predictor import Predictor
+    from torch_starter.demo.table import answer_row, curve
+
+    predictor = Predictor(torch_starter.load_run(table("size", "model=logistic_regression")))
+    cells = {"area": "80.5", "district": "80331", "balcony": "", "rent": "1100"}
+    row = predictor.read([f"{name}={value}" for name, value in cells.items()])
+    (predicted,) = predictor.run.predict(cells, probabilities=True)
+    expected = [f"{predicted[f'probability_of_{name}']:.1%}" for name in ("large", "small")]
+    assert re.findall(r"<span>([\d.]+%)", answer_row(predictor, row)) == expected
+    assert ">large<" in curve(predictor, row, 0)

@@ -21,9 +21,14 @@ class DataModule(Protocol):
             they are, as in `evaluate.py --split train`. Without it: they are as training sees them.
         balance: an argument of this name, if the config has it, is False there, so that each sample is measured once.
         class_names: by label; `predict.py` prints them in the column ``label``. Without it: numbers.
-        image_shape: channels, height and width. Before training a model is tried on such an image. Without it: not.
+        image_shape: channels, height and width. Before training a model is tried on such an image, and `demo.py` has a
+            page for such images. Without it: not.
         mean: of the training images per channel, on the scale 0 to 1; compared with ``image_shape``.
         std: standard deviation, likewise.
+        columns: of a table, see ``torch_starter.data.tables.describe``; `demo.py` has a page with a field for each.
+        target: the name of the column that is predicted; `demo.py` shows it. Without it: prediction.
+        ink_size: whether ``read_input`` finds out if a drawing is dark on bright; not None if so. Without it, one draws
+            bright on dark on the page of `demo.py`.
         dataset: a class whose name the first line of a run shows. Without it: that of the data module.
     """
 
@@ -35,6 +40,9 @@ class DataModule(Protocol):
     image_shape: Sequence[int]
     mean: Sequence[float]
     std: Sequence[float]
+    columns: Sequence[dict[str, Any]]
+    target: str
+    ink_size: int | None
     dataset: type
 
     def facts(self) -> dict[str, Any]:

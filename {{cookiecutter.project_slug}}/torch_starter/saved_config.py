@@ -239,7 +239,8 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
     known = _known_values(config.get("logger"), ours)
     refuse_resolvers(config, typed | known)
     ConfigStore.instance().store("run", config, **REPLACE)
-    with hydra.initialize(config_path=None, **VERSION_BASE):
+    # A folder without configs, for hydra.initialize would look through all modules that are imported for its caller.
+    with hydra.initialize_config_dir(str(Path(__file__).parent), **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
     if isinstance(composed.trainer, DictConfig) and composed.trainer.get("default_root_dir") is None:
         # Lightning would write to the current folder.

@@ -141,15 +141,20 @@ class _NotebookBar:
         pass
 
 
+def network_name(model: LightningModule) -> str:
+    """The ``name`` of a model, or the class of its network."""
+    return str(getattr(model, "name", type(getattr(model, "network", model)).__name__))
+
+
 def _start_line(trainer: Trainer, model: LightningModule) -> str:
     """What model, which data, on which device, into which folder."""
-    network = getattr(model, "name", type(getattr(model, "network", model)).__name__)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data = getattr(trainer.datamodule, "dataset", type(trainer.datamodule)).__name__
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     samples = f", {len(dataset):,} samples" if isinstance(dataset, Sized) else ""
     device = f"{trainer.world_size} x {model.device.type}" if trainer.world_size > 1 else model.device
-    return f"{network}, {parameters:,} parameters | {data}{samples} | {device} | {shown(trainer.default_root_dir)}"
+    model_and_data = f"{network_name(model)}, {parameters:,} parameters | {data}{samples}"
+    return f"{model_and_data} | {device} | {shown(trainer.default_root_dir)}"
 
 
 def _metrics(trainer: Trainer) -> str:

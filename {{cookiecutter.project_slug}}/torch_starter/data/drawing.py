@@ -63,7 +63,8 @@ def _ground(small: Tensor) -> Tensor:
     """What a sheet (1, 1, H, W) would be without ink: the median of what is around each pixel."""
     window = min(33, 2 * min(_size(small)) - 1) // 2 * 2 + 1
     around = pad(small, [window // 2] * 4, mode="reflect" if min(_size(small)) > window // 2 else "replicate")
-    around = around.unfold(2, window, 1).unfold(3, window, 1)
+    # Of every other pixel, which is as good and four times as fast.
+    around = around.unfold(2, window, 1).unfold(3, window, 1)[..., ::2, ::2]
     return around.flatten(4).median(dim=4).values
 
 
@@ -73,8 +74,9 @@ def _without_specks(drawn: Tensor) -> Tensor:
     cell = max(1, max(size) // (2 * OVERVIEW))
     mass = avg_pool2d(drawn.float(), cell, ceil_mode=True, count_include_pad=False)
     parts = torch.arange(1.0, mass.numel() + 1).view_as(mass) * (mass > 0)
-    while True:  # each part takes the largest number in it
+    while True:  # each part takes the largest number in it, in steps that double
         grown = max_pool2d(parts, 3, stride=1, padding=1) * (mass > 0)
+        grown = torch.cat([torch.zeros(1), grown.flatten()])[grown.long()]
         if grown.equal(parts):
             break
         parts = grown

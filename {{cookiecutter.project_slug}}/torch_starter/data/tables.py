@@ -237,8 +237,9 @@ def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[s
         categories: names of the columns of numbers whose values are names, such as postcodes.
 
     Returns:
-        for each column its ``name``; and for numbers ``mean``, ``std`` and ``median``, and ``missing``, the share of
-        the rows without a value, in [0, 1); for words ``words``, sorted, and ``shares``, of the rows that have each.
+        for each column its ``name``; for numbers ``mean``, ``std``, ``median``, ``min`` and ``max``, whether they are
+        whole, ``is_whole``, and the share of the rows without a value in [0, 1), ``missing``; for words ``words``,
+        sorted, and ``shares``, of the rows that have each.
 
     Raises:
         MisconfigurationException: if a column is neither; it says which, and what to do.
@@ -347,6 +348,9 @@ def _describe_numbers(column: "Series") -> Column:
         "mean": mean,
         "std": 1.0 if is_flag else std,
         "median": float(median),
+        "min": float(filled.min()),  # type: ignore[arg-type]
+        "max": float(filled.max()),  # type: ignore[arg-type]
+        "is_whole": bool((filled % 1 == 0).all()),
         "missing": missing,
     }
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 PACKAGE = "small_task"
 LIBRARY = Path(__file__).parents[1]
-COMMANDS = ("train", "resume", "evaluate", "predict", "export", "compare", "sweep")
+COMMANDS = ("train", "resume", "evaluate", "predict", "export", "compare", "sweep", "demo")
 
 
 def _make(folder: Path) -> Path:

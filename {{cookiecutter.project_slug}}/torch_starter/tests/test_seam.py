@@ -18,7 +18,7 @@ YOURS = sorted(
     for path in package.parent.rglob("*.py")
 )
 FRAMEWORKS = "filelock hydra lightning matplotlib numpy omegaconf optuna PIL polars rich tensorboard torch"
-FRAMEWORKS += " torchmetrics torchvision yaml onnxruntime onnxscript IPython wandb"
+FRAMEWORKS += " torchmetrics torchvision yaml onnxruntime onnxscript IPython wandb gradio"
 # Names that OmegaConf and Hydra give to keys.
 KEYS = ("_target_", "_partial_")
 

@@ -205,7 +205,8 @@ def described(**columns):
 
 def test_numbers_and_words_are_described():
     number, word = described(a=[1.0, None, 3.0, float("nan")], b=["x", "y", "x", None])
-    assert number == {"name": "a", "mean": 2, "std": pytest.approx(0.5**0.5), "median": 2, "missing": 0.5}
+    numbers = {"mean": 2, "std": pytest.approx(0.5**0.5), "median": 2, "min": 1, "max": 3}
+    assert number == {"name": "a", **numbers, "is_whole": True, "missing": 0.5}
     assert word == {"name": "b", "words": ["x", "y"], "shares": [0.5, 0.25]}
 
 

@@ -149,8 +149,9 @@ class Classifier(LightningModule):
         return self._step(batch, "test")
 
     def predict_step(self, images):
-        probability, label = self(images).softmax(dim=1).max(dim=1)
-        return {"label": label, "probability": probability}
+        probabilities = self(images).softmax(dim=1)
+        probability, label = probabilities.max(dim=1)
+        return {"label": label, "probability": probability, "probabilities": probabilities}
 
     def _step(self, batch, stage):
         images, labels = batch

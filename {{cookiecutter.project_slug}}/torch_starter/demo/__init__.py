@@ -1,0 +1,1 @@
+"""The model of a run on a page in the browser."""

@@ -1,0 +1,124 @@
+"""Pieces of HTML: bars, images and charts. Text in them is escaped, for names come from files."""
+
+import base64
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+MOST_BARS = 12
+# For the whole process, since several threads draw. Text stays text: the browser has more fonts.
+matplotlib.rcParams["svg.fonttype"] = "none"
+warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
+# Read on white and on black: https://www.w3.org/TR/WCAG22/#contrast-minimum
+TEXT = "#808080"
+COLOR, ACCENT = "#3A8BD0", "#D55E00"
+
+
+def headline(text: str) -> str:
+    return f'<p class="headline">{escape(text)}</p>'
+
+
+def message(text: str) -> str:
+    return f'<p class="message">{escape(text)}</p>'
+
+
+def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> str:
+    """A bar for each class, in the order of the labels so that none jumps; of many classes the likeliest.
+
+    Args:
+        names: of the classes, by label.
+        probabilities: of the same, 0 to 1.
+    """
+    labels = sorted(range(len(names)), key=lambda label: -probabilities[label])
+    likeliest = labels[0]
+    if len(labels) <= MOST_BARS:
+        labels.sort()
+    rows = [
+        _bar(names[label], 0, 100 * probabilities[label], f"{probabilities[label]:.1%}", label == likeliest)
+        for label in labels[:MOST_BARS]
+    ]
+    return f'<div class="bars">{"".join(rows)}</div>'
+
+
+def effect_bars(effects: Mapping[str, float]) -> str:
+    """A bar to the left or to the right for each effect, the largest first.
+
+    Args:
+        effects: by name; all of one unit.
+    """
+    names = sorted(effects, key=lambda name: -abs(effects[name]))
+    scale = 50 / (max((abs(effect) for effect in effects.values()), default=0) or 1)
+    rows = [
+        _bar(name, 50 + scale * min(0, effects[name]), scale * abs(effects[name]), f"{effects[name]:+.4g}")
+        for name in names[:MOST_BARS]
+    ]
+    more = message(f"and {len(names) - MOST_BARS} smaller ones") if len(names) > MOST_BARS else ""
+    return f'<div class="bars">{"".join(rows)}</div>{more}'
+
+
+def _bar(name: str, start: float, length: float, value: str, is_largest: bool = False) -> str:
+    """One row of bars; ``start`` and ``length`` are in percent."""
+    bar = f'<div class="bar" style="margin-left: {start:.2f}%; width: {length:.2f}%"></div>'
+    cells = f"<span>{escape(name)}</span><div>{bar}</div><span>{value}</span>"
+    return f'<div class="row{" largest" * is_largest}">{cells}</div>'
+
+
+def picture(image: Tensor, caption: str) -> str:
+    """An image with a caption.
+
+    Args:
+        image: uint8 (C, H, W), of 1 or 3 channels.
+        caption: what it shows.
+    """
+    file = io.BytesIO()
+    to_pil_image(image).save(file, "png")
+    address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    small = ' class="small"' if max(image.shape) <= 64 else ""
+    return f'<figure><img{small} src="{address}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def gallery(images: Sequence[Tensor], captions: Sequence[str]) -> str:
+    """Images to click on."""
+    pictures = [picture(image, caption) for image, caption in zip(images, captions, strict=True)]
+    return f'<div class="gallery">{"".join(f"<button type=button>{figure}</button>" for figure in pictures)}</div>'
+
+
+def sketchpad(is_ink_white: bool) -> str:
+    """What sketchpad.js draws on."""
+    ink, other = ("white", "Black on white") if is_ink_white else ("black", "White on black")
+    return f"""
+<div class="sketchpad">
+  <div>
+    <canvas width="280" height="280" data-ink="{ink}" aria-label="a square to draw on"></canvas>
+    <div><button type="button" class="clear">Clear</button><button type="button" class="invert">{other}</button></div>
+  </div>
+  <div class="answer" aria-live="polite">{message("Draw in the square.")}</div>
+</div>"""
+
+
+def empty_chart(xlabel: str, ylabel: str) -> Axes:
+    """The axes of a figure, in a color that is read on a bright page and on a dark one."""
+    axes = Figure(figsize=(5.2, 3.4), layout="constrained").add_subplot()
+    axes.set_xlabel(xlabel, color=TEXT)
+    axes.set_ylabel(ylabel, color=TEXT)
+    axes.tick_params(colors=TEXT)
+    for spine in axes.spines.values():
+        spine.set_color(TEXT)
+    return axes
+
+
+def chart(axes: Axes) -> str:
+    """The figure of these axes as SVG, with the background of the page, and text that the browser draws."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(labelcolor=TEXT, framealpha=0)
+    file = io.StringIO()
+    axes.figure.savefig(file, format="svg", transparent=True)
+    image = file.getvalue()
+    return f'<div class="chart">{image[image.index("<svg") :]}</div>'

@@ -1,0 +1,76 @@
+"""Twelve test images that say something about a classifier."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from ..mistakes import Mistake, first_line
+from .predictor import Predictor
+
+COUNT, WRONG = 12, 6
+SECONDS = 5  # of a large test set no more images are examined than this allows, in an order drawn by chance
+BATCH = 64
+
+
+@dataclass
+class Example:
+    """A test image, uint8 (C, H, W), and what the model makes of it."""
+
+    image: Tensor
+    caption: str
+
+
+def find_examples(predictor: Predictor) -> list[Example]:
+    """Up to six test images that are most confidently wrong, and others, so that there are twelve.
+
+    Raises:
+        Mistake: if the data are not here; nothing is downloaded for them.
+    """
+    images, labels, predictions, probabilities = _examine(predictor)
+    wrong = (predictions != labels).nonzero().flatten()
+    wrong = wrong[probabilities[wrong].argsort(descending=True)][:WRONG]
+    others = (predictions == labels).nonzero().flatten()[: COUNT - len(wrong)]
+    names = predictor.class_names(int(max(labels.max(), predictions.max())) + 1)
+    found = []
+    for place in [*wrong.tolist(), *others.tolist()]:
+        label, prediction = names[labels[place]], names[predictions[place]]
+        says = "" if label == prediction else f", says {prediction} ({probabilities[place]:.0%})"
+        found.append(Example(images[place], f"{label}{says}"))
+    return found
+
+
+def _examine(predictor: Predictor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images, labels, predictions and their probabilities, in an order drawn by chance."""
+    dataset = _test_set(predictor.run.data)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    columns: list[tuple[Tensor, ...]] = []
+    end = time.monotonic() + SECONDS
+    for indices in order.split(BATCH):
+        if hasattr(dataset, "batch"):  # see protocols.Dataset
+            images, labels = dataset.batch(0, indices)
+        else:
+            images, labels = default_collate([dataset[index] for index in indices.tolist()])
+        probabilities, predictions = predictor.predict(images)["probabilities"].max(dim=1)
+        columns.append((images, labels, predictions, probabilities))
+        if time.monotonic() > end:
+            break
+    images, labels, predictions, probabilities = (torch.cat(column) for column in zip(*columns, strict=True))
+    return images, labels, predictions, probabilities
+
+
+def _test_set(data: Any) -> Any:
+    split_file = getattr(data, "split_file", None)
+    if split_file and not Path(split_file).exists():
+        raise Mistake(f"{Path(split_file).name} is not in the run folder, and nothing is written there.")
+    data.num_workers = 0
+    try:
+        data.setup("test")
+        return data.test_dataloader().dataset
+    except (MisconfigurationException, RuntimeError, OSError) as error:  # torchvision raises RuntimeError
+        raise Mistake(first_line(error)) from error

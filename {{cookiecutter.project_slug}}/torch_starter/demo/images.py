@@ -1,0 +1,156 @@
+"""The page of an image classifier: a square to draw on, test images, and images of one's own."""
+
+import base64
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..mistakes import Mistake
+from . import display
+from .examples import Example, find_examples
+from .predictor import Predictor
+
+SKETCHPAD = Path(__file__).with_name("sketchpad.js")
+# Who draws needs no more pixels in each direction than these; larger images are photographs.
+LARGEST_DRAWING = 64
+# What becomes of a click on one of the test images; on a phone the answer is farther down.
+CHOOSE = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  trigger("click", { place: [...button.parentElement.children].indexOf(button) });
+  document.querySelector("#answer").scrollIntoView({ behavior: "smooth", block: "nearest" });
+});
+"""
+PATCHES = 8  # that are covered in turn, along each side of an image
+
+
+def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
+    """Adds the components to a page, within its context.
+
+    Raises:
+        Mistake: if the model is no classifier.
+    """
+    channels, height, width = predictor.run.data.image_shape
+    if "probabilities" not in predictor.predict(torch.zeros((1, channels, height, width), dtype=torch.uint8)):
+        raise Mistake("The model gives no probabilities of classes; of images demo.py shows nothing else.")
+    if channels == 1 and max(height, width) <= LARGEST_DRAWING:
+        _add_sketchpad(predictor)
+    shown = gradio.State()  # the image that is answered
+    lock, examples = threading.Lock(), list[Example]()
+
+    def examine() -> str:
+        with lock:  # of several who open the page the first examines
+            try:
+                if not examples:
+                    examples.extend(find_examples(predictor))
+            except Mistake as mistake:
+                return display.message(f"No test images: {mistake}")
+        return display.gallery([example.image for example in examples], [example.caption for example in examples])
+
+    def choose(event: gradio.EventData) -> tuple[Tensor | None, str, str]:
+        return show(examples[event.place].image)
+
+    def read(path: str | None) -> tuple[Tensor | None, str, str]:
+        if path is None:  # it was removed
+            return None, "", ""
+        try:
+            return show(predictor.read([path]))
+        except (OSError, ValueError) as error:
+            return None, display.message(f"{Path(path).name}: {error}"), ""
+
+    def show(image: Tensor) -> tuple[Tensor | None, str, str]:
+        return image, answer_image(predictor, image), ""
+
+    def explain(image: Tensor | None) -> str:
+        return display.message("Choose an image first.") if image is None else what_mattered(predictor, image)
+
+    with gradio.Row():
+        with gradio.Column(scale=3):
+            gradio.HTML("<h3>Test images, the most confidently wrong first</h3>")
+            gallery = gradio.HTML(display.message("Looking at the test images …"), js_on_load=CHOOSE)
+            gradio.HTML("<h3>Your own image</h3>")
+            sources: Any = ["upload", "clipboard", "webcam"]
+            own = gradio.Image(show_label=False, sources=sources, type="filepath", height=240)
+            # The file as it came: the data module reads it as `predict.py` does, and says what is wrong with it.
+            own.preprocess = lambda payload: payload.path if payload else None  # pyrefly: ignore[bad-assignment]
+        with gradio.Column(scale=2, elem_id="answer"):
+            answered = gradio.HTML(display.message("Choose a test image, or add one of your own."))
+            button = gradio.Button("What mattered?", size="sm")
+            mattered = gradio.HTML()
+    page.load(examine, None, gallery, api_visibility="private", show_progress="hidden")
+    gallery.click(choose, None, [shown, answered, mattered], api_visibility="private")
+    own.change(read, own, [shown, answered, mattered], api_visibility="private")
+    button.click(explain, shown, mattered, api_visibility="private")
+
+
+def _add_sketchpad(predictor: Predictor) -> None:
+    # Without `ink_size` a drawing is taken as it is, and most such data are bright on dark.
+    is_ink_white = not getattr(predictor.run.data, "ink_size", None)
+
+    def answer(address: str) -> str:
+        """Of the address of a PNG, data:image/png;base64,…"""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "drawing.png")
+            try:
+                path.write_bytes(base64.b64decode(address.partition(",")[2]))
+                return answer_image(predictor, predictor.read([str(path)]))
+            except (OSError, ValueError) as error:
+                return display.message(str(error))
+
+    # Gradio's own Sketchpad wants a tool to be chosen first, and says nothing until a stroke ends.
+    gradio.HTML(
+        html_template=display.sketchpad(is_ink_white),
+        js_on_load=SKETCHPAD.read_text(encoding="utf-8"),
+        server_functions=[answer],
+    )
+
+
+def answer_image(predictor: Predictor, image: Tensor) -> str:
+    """The probability of each class, and an image, uint8 (C, H, W), as the network sees it."""
+    probabilities = predictor.predict(image[None])["probabilities"][0].tolist()
+    bars = display.probability_bars(predictor.class_names(len(probabilities)), probabilities)
+    return f'<div class="answered">{bars}{display.picture(image, "as the network sees it")}</div>'
+
+
+def what_mattered(predictor: Predictor, image: Tensor) -> str:
+    """An image, in red where the network is less certain of its answer when that part is covered with the mean color.
+
+    The occlusion map of Zeiler and Fergus, 2014, https://arxiv.org/abs/1311.2901, section 4.2.
+
+    Args:
+        predictor: of probabilities.
+        image: uint8 (C, H, W).
+    """
+    before = predictor.predict(image[None])["probabilities"][0]
+    label = int(before.argmax())
+    name = predictor.class_names(len(before))[label]
+    height, width = image.shape[1:]
+    steps = [max(1, round(length / PATCHES)) for length in (height, width)]
+    tops, lefts = range(0, height, steps[0]), range(0, width, steps[1])
+    mean = image.float().mean(dim=(1, 2), keepdim=True).round().byte()
+    covered = []
+    for top in tops:
+        for left in lefts:  # squares twice as large as the steps between them, so that none falls between two
+            rows = slice(max(0, top - steps[0] // 2), top + steps[0] + steps[0] // 2)
+            columns = slice(max(0, left - steps[1] // 2), left + steps[1] + steps[1] // 2)
+            covered.append(image.clone())
+            covered[-1][:, rows, columns] = mean
+    after = [predictor.predict(images)["probabilities"][:, label] for images in torch.stack(covered).split(16)]
+    lost = (before[label] - torch.cat(after)).view(1, 1, len(tops), len(lefts))
+    largest = float(lost.max())
+    if largest < 0.01:
+        return display.message(f"No part that is covered makes {name} less probable by a hundredth.")
+    heat = interpolate(lost.clamp(min=0) / largest, (height, width), mode="bilinear")[0]
+    grey = image.float().mean(dim=0, keepdim=True) * 0.6 + 50
+    red = torch.tensor([230.0, 20.0, 20.0]).view(3, 1, 1)
+    mixed = grey * (1 - 0.8 * heat) + red * 0.8 * heat
+    lowest = max(0.0, float(before[label]) - largest)
+    caption = f"red: covered, it is less {name}, down to {lowest:.1%}"
+    return display.picture(mixed.round().byte(), caption)

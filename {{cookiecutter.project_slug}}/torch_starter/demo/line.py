@@ -1,0 +1,37 @@
+"""The page of a model from one number to another: a slider, the curve and the training points."""
+
+import itertools
+from typing import Any
+
+import gradio
+import torch
+
+from . import display
+from .predictor import Predictor
+
+POINTS = 200  # of the curve
+BATCHES = 20  # whose points are drawn
+
+
+def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
+    """Adds the components to a page, within its context."""
+    data = predictor.run.data
+    data.setup("fit")
+    batches = itertools.islice(data.train_dataloader(), BATCHES)
+    x, y = (torch.cat(column).flatten() for column in zip(*batches, strict=True))
+    low, high = float(x.min()), float(x.max())
+    grid = torch.linspace(low, high, POINTS)[:, None]
+    name, line = next(iter(predictor.predict(grid).items()))
+
+    def show(value: float) -> tuple[str, str]:
+        prediction = float(predictor.predict(predictor.read([str(value)])[None])[name])
+        axes = display.empty_chart("x", name)
+        axes.plot(x, y, "o", color=display.TEXT, markersize=4, alpha=0.6, label="training points")
+        axes.plot(grid[:, 0], line, color=display.COLOR, label="model")
+        axes.plot([value], [prediction], "o", color=display.ACCENT, markersize=10, label="prediction")
+        return display.headline(f"{name} = {prediction:.6g}"), display.chart(axes)
+
+    slider = gradio.Slider(low, high, value=(low + high) / 2, label="x")
+    answered, drawn = gradio.HTML(), gradio.HTML()
+    options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
+    gradio.on([page.load, slider.change], show, slider, [answered, drawn], api_visibility="private", **options)

@@ -1,0 +1,53 @@
+"""Which page a run has, and what stands above it."""
+
+from html import escape
+from typing import Any
+
+import gradio
+
+from ..callbacks.progress import network_name
+from ..files import shown
+from ..loaded_run import Run
+from ..mistakes import Mistake
+from ..results import final_metrics
+from .images import add_images
+from .line import add_line
+from .predictor import Predictor
+from .table import add_table
+
+
+def make_page(run: Run) -> gradio.Blocks:
+    """The page of a run, by what its data module has: ``image_shape``, ``columns``, or samples of one number.
+
+    Raises:
+        Mistake: if it has nothing of these, or cannot read inputs.
+    """
+    predictor = Predictor(run)
+    if getattr(run.data, "image_shape", None):
+        add: Any = add_images
+    elif getattr(run.data, "columns", None):
+        add = add_table
+    elif _is_number(predictor):
+        add = add_line
+    else:
+        raise Mistake(
+            f"demo.py has no page for {type(run.data).__name__}: it has no image_shape and no columns, and its "
+            "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
+        )
+    data = getattr(run.data, "dataset", type(run.data)).__name__
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in final_metrics({"metrics": run.metrics}).items())
+    with gradio.Blocks(title=f"{network_name(run.model)}, {data}", analytics_enabled=False) as page:
+        gradio.HTML(
+            f"<h1>{escape(network_name(run.model))}, {escape(data)}</h1>"
+            f"<p>{escape(str(shown(run.folder)))}, {escape(run.checkpoint.name)} &nbsp; {escape(metrics)}</p>"
+        )
+        add(page, predictor)
+    return page
+
+
+def _is_number(predictor: Predictor) -> bool:
+    """Whether a sample is one number."""
+    try:
+        return predictor.read(["0"]).shape == (1,)
+    except (OSError, ValueError):
+        return False

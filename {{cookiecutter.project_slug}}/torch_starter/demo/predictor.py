@@ -1,0 +1,60 @@
+"""The model of a run, kept ready for one sample after another."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..loaded_run import Run
+from ..mistakes import Mistake
+from ..prediction import find_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Predictor:
+    """Answers as `predict.py` does, without the start of a Trainer for each sample; from any thread.
+
+    Args:
+        run: see ``load_run``; its device and its precision are used.
+
+    Attributes:
+        run: the same.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._lock = threading.Lock()  # the inputs that were found last are kept by the data module
+        self._precision = run.trainer.precision_plugin
+        self._device = run.trainer.strategy.root_device
+        self._model = self._precision.convert_module(run.model).to(self._device)
+
+    def read(self, words: Sequence[str]) -> "Tensor":
+        """The sample that the words of `predict.py`'s command line mean, without the dimension of the batch.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it is of another kind.
+        """
+        with self._lock:
+            (name,) = find_inputs(self.run, words)
+            return self.run.data.read_input(name)
+
+    def predict(self, samples: "Tensor") -> "dict[str, Tensor]":
+        """The columns of ``predict_step``, on the CPU, for samples (N, …) as the data module serves them.
+
+        Raises:
+            Mistake: if it gives no columns.
+        """
+        samples = self._precision.convert_input(samples.to(self._device))
+        with self._lock, torch.inference_mode(), self._precision.predict_step_context():
+            output = self._model.predict_step(samples)
+        if not isinstance(output, Mapping):
+            raise Mistake(f"predict_step of {type(self.run.model).__name__} must return a dict: see protocols.py.")
+        return {name: values.cpu() for name, values in output.items()}
+
+    def class_names(self, count: int) -> list[str]:
+        """The names of ``count`` classes, by label."""
+        return [str(name) for name in getattr(self.run.data, "class_names", None) or range(count)]

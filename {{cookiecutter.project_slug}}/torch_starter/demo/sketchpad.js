@@ -1,0 +1,69 @@
+// A square to draw on. Whatever is on it goes to `server.answer` while one draws, as fast as the answers come.
+const canvas = element.querySelector("canvas");
+const pen = canvas.getContext("2d");
+const answer = element.querySelector(".answer");
+const hint = answer.innerHTML;
+let isInkWhite = canvas.dataset.ink === "white";
+let last = null; // where the stroke under way has got to
+let isBlank = true;
+let isAsking = false;
+let isChanged = false; // since the last question
+
+function clear() {
+  pen.fillStyle = isInkWhite ? "black" : "white";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  Object.assign(pen, { strokeStyle: isInkWhite ? "white" : "black", lineWidth: 20, lineCap: "round", lineJoin: "round" });
+  isBlank = true;
+  answer.innerHTML = hint;
+}
+
+async function ask() {
+  isChanged = true;
+  isBlank = false;
+  if (isAsking) return;
+  isAsking = true;
+  answer.setAttribute("aria-busy", "true");
+  try {
+    while (isChanged) {
+      isChanged = false;
+      const html = await server.answer(canvas.toDataURL());
+      if (!isBlank) answer.innerHTML = html;
+    }
+  } catch {
+    answer.textContent = "The page has no connection: is demo.py still running?";
+  } finally {
+    isAsking = false;
+    answer.setAttribute("aria-busy", "false");
+  }
+}
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  const scale = canvas.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+}
+
+function draw(event) {
+  if (!last) return;
+  pen.beginPath();
+  pen.moveTo(...last);
+  last = place(event);
+  pen.lineTo(...last);
+  pen.stroke();
+  ask();
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId); // the stroke goes on outside of the square
+  last = place(event);
+  draw(event);
+});
+canvas.addEventListener("pointermove", draw);
+for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
+element.querySelector(".clear").addEventListener("click", clear);
+element.querySelector(".invert").addEventListener("click", (event) => {
+  isInkWhite = !isInkWhite;
+  event.target.textContent = isInkWhite ? "Black on white" : "White on black";
+  clear();
+});
+clear();

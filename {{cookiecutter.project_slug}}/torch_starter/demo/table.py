@@ -1,0 +1,132 @@
+"""The page of a table: a field for each column, the prediction, what each column adds, and a curve."""
+
+from typing import Any
+
+import gradio
+import torch
+from torch import Tensor
+
+from ..data.tables import Column
+from . import display
+from .predictor import Predictor
+
+POINTS = 50  # of a curve
+FIELDS = 2  # side by side
+CURVES = 6  # of the likeliest classes
+
+
+def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
+    """Adds the components to a page, within its context."""
+    columns: list[Column] = predictor.run.data.columns
+    names = [column["name"] for column in columns]
+
+    def show(over: str, *values: Any) -> tuple[str, str]:
+        try:
+            row = predictor.read([f"{name}={value}" for name, value in zip(names, values, strict=True)])
+        except ValueError as error:
+            return display.message(str(error)), ""
+        return answer_row(predictor, row), curve(predictor, row, names.index(over))
+
+    with gradio.Row():
+        with gradio.Column(scale=3):
+            fields = []
+            for start in range(0, len(columns), FIELDS):
+                with gradio.Row():
+                    fields += [_field(column) for column in columns[start : start + FIELDS]]
+        with gradio.Column(scale=2):
+            answered = gradio.HTML()
+            over = gradio.Dropdown(names, value=names[0], label="The prediction over one column, the others held")
+            drawn = gradio.HTML()
+    # Not `input` alone: a slider's number can be typed, and reset.
+    events = [page.load, over.change, *(field.change for field in fields)]
+    options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
+    gradio.on(events, show, [over, *fields], [answered, drawn], api_visibility="private", **options)
+
+
+def _field(column: Column) -> Any:
+    """A field that begins at the median, or at the word that most training rows have."""
+    words = column.get("words")
+    if words:
+        word = max(zip(column["shares"], words, strict=True))[1]
+    else:
+        low, high = _range(column)
+        if low < high:
+            step = 1 if column.get("is_whole") else None
+            return gradio.Slider(low, high, value=column["median"], step=step, label=column["name"], min_width=200)
+        words = [word := f"{low:g}"]  # all that training rows tell is whether there is a value
+    choices = [*((word, word) for word in words), ("(missing)", "")]
+    return gradio.Dropdown(choices, value=word, label=column["name"], min_width=200)
+
+
+def _range(column: Column) -> tuple[float, float]:
+    """Of the training rows. Runs of before have none: three standard deviations around the median."""
+    low, high = (float(f"{column['median'] + side * column['std']:.3g}") for side in (-3, 3))
+    return column.get("min", low), column.get("max", high)
+
+
+def answer_row(predictor: Predictor, row: Tensor) -> str:
+    """The probabilities; or the prediction, and what each column adds to that of the average row.
+
+    A column adds the difference to what the row would be with the average in its place. Of a linear model these
+    differences add up to the prediction; of another each is that of its column changed alone.
+
+    Args:
+        predictor: of ``probabilities``, or of a number.
+        row: float32 (columns,), see ``tables.encode``.
+    """
+    columns = predictor.run.data.columns
+    average = torch.tensor([column.get("mean", float("nan")) for column in columns])  # a missing word counts as it
+    output = predictor.predict(row[None])  # alone, as `predict.py` predicts one row: a batch can change the last digit
+    if "probabilities" in output:
+        probabilities = output["probabilities"][0].tolist()
+        return display.probability_bars(predictor.class_names(len(probabilities)), probabilities)
+    prediction = float(_numbers(output))
+    replaced = row.repeat(len(row), 1)
+    replaced.diagonal().copy_(average)
+    of_average, *others = _numbers(predictor.predict(torch.stack([average, *replaced]))).tolist()
+    effects = {column["name"]: prediction - other for column, other in zip(columns, others, strict=True)}
+    target = _target(predictor)
+    return (
+        display.headline(f"{target} = {prediction:.6g}")
+        + display.message(f"The average row gives {of_average:.6g}. Compared with its average, each column alone adds:")
+        + display.effect_bars(effects)
+    )
+
+
+def curve(predictor: Predictor, row: Tensor, place: int) -> str:
+    """The prediction, or the probabilities of the likeliest classes, over a column; the others as in a row.
+
+    Args:
+        predictor: of ``probabilities``, or of a number.
+        row: float32 (columns,), see ``tables.encode``.
+        place: of the column in it.
+    """
+    column = predictor.run.data.columns[place]
+    words = column.get("words")
+    values = torch.arange(len(words)).float() if words else torch.linspace(*_range(column), POINTS)
+    rows = row.repeat(len(values), 1)
+    rows[:, place] = values
+    output = predictor.predict(rows)
+    ylabel = "probability" if "probabilities" in output else _target(predictor)
+    axes = display.empty_chart(column["name"], ylabel)
+    marks = {"marker": "o", "linestyle": "" if words else "-", "markersize": 6 if words else 0}
+    if "probabilities" in output:
+        likeliest = output["probabilities"].max(dim=0).values.argsort(descending=True)[:CURVES].sort().values
+        names = predictor.class_names(output["probabilities"].shape[1])
+        for label in likeliest.tolist():
+            axes.plot(values, output["probabilities"][:, label], label=names[label], **marks)
+    else:
+        axes.plot(values, _numbers(output), color=display.COLOR, **marks)
+    if words:
+        axes.set_xticks(values.tolist(), words, rotation=90 if max(map(len, words)) > 3 else 0)
+    axes.axvline(float(row[place]), color=display.TEXT, linestyle=":")
+    return display.chart(axes)
+
+
+def _numbers(output: dict[str, Tensor]) -> Tensor:
+    """The first column of predictions, (N,)."""
+    return next(iter(output.values())).double()
+
+
+def _target(predictor: Predictor) -> str:
+    return getattr(predictor.run.data, "target", "prediction")
