@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import gradio
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -101,6 +102,13 @@ def sketchpad(is_ink_white: bool) -> str:
   </div>
   <div class="answer" aria-live="polite">{message("Draw in the square.")}</div>
 </div>"""
+
+
+def slider(low: float, high: float, value: float, label: str, step: float | None = None) -> gradio.Slider:
+    """A slider for the numbers that training had; any number can be typed beside it, or none."""
+    slider = gradio.Slider(low, high, value=value, step=step, label=label, min_width=200)
+    slider.preprocess = lambda number: number  # pyrefly: ignore[bad-assignment]  (Gradio refuses what is outside)
+    return slider
 
 
 def empty_chart(xlabel: str, ylabel: str) -> Axes:

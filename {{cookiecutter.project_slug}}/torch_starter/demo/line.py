@@ -23,7 +23,9 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
     grid = torch.linspace(low, high, POINTS)[:, None]
     name, line = next(iter(predictor.predict(grid).items()))
 
-    def show(value: float) -> tuple[str, str]:
+    def show(value: float | None) -> tuple[str, str]:
+        if value is None:
+            return display.message("Type a number."), ""
         prediction = float(predictor.predict(predictor.read([str(value)])[None])[name])
         axes = display.empty_chart("x", name)
         axes.plot(x, y, "o", color=display.TEXT, markersize=4, alpha=0.6, label="training points")
@@ -31,7 +33,7 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
         axes.plot([value], [prediction], "o", color=display.ACCENT, markersize=10, label="prediction")
         return display.headline(f"{name} = {prediction:.6g}"), display.chart(axes)
 
-    slider = gradio.Slider(low, high, value=(low + high) / 2, label="x")
+    slider = display.slider(low, high, (low + high) / 2, "x")
     answered, drawn = gradio.HTML(), gradio.HTML()
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
     gradio.on([page.load, slider.change], show, slider, [answered, drawn], api_visibility="private", **options)

@@ -1,5 +1,6 @@
 """The page of a table: a field for each column, the prediction, what each column adds, and a curve."""
 
+import math
 from typing import Any
 
 import gradio
@@ -22,7 +23,8 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
 
     def show(over: str, *values: Any) -> tuple[str, str]:
         try:
-            row = predictor.read([f"{name}={value}" for name, value in zip(names, values, strict=True)])
+            cells = {name: "" if value is None else value for name, value in zip(names, values, strict=True)}
+            row = predictor.read([f"{name}={value}" for name, value in cells.items()])
         except ValueError as error:
             return display.message(str(error)), ""
         return answer_row(predictor, row), curve(predictor, row, names.index(over))
@@ -52,7 +54,7 @@ def _field(column: Column) -> Any:
         low, high = _range(column)
         if low < high:
             step = 1 if column.get("is_whole") else None
-            return gradio.Slider(low, high, value=column["median"], step=step, label=column["name"], min_width=200)
+            return display.slider(low, high, column["median"], column["name"], step)
         words = [word := f"{low:g}"]  # all that training rows tell is whether there is a value
     choices = [*((word, word) for word in words), ("(missing)", "")]
     return gradio.Dropdown(choices, value=word, label=column["name"], min_width=200)
@@ -75,11 +77,17 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
         row: float32 (columns,), see ``tables.encode``.
     """
     columns = predictor.run.data.columns
+    outside = [
+        column["name"]
+        for column, value in zip(columns, row.tolist(), strict=True)
+        if "words" not in column and not math.isnan(value) and not _range(column)[0] <= value <= _range(column)[1]
+    ]
+    remark = display.message(f"Beyond what training rows have: {', '.join(outside)}") if outside else ""
     average = torch.tensor([column.get("mean", float("nan")) for column in columns])  # a missing word counts as it
     output = predictor.predict(row[None])  # alone, as `predict.py` predicts one row: a batch can change the last digit
     if "probabilities" in output:
         probabilities = output["probabilities"][0].tolist()
-        return display.probability_bars(predictor.class_names(len(probabilities)), probabilities)
+        return display.probability_bars(predictor.class_names(len(probabilities)), probabilities) + remark
     prediction = float(_numbers(output))
     replaced = row.repeat(len(row), 1)
     replaced.diagonal().copy_(average)
@@ -88,6 +96,7 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
     target = _target(predictor)
     return (
         display.headline(f"{target} = {prediction:.6g}")
+        + remark
         + display.message(f"The average row gives {of_average:.6g}. Compared with its average, each column alone adds:")
         + display.effect_bars(effects)
     )
