@@ -1,4 +1,4 @@
-"""TensorBoard as a person sees it: the pictures of the READMEs.
+"""TensorBoard and the page of demo.py as a person sees them: the pictures of the READMEs.
 
     python docs/screenshots.py --project build/my_project --data FOLDER
 
@@ -6,6 +6,7 @@ FOLDER has MNIST/raw. Needs Chromium. Trains six runs (some three minutes on two
 """
 
 import argparse
+import random
 import re
 import shutil
 import signal
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+
+from handwriting import draw, strokes
 
 HERE = Path(__file__).parent
 # One of them is in the README of every project.
@@ -81,6 +84,16 @@ def main() -> None:
             page.locator("tf-image-loader img").nth(2).wait_for()
             page.wait_for_load_state("networkidle")
             save(page, HERE / "images.png")
+        root = f"data.root={arguments.data.resolve()}"
+        with demo(arguments.project, best, root) as address, browser_page(width=1200, height=800) as page:
+            page.goto(address)
+            draw(page, strokes(3, random.Random(0)))
+            page.locator(".gallery button").first.click()
+            page.locator("#answer .largest").first.wait_for()
+            page.get_by_role("button", name="What mattered?").click()
+            page.locator("#answer figure").nth(1).wait_for()
+            page.evaluate("scrollTo(0, 0)")
+            save(page, PROJECT_DOCS / "demo.png")
 
 
 def wait_for_trials(page: Page, runs: Iterable[str]) -> None:

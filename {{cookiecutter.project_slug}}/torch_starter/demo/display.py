@@ -14,8 +14,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 MOST_BARS = 12
-# For the whole process, since several threads draw. Text stays text: the browser has more fonts.
-matplotlib.rcParams["svg.fonttype"] = "none"
+# For the whole process, since several threads draw. Text stays text, for the browser has more fonts; a column may be
+# called "$".
+matplotlib.rcParams |= {"svg.fonttype": "none", "text.parse_math": False}
 warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
 # Read on white and on black: https://www.w3.org/TR/WCAG22/#contrast-minimum
 TEXT = "#808080"

@@ -148,9 +148,9 @@ def what_mattered(predictor: Predictor, image: Tensor) -> str:
     if largest < 0.01:
         return display.message(f"No part that is covered makes {name} less probable by a hundredth.")
     heat = interpolate(lost.clamp(min=0) / largest, (height, width), mode="bilinear")[0]
-    grey = image.float().mean(dim=0, keepdim=True) * 0.6 + 50
+    gray = image.float().mean(dim=0, keepdim=True) * 0.6 + 50
     red = torch.tensor([230.0, 20.0, 20.0]).view(3, 1, 1)
-    mixed = grey * (1 - 0.8 * heat) + red * 0.8 * heat
+    mixed = gray * (1 - 0.8 * heat) + red * 0.8 * heat
     lowest = max(0.0, float(before[label]) - largest)
     caption = f"red: covered, it is less {name}, down to {lowest:.1%}"
     return display.picture(mixed.round().byte(), caption)

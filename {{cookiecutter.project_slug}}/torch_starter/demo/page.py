@@ -35,7 +35,8 @@ def make_page(run: Run) -> gradio.Blocks:
             "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
         )
     data = getattr(run.data, "dataset", type(run.data)).__name__
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in final_metrics({"metrics": run.metrics}).items())
+    values = final_metrics({"metrics": run.metrics})
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
     with gradio.Blocks(title=f"{network_name(run.model)}, {data}", analytics_enabled=False) as page:
         gradio.HTML(
             f"<h1>{escape(network_name(run.model))}, {escape(data)}</h1>"
