@@ -32,7 +32,7 @@ lint: .venv/ready
 	$(RUN) ruff format --check hooks tests benchmarks docs
 	$(RUN) pyrefly check
 
-# What takes minutes: what the generated README says may be deleted, with all tests of what is left; the tutorials as
+# What takes minutes: keys of the config two at a time; what may be deleted, with all tests of what is left; tutorials as
 # notebooks; the update of an old project; and a project's own slow tests.
 slow: .venv/ready
 	$(RUN) pytest -m slow

@@ -88,6 +88,7 @@ def process(bake):
         yield project, executor
 
 
+@pytest.mark.slow
 def test_two_keys_work_together_or_end_with_one_message(process):
     project, executor = process
     defaults = executor.submit(keys, project).result()

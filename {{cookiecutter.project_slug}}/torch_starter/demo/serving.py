@@ -32,8 +32,8 @@ def refuse(host: str, port: int | None) -> None:
 def serve(run: "Run", host: str, port: int | None, is_shared: bool) -> None:
     """Shows the page of a run, and prints its address, until the process is interrupted."""
     with open_page(run, host, port, is_shared) as (page, addresses):
-        print(*addresses, "(Ctrl-C ends it)", flush=True)
         try:
+            print(*addresses, "(Ctrl-C ends it)", flush=True)
             page.block_thread()
         finally:
             print("The page is closed.", file=sys.stderr)

@@ -191,6 +191,7 @@ def test_stopped_by_a_signal_it_tells_the_command_that_goes_on_with_all(train, r
     assert shlex.split(told) == [*grid[:-1], stop, grid[-1], "ckpt_path=last"]
 
 
+@pytest.mark.slow
 def test_another_grid_takes_no_checkpoint_of_the_one_before(train, tmp_path, capfd):
     train("-m", *SHORTEST, "hydra.sweep.dir=s", "seed=1,2")
     before = (tmp_path / "s/0/results.json").read_bytes()

@@ -365,6 +365,7 @@ def test_found_rate_is_that_of_the_run_that_it_is_typed_for(train, small, tmp_pa
     assert f"optimizer.lr: {rate}" in (tmp_path / "found/csv/version_0/hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_same_command_goes_on_with_the_rate_of_its_folder(train, small, tmp_path, capfd):
     options = [*small, "find_lr=true", "hydra.run.dir=run", "ckpt_path=last"]
     with pytest.raises(SystemExit):
@@ -390,6 +391,7 @@ def test_where_it_would_have_no_effect_it_is_refused(train, script, small, tmp_p
             script(name, *command)
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_finds_its_own(train, script, tmp_path):
     script("train.py", "-m", "find_lr=true", "optimizer=sgd,adam", "trainer.max_epochs=1", "hydra.sweep.dir=jobs")
     sgd, adam = (read_config(tmp_path / f"jobs/{job}") for job in (0, 1))

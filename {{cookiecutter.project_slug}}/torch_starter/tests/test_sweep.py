@@ -128,6 +128,7 @@ def test_the_trials_are_the_same_again_and_going_on_repeats_none(sweep, space, t
     assert len({trial.params["optimizer.lr"] for trial in parts}) == 4
 
 
+@pytest.mark.slow
 def test_trials_are_the_total_of_the_study(sweep, tmp_path, capfd):
     sweep("linear_regression", "--trials", 2)
     study = tmp_path / "outputs/sweeps/linear_regression"
@@ -192,6 +193,7 @@ def test_a_failed_trial_is_told_and_the_study_goes_on(sweep, space, tmp_path, ca
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_fault_leaves_its_traceback_in_the_log_of_its_trial(sweep, space, tmp_path, monkeypatch):
     from torch import optim
 

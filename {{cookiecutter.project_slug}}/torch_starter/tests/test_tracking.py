@@ -97,6 +97,7 @@ def artifacts(client, folder, path=None):
     return [found.path for found in client.list_artifacts(id_of(folder), path)]
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     before = count(client)
@@ -120,6 +121,7 @@ def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch)
     assert artifacts(client, good, "images"), "one for each step in which it was drawn"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_own(client, tracked, script):
     (folder,) = tracked()
     before, config = count(client), (folder / ".hydra/config.yaml").read_text()

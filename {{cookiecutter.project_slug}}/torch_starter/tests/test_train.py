@@ -213,6 +213,7 @@ class Fault(Callback):
         self.divisor = 1 / self.divisor
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
     rich.reconfigure(width=200)
     fault = ["+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0,1"]
