@@ -84,16 +84,20 @@ def main() -> None:
             page.locator("tf-image-loader img").nth(2).wait_for()
             page.wait_for_load_state("networkidle")
             save(page, HERE / "images.png")
-        root = f"data.root={arguments.data.resolve()}"
-        with demo(arguments.project, best, root) as address, browser_page(width=1200, height=800) as page:
-            page.goto(address)
-            draw(page, strokes(3, random.Random(0)))
-            page.locator(".gallery button").first.click()
-            page.locator("#answer .largest").first.wait_for()
-            page.get_by_role("button", name="What mattered?").click()
-            page.locator("#answer figure").nth(1).wait_for()
-            page.evaluate("scrollTo(0, 0)")
-            save(page, PROJECT_DOCS / "demo.png")
+        draw_on_demo(arguments.project, best, arguments.data)
+
+
+def draw_on_demo(project: Path, run: Path, data: Path) -> None:
+    """The picture of demo.py: a digit is drawn, and of a test image it is asked what mattered."""
+    with demo(project, run, f"data.root={data.resolve()}") as address, browser_page(width=1200, height=800) as page:
+        page.goto(address)
+        draw(page, strokes(3, random.Random(0)))
+        page.locator(".gallery button").first.click()
+        page.locator("#answer .largest").first.wait_for()
+        page.locator("#answer").get_by_role("button", name="What mattered?").click()
+        page.locator("#answer figure").nth(1).wait_for()
+        page.evaluate("scrollTo(0, 0)")
+        save(page, PROJECT_DOCS / "demo.png")
 
 
 def wait_for_trials(page: Page, runs: Iterable[str]) -> None:

@@ -31,6 +31,7 @@ sys.path.append(DOCS)
 from handwriting import strokes
 import torch_starter
 from torch_starter.data.drawing import center_ink
+from torch_starter.demo.display import number as six_digits
 
 chance = random.Random(0)
 folder = Path("data/MNIST/raw")
@@ -54,10 +55,11 @@ for name, color in ("blue", (40, 60, 200)), ("red", (200, 50, 40)):
         Image.fromarray((noise + color).clip(0, 255).astype("uint8")).save(f"images/{name}/{number}.jpg")
 
 with open("flats.csv", "w") as file:
-    print("area,city,rent", file=file)
+    print("area,city,rent,split", file=file)
     for number in range(100):
-        area, city = chance.randrange(30, 120), chance.choice(["Bonn", "Ulm"])
-        print(area, city, 10 * area + 300 * (city == "Bonn"), sep=",", file=file)
+        area, city = 30 + number * 80 // 99, chance.choice(["Bonn", "Ulm"])
+        split = {5: "val", 7: "test"}.get(number % 10, "train")
+        print(area if number % 10 else "", city, 10 * area + 300 * (city == "Bonn"), split, sep=",", file=file)
 
 quick = ["callbacks.classifier_figures=null", "callbacks.table_figures=null", "callbacks.regression_figures=null"]
 small = ["data.num_val=50", "data.batch_size=25", "trainer.max_epochs=5"]
@@ -65,15 +67,16 @@ torch_starter.train_run("hydra.run.dir=runs/digits", "experiment=mnist", *small,
 few = ["model=cnn", "data.image_shape=[3,32,32]", "data.batch_size=8", "data.augmentation=null", "trainer.max_epochs=3"]
 images = ["data=image_folder", "data.root=images", "data.num_workers=0", "hydra.run.dir=runs/images"]
 torch_starter.train_run(*images, *few, *quick)
-table = ["experiment=table", "data.file=flats.csv", "data.target=rent", "hydra.run.dir=runs/table"]
-torch_starter.train_run(*table, "trainer.max_epochs=500", *quick)
+table = ["experiment=table", "data.file=flats.csv", "data.target=rent", "data.split_column=split"]
+torch_starter.train_run(*table, "hydra.run.dir=runs/table", "trainer.max_epochs=500", *quick)
 torch_starter.train_run("hydra.run.dir=runs/line", "trainer.max_epochs=100", *quick)
 
 # What `predict.py` says, too, without a process for each.
 table = torch_starter.load_run("runs/table")
 (image,) = torch_starter.load_run("runs/images").predict("images/red/3.jpg", probabilities=True)
-rents = {area: table.predict({"area": area, "city": "Ulm"})[0]["prediction"] for area in ("80", "1e6", "")}
+rents = {area: table.predict({"area": area, "city": "Ulm"})[0]["prediction"] for area in ("80", "110", "1e6", "")}
 y = torch_starter.load_run("runs/line").predict(4)[0]["y"]
+rents, y = {area: six_digits(rent) for area, rent in rents.items()}, six_digits(y)
 Path("predicted.json").write_text(json.dumps({"image": image, "rents": rents, "y": y}))
 """
 
@@ -131,8 +134,12 @@ def test_drawn_digits_are_recognized_as_predict_does(trained, page):
         shares = page.locator(".sketchpad .row span:last-child").all_inner_texts()
         assert shares == [f"{float(row[f'probability_of_{digit}']):.1%}" for digit in range(10)], said
 
-        # The same in white on black, and as an upload.
+        # Inverted, and as an upload.
         page.locator(".invert").click()
+        assert largest_bar(page)[0] == "0"
+        page.locator(".explain").click()
+        expect(page.locator(".sketchpad .answer")).to_contain_text(re.compile("covering this part|Covering any"))
+        page.locator(".clear").click()
         draw(page, ONE)
         assert largest_bar(page)[0] == "1"
         page.set_input_files("input[type=file]", trained / "drawing.png")
@@ -177,7 +184,7 @@ def test_dropped_images_are_answered_or_refused_on_the_page(trained, page):
         shares = [f"{row[f'probability_of_{name}']:.1%}" for name in ("blue", "red")]
         expect(page.locator("#answer .row span:last-child")).to_have_text(shares)
         page.get_by_role("button", name="What mattered?").click()
-        expect(page.locator("#answer")).to_contain_text(re.compile("red: covered|No part that is covered"))
+        expect(page.locator("#answer")).to_contain_text(re.compile("red: covering this part|Covering any one part"))
 
         page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
         drop(page, "words.jpg", "image/jpeg", b"no image at all")
@@ -197,16 +204,18 @@ def test_fields_of_a_table_and_of_a_line_answer_at_once(trained, page):
         city.click()
         page.get_by_role("option", name="Ulm").click()
         page.locator("input[type=range]").fill("80")
-        expect(headline).to_have_text(f"rent = {expected['rents']['80']:.6g}")
+        expect(headline).to_have_text(f"rent = {expected['rents']['80']}")
         number = page.locator("input[type=number]")
         number.fill("1e6")
-        expect(headline).to_have_text(f"rent = {expected['rents']['1e6']:.6g}")
-        expect(page.get_by_text("Beyond what training rows have: area")).to_be_visible()
-        number.fill("")  # a missing value
-        expect(headline).to_have_text(f"rent = {expected['rents']['']:.6g}")
+        expect(headline).to_have_text(f"rent = {expected['rents']['1e6']}")
+        expect(page.get_by_text("Outside the range of the training rows: area")).to_be_visible()
+        number.press("Tab")  # which holds it within the range
+        expect(headline).to_have_text(f"rent = {expected['rents']['110']}")
+        page.get_by_label("area is missing").check()
+        expect(headline).to_have_text(f"rent = {expected['rents']['']}")
     with demo(trained, "runs/line") as address:
         page.goto(address)
         slider = page.locator("input[type=range]")
         slider.fill("4")
-        expect(page.locator(".headline")).to_have_text(f"y = {expected['y']:.6g}")
+        expect(page.locator(".headline")).to_have_text(f"y = {expected['y']}")
         expect(page.locator(".chart svg")).to_contain_text("training points")

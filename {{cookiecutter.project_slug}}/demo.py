@@ -25,7 +25,7 @@ def main() -> None:
     refuse(arguments.host, arguments.port)
 
     folder, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.has_checkpoint)
-    print(f"{shown(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt", file=sys.stderr)
+    print(f"{shown(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt, is loading …", file=sys.stderr)
     serve(load_run(folder, arguments.checkpoint, overrides), arguments.host, arguments.port, arguments.share)
 
 

@@ -426,6 +426,7 @@ def test_numbers_far_from_zero_are_learned_in_half_precision(train, tmp_path):
 
 def test_page_of_a_linear_model_says_what_each_column_adds(table):
     gradio = pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
+    from torch_starter.demo import display
     from torch_starter.demo.predictor import Predictor
     from torch_starter.demo.table import add_table, answer_row, curve
 
@@ -434,8 +435,8 @@ def test_page_of_a_linear_model_says_what_each_column_adds(table):
     row = predictor.read([f"{name}={value}" for name, value in cells.items()])
     html = answer_row(predictor, row)
     (predicted,) = predictor.run.predict(cells)
-    assert f"rent = {predicted['prediction']:.6g}" in html
-    average = float(re.search(r"average row gives ([\d.]+)\.", html)[1])
+    assert f"rent = {display.number(predicted['prediction'])}" in html
+    average = float(re.search(r"([\d.]+) for the average row", html)[1])
     effects = [float(value) for value in re.findall(r"<span>([+-][\d.e+-]+)</span>", html)]
     assert len(effects) == 3
     assert average + sum(effects) == pytest.approx(predicted["prediction"], rel=1e-3)  # as far as it is printed
@@ -451,6 +452,8 @@ def test_page_of_a_linear_model_says_what_each_column_adds(table):
     assert district.value == max(rows[1]["words"], key=lambda word: rows[1]["shares"][rows[1]["words"].index(word)])
     assert [value for _, value in district.choices] == [*rows[1]["words"], ""]
     assert (balcony.minimum, balcony.maximum, balcony.step) == (0, 1, 1)
+    boxes = [block.label for block in page.blocks.values() if isinstance(block, gradio.Checkbox)]
+    assert boxes == ["area is missing"]
 
 
 def test_page_of_a_classifier_has_its_probabilities(table):

@@ -134,7 +134,7 @@ def _start(logger: Any, entry: DictConfig) -> None:
         with _short_retries():
             _ = logger.experiment
         return
-    import wandb
+    import wandb  # pyrefly: ignore[missing-import]  (an extra)
 
     mode = "offline" if entry.get("offline") else entry.get("mode") or wandb.setup().settings.mode
     # Otherwise wandb would ask for a key, in the middle of a run.
@@ -147,7 +147,7 @@ def _start(logger: Any, entry: DictConfig) -> None:
 
 
 def _has_wandb_key(entry: DictConfig) -> bool:
-    import wandb
+    import wandb  # pyrefly: ignore[missing-import]
 
     is_elsewhere = OmegaConf.select(entry, "settings.base_url") is not None  # a key for that one is not asked for here
     return is_elsewhere or wandb.login(prompt=False, verify=False)

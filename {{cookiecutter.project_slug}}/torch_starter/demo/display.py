@@ -2,12 +2,14 @@
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import gradio
 import matplotlib
+import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,6 +23,11 @@ warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
 # Read on white and on black: https://www.w3.org/TR/WCAG22/#contrast-minimum
 TEXT = "#808080"
 COLOR, ACCENT = "#3A8BD0", "#D55E00"
+
+
+def number(value: float, digits: int = 6, has_sign: bool = False) -> str:
+    """So many digits of a number, without an exponent."""
+    return numpy.format_float_positional(value, precision=digits, fractional=False, trim="-", sign=has_sign)
 
 
 def headline(text: str) -> str:
@@ -58,7 +65,12 @@ def effect_bars(effects: Mapping[str, float]) -> str:
     names = sorted(effects, key=lambda name: -abs(effects[name]))
     scale = 50 / (max((abs(effect) for effect in effects.values()), default=0) or 1)
     rows = [
-        _bar(name, 50 + scale * min(0, effects[name]), scale * abs(effects[name]), f"{effects[name]:+.4g}")
+        _bar(
+            name,
+            50 + scale * min(0, effects[name]),
+            scale * abs(effects[name]),
+            number(effects[name], 4, has_sign=True),
+        )
         for name in names[:MOST_BARS]
     ]
     more = message(f"and {len(names) - MOST_BARS} smaller ones") if len(names) > MOST_BARS else ""
@@ -99,22 +111,35 @@ def sketchpad(is_ink_white: bool) -> str:
 <div class="sketchpad">
   <div>
     <canvas width="280" height="280" data-ink="{ink}" aria-label="a square to draw on"></canvas>
-    <div><button type="button" class="clear">Clear</button><button type="button" class="invert">{other}</button></div>
+    <div>
+      <button type="button" class="clear">Clear</button><button type="button" class="invert">{other}</button>
+      <button type="button" class="explain">What mattered?</button>
+    </div>
   </div>
   <div class="answer" aria-live="polite">{message("Draw in the square.")}</div>
 </div>"""
 
 
 def slider(low: float, high: float, value: float, label: str, step: float | None = None) -> gradio.Slider:
-    """A slider for the numbers that training had; any number can be typed beside it, or none."""
+    """A slider for the numbers that training had, in steps of about a two-hundredth.
+
+    Args:
+        low: the smallest of them.
+        high: the largest; greater than ``low``.
+        value: where it begins.
+        label: what stands above it.
+        step: None: as above.
+    """
+    step = step or 10.0 ** math.floor(math.log10((high - low) / 200))
     slider = gradio.Slider(low, high, value=value, step=step, label=label, min_width=200)
-    slider.preprocess = lambda number: number  # pyrefly: ignore[bad-assignment]  (Gradio refuses what is outside)
+    # What is typed beside it is held within the range when one leaves the field; Gradio would fail while one types.
+    slider.preprocess = lambda number: number  # pyrefly: ignore[bad-assignment]
     return slider
 
 
 def empty_chart(xlabel: str, ylabel: str) -> Axes:
     """The axes of a figure, in a color that is read on a bright page and on a dark one."""
-    axes = Figure(figsize=(5.2, 3.4), layout="constrained").add_subplot()
+    axes = Figure(figsize=(4.2, 2.9), layout="constrained").add_subplot()
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
     axes.tick_params(colors=TEXT)

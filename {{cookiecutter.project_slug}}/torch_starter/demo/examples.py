@@ -40,8 +40,8 @@ def find_examples(predictor: Predictor) -> list[Example]:
     found = []
     for place in [*wrong.tolist(), *others.tolist()]:
         label, prediction = names[labels[place]], names[predictions[place]]
-        says = "" if label == prediction else f", says {prediction} ({probabilities[place]:.0%})"
-        found.append(Example(images[place], f"{label}{says}"))
+        predicted = "" if label == prediction else f", predicted {prediction}"
+        found.append(Example(images[place], f"{label}{predicted}"))
     return found
 
 

@@ -3,6 +3,7 @@
 import base64
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from .predictor import Predictor
 SKETCHPAD = Path(__file__).with_name("sketchpad.js")
 # Who draws needs no more pixels in each direction than these; larger images are photographs.
 LARGEST_DRAWING = 64
-# What becomes of a click on one of the test images; on a phone the answer is farther down.
+# What becomes of a click on one of the test images.
 CHOOSE = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (!button) return;
-  trigger("click", { place: [...button.parentElement.children].indexOf(button) });
-  document.querySelector("#answer").scrollIntoView({ behavior: "smooth", block: "nearest" });
+  if (button) trigger("click", { place: [...button.parentElement.children].indexOf(button) });
 });
 """
+# On a phone the answer is farther down.
+SCROLL = "() => { document.querySelector('#answer').scrollIntoView({ behavior: 'smooth', block: 'nearest' }); }"
 PATCHES = 8  # that are covered in turn, along each side of an image
 
 
@@ -55,18 +56,18 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
         return display.gallery([example.image for example in examples], [example.caption for example in examples])
 
     def choose(event: gradio.EventData) -> tuple[Tensor | None, str, str]:
-        return show(examples[event.place].image)
+        return show(examples[event.place].image, f"Test image: {examples[event.place].caption}")
 
     def read(path: str | None) -> tuple[Tensor | None, str, str]:
         if path is None:  # it was removed
             return None, "", ""
         try:
-            return show(predictor.read([path]))
+            return show(predictor.read([path]), Path(path).name)
         except (OSError, ValueError) as error:
             return None, display.message(f"{Path(path).name}: {error}"), ""
 
-    def show(image: Tensor) -> tuple[Tensor | None, str, str]:
-        return image, answer_image(predictor, image), ""
+    def show(image: Tensor, what: str) -> tuple[Tensor | None, str, str]:
+        return image, display.message(what) + answer_image(predictor, image), ""
 
     def explain(image: Tensor | None) -> str:
         return display.message("Choose an image first.") if image is None else what_mattered(predictor, image)
@@ -85,7 +86,8 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
             button = gradio.Button("What mattered?", size="sm")
             mattered = gradio.HTML()
     page.load(examine, None, gallery, api_visibility="private", show_progress="hidden")
-    gallery.click(choose, None, [shown, answered, mattered], api_visibility="private")
+    chosen = gallery.click(choose, None, [shown, answered, mattered], api_visibility="private")
+    chosen.then(None, js=SCROLL)
     own.change(read, own, [shown, answered, mattered], api_visibility="private")
     button.click(explain, shown, mattered, api_visibility="private")
 
@@ -94,21 +96,28 @@ def _add_sketchpad(predictor: Predictor) -> None:
     # Without `ink_size` a drawing is taken as it is, and most such data are bright on dark.
     is_ink_white = not getattr(predictor.run.data, "ink_size", None)
 
-    def answer(address: str) -> str:
+    def show(drawing: str, *parts: Callable[[Predictor, Tensor], str]) -> str:
         """Of the address of a PNG, data:image/png;base64,…"""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "drawing.png")
             try:
-                path.write_bytes(base64.b64decode(address.partition(",")[2]))
-                return answer_image(predictor, predictor.read([str(path)]))
+                path.write_bytes(base64.b64decode(drawing.partition(",")[2]))
+                image = predictor.read([str(path)])
             except (OSError, ValueError) as error:
                 return display.message(str(error))
+        return "".join(part(predictor, image) for part in parts)
+
+    def answer(drawing: str) -> str:
+        return show(drawing, answer_image)
+
+    def explain(drawing: str) -> str:
+        return show(drawing, answer_image, what_mattered)
 
     # Gradio's own Sketchpad wants a tool to be chosen first, and says nothing until a stroke ends.
     gradio.HTML(
         html_template=display.sketchpad(is_ink_white),
         js_on_load=SKETCHPAD.read_text(encoding="utf-8"),
-        server_functions=[answer],
+        server_functions=[answer, explain],
     )
 
 
@@ -146,11 +155,11 @@ def what_mattered(predictor: Predictor, image: Tensor) -> str:
     lost = (before[label] - torch.cat(after)).view(1, 1, len(tops), len(lefts))
     largest = float(lost.max())
     if largest < 0.01:
-        return display.message(f"No part that is covered makes {name} less probable by a hundredth.")
+        return display.message(f"Covering any one part lowers the probability of {name} by less than 1 %.")
     heat = interpolate(lost.clamp(min=0) / largest, (height, width), mode="bilinear")[0]
     gray = image.float().mean(dim=0, keepdim=True) * 0.6 + 50
     red = torch.tensor([230.0, 20.0, 20.0]).view(3, 1, 1)
     mixed = gray * (1 - 0.8 * heat) + red * 0.8 * heat
     lowest = max(0.0, float(before[label]) - largest)
-    caption = f"red: covered, it is less {name}, down to {lowest:.1%}"
+    caption = f"red: covering this part lowers the probability of {name}, at worst to {lowest:.1%}"
     return display.picture(mixed.round().byte(), caption)

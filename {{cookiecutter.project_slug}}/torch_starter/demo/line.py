@@ -31,7 +31,7 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
         axes.plot(x, y, "o", color=display.TEXT, markersize=4, alpha=0.6, label="training points")
         axes.plot(grid[:, 0], line, color=display.COLOR, label="model")
         axes.plot([value], [prediction], "o", color=display.ACCENT, markersize=10, label="prediction")
-        return display.headline(f"{name} = {prediction:.6g}"), display.chart(axes)
+        return display.headline(f"{name} = {display.number(prediction)}"), display.chart(axes)
 
     slider = display.slider(low, high, (low + high) / 2, "x")
     answered, drawn = gradio.HTML(), gradio.HTML()

@@ -34,14 +34,12 @@ def make_page(run: Run) -> gradio.Blocks:
             f"demo.py has no page for {type(run.data).__name__}: it has no image_shape and no columns, and its "
             "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
         )
-    data = getattr(run.data, "dataset", type(run.data)).__name__
+    data = str(getattr(run.data, "target", None) or getattr(run.data, "dataset", type(run.data)).__name__)
     values = final_metrics({"metrics": run.metrics})
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
+    metrics = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
+    about = " · ".join([str(shown(run.folder)), run.checkpoint.name, *metrics])
     with gradio.Blocks(title=f"{network_name(run.model)}, {data}", analytics_enabled=False) as page:
-        gradio.HTML(
-            f"<h1>{escape(network_name(run.model))}, {escape(data)}</h1>"
-            f"<p>{escape(str(shown(run.folder)))}, {escape(run.checkpoint.name)} &nbsp; {escape(metrics)}</p>"
-        )
+        gradio.HTML(f"<h1>{escape(network_name(run.model))}, {escape(data)}</h1><p>{escape(about)}</p>")
         add(page, predictor)
     return page
 

@@ -17,7 +17,7 @@ function clear() {
   answer.innerHTML = hint;
 }
 
-async function ask() {
+async function ask(question) {
   isChanged = true;
   isBlank = false;
   if (isAsking) return;
@@ -26,8 +26,9 @@ async function ask() {
   try {
     while (isChanged) {
       isChanged = false;
-      const html = await server.answer(canvas.toDataURL());
+      const html = await question(canvas.toDataURL());
       if (!isBlank) answer.innerHTML = html;
+      question = server.answer;
     }
   } catch {
     answer.textContent = "The page has no connection: is demo.py still running?";
@@ -50,7 +51,7 @@ function draw(event) {
   last = place(event);
   pen.lineTo(...last);
   pen.stroke();
-  ask();
+  ask(server.answer);
 }
 
 canvas.addEventListener("pointerdown", (event) => {
@@ -64,6 +65,12 @@ element.querySelector(".clear").addEventListener("click", clear);
 element.querySelector(".invert").addEventListener("click", (event) => {
   isInkWhite = !isInkWhite;
   event.target.textContent = isInkWhite ? "Black on white" : "White on black";
-  clear();
+  pen.globalCompositeOperation = "difference"; // from white: what is drawn is kept, inverted
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.globalCompositeOperation = "source-over";
+  pen.strokeStyle = isInkWhite ? "white" : "black";
+  if (!isBlank) ask(server.answer);
 });
+element.querySelector(".explain").addEventListener("click", () => isBlank || ask(server.explain));
 clear();

@@ -22,8 +22,12 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
     names = [column["name"] for column in columns]
 
     def show(over: str, *values: Any) -> tuple[str, str]:
+        are_missing = dict(zip(missing, values[len(names) :], strict=True))
+        cells = {
+            name: "" if value is None or are_missing.get(name) else value
+            for name, value in zip(names, values, strict=False)
+        }
         try:
-            cells = {name: "" if value is None else value for name, value in zip(names, values, strict=True)}
             row = predictor.read([f"{name}={value}" for name, value in cells.items()])
         except ValueError as error:
             return display.message(str(error)), ""
@@ -35,14 +39,20 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
             for start in range(0, len(columns), FIELDS):
                 with gradio.Row():
                     fields += [_field(column) for column in columns[start : start + FIELDS]]
+            # A slider cannot be empty. Where no training row lacks a value, a model has not learned what that means.
+            missing = {
+                field.label: gradio.Checkbox(label=f"{field.label} is missing")
+                for column, field in zip(columns, fields, strict=True)
+                if isinstance(field, gradio.Slider) and column["missing"]
+            }
         with gradio.Column(scale=2):
             answered = gradio.HTML()
-            over = gradio.Dropdown(names, value=names[0], label="The prediction over one column, the others held")
+            over = gradio.Dropdown(names, value=names[0], label="The prediction over one column, the others held fixed")
             drawn = gradio.HTML()
     # Not `input` alone: a slider's number can be typed, and reset.
-    events = [page.load, over.change, *(field.change for field in fields)]
+    events = [page.load, over.change, *(field.change for field in (*fields, *missing.values()))]
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-    gradio.on(events, show, [over, *fields], [answered, drawn], api_visibility="private", **options)
+    gradio.on(events, show, [over, *fields, *missing.values()], [answered, drawn], api_visibility="private", **options)
 
 
 def _field(column: Column) -> Any:
@@ -53,8 +63,7 @@ def _field(column: Column) -> Any:
     else:
         low, high = _range(column)
         if low < high:
-            step = 1 if column.get("is_whole") else None
-            return display.slider(low, high, column["median"], column["name"], step)
+            return display.slider(low, high, column["median"], column["name"], step=column.get("is_whole") and 1)
         words = [word := f"{low:g}"]  # all that training rows tell is whether there is a value
     choices = [*((word, word) for word in words), ("(missing)", "")]
     return gradio.Dropdown(choices, value=word, label=column["name"], min_width=200)
@@ -82,7 +91,7 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
         for column, value in zip(columns, row.tolist(), strict=True)
         if "words" not in column and not math.isnan(value) and not _range(column)[0] <= value <= _range(column)[1]
     ]
-    remark = display.message(f"Beyond what training rows have: {', '.join(outside)}") if outside else ""
+    remark = display.message(f"Outside the range of the training rows: {', '.join(outside)}") if outside else ""
     average = torch.tensor([column.get("mean", float("nan")) for column in columns])  # a missing word counts as it
     output = predictor.predict(row[None])  # alone, as `predict.py` predicts one row: a batch can change the last digit
     if "probabilities" in output:
@@ -95,9 +104,11 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
     effects = {column["name"]: prediction - other for column, other in zip(columns, others, strict=True)}
     target = _target(predictor)
     return (
-        display.headline(f"{target} = {prediction:.6g}")
+        display.headline(f"{target} = {display.number(prediction)}")
         + remark
-        + display.message(f"The average row gives {of_average:.6g}. Compared with its average, each column alone adds:")
+        + display.message(
+            f"{display.number(of_average)} for the average row. What each column adds, relative to its average:"
+        )
         + display.effect_bars(effects)
     )
 
@@ -128,6 +139,7 @@ def curve(predictor: Predictor, row: Tensor, place: int) -> str:
         axes.plot(values, _numbers(output), color=display.COLOR, **marks)
     if words:
         axes.set_xticks(values.tolist(), words, rotation=90 if max(map(len, words)) > 3 else 0)
+        axes.margins(0.1)
     axes.axvline(float(row[place]), color=display.TEXT, linestyle=":")
     return display.chart(axes)
 

@@ -120,7 +120,7 @@ def test_examples_are_wrong_ones_first_and_are_of_the_test_set(classifier, folde
     run = torch_starter.load_run(classifier)
     found = examples.find_examples(Predictor(run))
     assert len(found) == min(12, len(run.data.test_dataloader().dataset))
-    is_wrong = [", says " in example.caption for example in found]
+    is_wrong = [", predicted " in example.caption for example in found]
     assert is_wrong == sorted(is_wrong, reverse=True)
     assert sum(is_wrong) <= 6
 
@@ -159,7 +159,7 @@ def test_map_is_red_where_it_mattered():
     redness = pixels(html)[..., 0].astype(int) - pixels(html)[..., 1]
     assert redness[4:12, 4:12].min() > 50
     assert redness[22:, 22:].max() == 0
-    assert "by a hundredth" in images.what_mattered(Corner(), torch.zeros(1, 32, 32, dtype=torch.uint8))
+    assert "by less than 1 %" in images.what_mattered(Corner(), torch.zeros(1, 32, 32, dtype=torch.uint8))
 
 
 def test_bars_keep_the_order_of_the_labels_and_escape_names():
