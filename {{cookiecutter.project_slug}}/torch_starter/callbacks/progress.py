@@ -146,10 +146,15 @@ def network_name(model: LightningModule) -> str:
     return str(getattr(model, "name", type(getattr(model, "network", model)).__name__))
 
 
+def data_name(data: object) -> str:
+    """The class ``dataset`` of a data module, or its own."""
+    return getattr(getattr(data, "dataset", None), "__name__", type(data).__name__)
+
+
 def _start_line(trainer: Trainer, model: LightningModule) -> str:
     """What model, which data, on which device, into which folder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    data = getattr(trainer.datamodule, "dataset", type(trainer.datamodule)).__name__
+    data = data_name(trainer.datamodule)
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     samples = f", {len(dataset):,} samples" if isinstance(dataset, Sized) else ""
     device = f"{trainer.world_size} x {model.device.type}" if trainer.world_size > 1 else model.device

@@ -104,13 +104,13 @@ def gallery(images: Sequence[Tensor], captions: Sequence[str]) -> str:
     return f'<div class="gallery">{"".join(f"<button type=button>{figure}</button>" for figure in pictures)}</div>'
 
 
-def sketchpad(is_ink_white: bool) -> str:
-    """What sketchpad.js draws on."""
+def sketchpad(is_ink_white: bool, aspect: float) -> str:
+    """What sketchpad.js draws on; ``aspect`` is its height by its width."""
     ink, other = ("white", "Black on white") if is_ink_white else ("black", "White on black")
     return f"""
 <div class="sketchpad">
   <div>
-    <canvas width="280" height="280" data-ink="{ink}" aria-label="a square to draw on"></canvas>
+    <canvas width="280" height="{round(280 * aspect)}" data-ink="{ink}" aria-label="a square to draw on"></canvas>
     <div>
       <button type="button" class="clear">Clear</button><button type="button" class="invert">{other}</button>
       <button type="button" class="explain">What mattered?</button>
@@ -131,6 +131,8 @@ def slider(low: float, high: float, value: float, label: str, step: float | None
         step: None: as above.
     """
     step = step or 10.0 ** math.floor(math.log10((high - low) / 200))
+    # Outwards, to numbers of few digits.
+    low, high = (float(f"{rounded * step:.12g}") for rounded in (math.floor(low / step), math.ceil(high / step)))
     slider = gradio.Slider(low, high, value=value, step=step, label=label, min_width=200)
     # What is typed beside it is held within the range when one leaves the field; Gradio would fail while one types.
     slider.preprocess = lambda number: number  # pyrefly: ignore[bad-assignment]

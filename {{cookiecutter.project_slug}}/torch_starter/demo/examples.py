@@ -32,7 +32,11 @@ def find_examples(predictor: Predictor) -> list[Example]:
     Raises:
         Mistake: if the data are not here; nothing is downloaded for them.
     """
-    images, labels, predictions, probabilities = _examine(predictor)
+    try:
+        images, labels, predictions, probabilities = _examine(predictor)
+    except (MisconfigurationException, RuntimeError, OSError, ValueError) as error:  # torchvision raises RuntimeError
+        reason = first_line(error).partition(" You can use")[0]
+        raise Mistake(f"{reason} Where the data set is: data.root=FOLDER") from error
     wrong = (predictions != labels).nonzero().flatten()
     wrong = wrong[probabilities[wrong].argsort(descending=True)][:WRONG]
     others = (predictions == labels).nonzero().flatten()[: COUNT - len(wrong)]
@@ -69,8 +73,5 @@ def _test_set(data: Any) -> Any:
     if split_file and not Path(split_file).exists():
         raise Mistake(f"{Path(split_file).name} is not in the run folder, and nothing is written there.")
     data.num_workers = 0
-    try:
-        data.setup("test")
-        return data.test_dataloader().dataset
-    except (MisconfigurationException, RuntimeError, OSError) as error:  # torchvision raises RuntimeError
-        raise Mistake(first_line(error)) from error
+    data.setup("test")
+    return data.test_dataloader().dataset

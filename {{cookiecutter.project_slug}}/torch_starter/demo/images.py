@@ -1,6 +1,7 @@
 """The page of an image classifier: a square to draw on, test images, and images of one's own."""
 
 import base64
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import gradio
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -29,6 +31,7 @@ element.addEventListener("click", (event) => {
 """
 # On a phone the answer is farther down.
 SCROLL = "() => { document.querySelector('#answer').scrollIntoView({ behavior: 'smooth', block: 'nearest' }); }"
+LARGEST_IMAGE = 50_000_000  # pixels
 PATCHES = 8  # that are covered in turn, along each side of an image
 
 
@@ -62,6 +65,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
         if path is None:  # it was removed
             return None, "", ""
         try:
+            refuse_enormous(path)
             return show(predictor.read([path]), Path(path).name)
         except (OSError, ValueError) as error:
             return None, display.message(f"{Path(path).name}: {error}"), ""
@@ -79,8 +83,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
             gradio.HTML("<h3>Your own image</h3>")
             sources: Any = ["upload", "clipboard", "webcam"]
             own = gradio.Image(show_label=False, sources=sources, type="filepath", height=240)
-            # The file as it came: the data module reads it as `predict.py` does, and says what is wrong with it.
-            own.preprocess = lambda payload: payload.path if payload else None  # pyrefly: ignore[bad-assignment]
+            own.preprocess = _uploaded  # pyrefly: ignore[bad-assignment]
         with gradio.Column(scale=2, elem_id="answer"):
             answered = gradio.HTML(display.message("Choose a test image, or add one of your own."))
             button = gradio.Button("What mattered?", size="sm")
@@ -92,7 +95,33 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
     button.click(explain, shown, mattered, api_visibility="private")
 
 
+def _uploaded(payload: Any) -> str | None:
+    """The file as it came: the data module reads it as `predict.py` does, and says what is wrong with it.
+
+    Raises:
+        gradio.Error: if it is another file of this machine; Gradio lets visitors name any (6.31).
+    """
+    if payload is None:
+        return None
+    path, folder = os.path.abspath(payload.path), Path(gradio.utils.get_upload_folder())
+    if not any(Path(path).is_relative_to(parent) for parent in (folder.absolute(), folder.resolve())):
+        raise gradio.Error("This is no uploaded file.")
+    return path
+
+
+def refuse_enormous(path: str) -> None:
+    """Raises ValueError if an image would take gigabytes of memory; other faults are for whoever reads it."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # Pillow's readers raise whatever their lines happen to
+        return
+    if width * height > LARGEST_IMAGE:
+        raise ValueError(f"it has {width} x {height} pixels, and may have {LARGEST_IMAGE:,}: scale it down")
+
+
 def _add_sketchpad(predictor: Predictor) -> None:
+    _, height, width = predictor.run.data.image_shape
     # Without `ink_size` a drawing is taken as it is, and most such data are bright on dark.
     is_ink_white = not getattr(predictor.run.data, "ink_size", None)
 
@@ -115,7 +144,7 @@ def _add_sketchpad(predictor: Predictor) -> None:
 
     # Gradio's own Sketchpad wants a tool to be chosen first, and says nothing until a stroke ends.
     gradio.HTML(
-        html_template=display.sketchpad(is_ink_white),
+        html_template=display.sketchpad(is_ink_white, height / width),
         js_on_load=SKETCHPAD.read_text(encoding="utf-8"),
         server_functions=[answer, explain],
     )

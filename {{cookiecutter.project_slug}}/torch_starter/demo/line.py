@@ -20,7 +20,7 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
     batches = itertools.islice(data.train_dataloader(), BATCHES)
     x, y = (torch.cat(column).flatten() for column in zip(*batches, strict=True))
     low, high = float(x.min()), float(x.max())
-    grid = torch.linspace(low, high, POINTS)[:, None]
+    grid = torch.linspace(low, high, POINTS, dtype=torch.float32)[:, None]
     name, line = next(iter(predictor.predict(grid).items()))
 
     def show(value: float | None) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
         prediction = float(predictor.predict(predictor.read([str(value)])[None])[name])
         axes = display.empty_chart("x", name)
         axes.plot(x, y, "o", color=display.TEXT, markersize=4, alpha=0.6, label="training points")
-        axes.plot(grid[:, 0], line, color=display.COLOR, label="model")
+        axes.plot(grid[:, 0], line.float(), color=display.COLOR, label="model")
         axes.plot([value], [prediction], "o", color=display.ACCENT, markersize=10, label="prediction")
         return display.headline(f"{name} = {display.number(prediction)}"), display.chart(axes)
 

@@ -1,11 +1,12 @@
 """Which page a run has, and what stands above it."""
 
+import contextlib
 from html import escape
 from typing import Any
 
 import gradio
 
-from ..callbacks.progress import network_name
+from ..callbacks.progress import data_name, network_name
 from ..files import shown
 from ..loaded_run import Run
 from ..mistakes import Mistake
@@ -14,6 +15,8 @@ from .images import add_images
 from .line import add_line
 from .predictor import Predictor
 from .table import add_table
+
+HOURLY = (3600, 3600)  # seconds after which uploads are looked for, and deleted
 
 
 def make_page(run: Run) -> gradio.Blocks:
@@ -34,12 +37,15 @@ def make_page(run: Run) -> gradio.Blocks:
             f"demo.py has no page for {type(run.data).__name__}: it has no image_shape and no columns, and its "
             "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
         )
-    data = str(getattr(run.data, "target", None) or getattr(run.data, "dataset", type(run.data)).__name__)
-    values = final_metrics({"metrics": run.metrics})
-    metrics = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
+    data = str(getattr(run.data, "target", None) or data_name(run.data))
+    metrics = []
+    with contextlib.suppress(ValueError, AttributeError):  # of a file that is damaged
+        values = final_metrics({"metrics": run.metrics})
+        metrics = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
     about = " · ".join([str(shown(run.folder)), run.checkpoint.name, *metrics])
-    with gradio.Blocks(title=f"{network_name(run.model)}, {data}", analytics_enabled=False) as page:
-        gradio.HTML(f"<h1>{escape(network_name(run.model))}, {escape(data)}</h1><p>{escape(about)}</p>")
+    title = f"{network_name(run.model)}, {data}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=HOURLY) as page:
+        gradio.HTML(f"<h1>{escape(title)}</h1><p>{escape(about)}</p>")
         add(page, predictor)
     return page
 

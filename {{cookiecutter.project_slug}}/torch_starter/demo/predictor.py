@@ -1,8 +1,9 @@
 """The model of a run, kept ready for one sample after another."""
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,10 +27,15 @@ class Predictor:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._lock = threading.Lock()  # the inputs that were found last are kept by the data module
+        # The data module keeps the inputs that it found last; and while a model of 16 bits runs, tensors that other
+        # threads make without a dtype have 16 bits.
+        self._lock = threading.Lock()
         self._precision = run.trainer.precision_plugin
         self._device = run.trainer.strategy.root_device
-        self._model = self._precision.convert_module(run.model).to(self._device)
+        model: Any = self._precision.convert_module(run.model).to(self._device)
+        model.trainer = run.trainer  # which a predict_step may ask
+        self._model = model
+        self._index = (0,) if "batch_idx" in inspect.signature(model.predict_step).parameters else ()
 
     def read(self, words: Sequence[str]) -> "Tensor":
         """The sample that the words of `predict.py`'s command line mean, without the dimension of the batch.
@@ -37,6 +43,7 @@ class Predictor:
         Raises:
             OSError: if it cannot be read.
             ValueError: if it is of another kind.
+            Mistake: if the data module cannot read inputs.
         """
         with self._lock:
             (name,) = find_inputs(self.run, words)
@@ -50,7 +57,7 @@ class Predictor:
         """
         samples = self._precision.convert_input(samples.to(self._device))
         with self._lock, torch.inference_mode(), self._precision.predict_step_context():
-            output = self._model.predict_step(samples)
+            output = self._model.predict_step(self._model.on_after_batch_transfer(samples, 0), *self._index)
         if not isinstance(output, Mapping):
             raise Mistake(f"predict_step of {type(self.run.model).__name__} must return a dict: see protocols.py.")
         return {name: values.cpu() for name, values in output.items()}

@@ -51,8 +51,10 @@ def open_page(run: "Run", host: str, port: int | None = None, is_shared: bool = 
         port: likewise; None: 7860, or the next one that is free.
         is_shared: whether Gradio opens a tunnel, so that everybody who knows its address can use the page.
     """
-    # Gradio asks its own page whether it is there, which a proxy cannot answer.
-    os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "localhost,127.0.0.1", host)))
+    if not is_shared:  # Gradio asks its own page whether it is there, which a proxy cannot answer
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            os.environ.pop(name, None)
+            os.environ.pop(name.upper(), None)
     with tempfile.TemporaryDirectory(prefix="demo_", ignore_cleanup_errors=True) as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}  # before it is imported
         from .page import make_page
@@ -61,7 +63,7 @@ def open_page(run: "Run", host: str, port: int | None = None, is_shared: bool = 
         try:
             _, *addresses = page.launch(
                 server_name=host,
-                server_port=port,
+                server_port=port or None,
                 share=is_shared,
                 max_file_size=LARGEST_UPLOAD,
                 css_paths=Path(__file__).with_name("page.css"),
@@ -69,6 +71,7 @@ def open_page(run: "Run", host: str, port: int | None = None, is_shared: bool = 
                 run_history=False,  # it would be in the browser's storage
                 ssr_mode=False,
                 mcp_server=False,
+                enable_monitoring=False,
                 pwa=False,
                 quiet=True,
                 prevent_thread_lock=True,

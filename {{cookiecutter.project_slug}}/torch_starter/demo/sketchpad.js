@@ -27,6 +27,7 @@ async function ask(question) {
     while (isChanged) {
       isChanged = false;
       const html = await question(canvas.toDataURL());
+      if (typeof html !== "string") throw new Error("Gradio has no answer");
       if (!isBlank) answer.innerHTML = html;
       question = server.answer;
     }
@@ -55,6 +56,7 @@ function draw(event) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId); // the stroke goes on outside of the square
   last = place(event);
   draw(event);

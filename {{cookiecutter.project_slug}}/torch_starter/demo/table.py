@@ -1,18 +1,22 @@
 """The page of a table: a field for each column, the prediction, what each column adds, and a curve."""
 
 import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio
 import torch
 from torch import Tensor
 
+from ..data import tables
 from ..data.tables import Column
 from . import display
 from .predictor import Predictor
 
 POINTS = 50  # of a curve
 FIELDS = 2  # side by side
+WORDS = 30  # along a chart
 CURVES = 6  # of the likeliest classes
 
 
@@ -24,13 +28,10 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
     def show(over: str, *values: Any) -> tuple[str, str]:
         are_missing = dict(zip(missing, values[len(names) :], strict=True))
         cells = {
-            name: "" if value is None or are_missing.get(name) else value
+            name: "" if value is None or are_missing.get(name) else str(value)
             for name, value in zip(names, values, strict=False)
         }
-        try:
-            row = predictor.read([f"{name}={value}" for name, value in cells.items()])
-        except ValueError as error:
-            return display.message(str(error)), ""
+        row = encode_row(cells, columns)
         return answer_row(predictor, row), curve(predictor, row, names.index(over))
 
     with gradio.Row():
@@ -55,6 +56,11 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
     gradio.on(events, show, [over, *fields, *missing.values()], [answered, drawn], api_visibility="private", **options)
 
 
+def encode_row(cells: Mapping[str, str], columns: Sequence[Column]) -> Tensor:
+    """Float32 (columns,), of text by the name of the column; as `predict.py` reads COLUMN=VALUE."""
+    return tables.encode(tables.one_row(cells), columns)[0]
+
+
 def _field(column: Column) -> Any:
     """A field that begins at the median, or at the word that most training rows have."""
     words = column.get("words")
@@ -64,7 +70,7 @@ def _field(column: Column) -> Any:
         low, high = _range(column)
         if low < high:
             return display.slider(low, high, column["median"], column["name"], step=column.get("is_whole") and 1)
-        words = [word := f"{low:g}"]  # all that training rows tell is whether there is a value
+        words = [word := f"{low:.15g}"]  # all that training rows tell is whether there is a value
     choices = [*((word, word) for word in words), ("(missing)", "")]
     return gradio.Dropdown(choices, value=word, label=column["name"], min_width=200)
 
@@ -86,17 +92,12 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
         row: float32 (columns,), see ``tables.encode``.
     """
     columns = predictor.run.data.columns
-    outside = [
-        column["name"]
-        for column, value in zip(columns, row.tolist(), strict=True)
-        if "words" not in column and not math.isnan(value) and not _range(column)[0] <= value <= _range(column)[1]
-    ]
-    remark = display.message(f"Outside the range of the training rows: {', '.join(outside)}") if outside else ""
-    average = torch.tensor([column.get("mean", float("nan")) for column in columns])  # a missing word counts as it
+    # A missing word counts as the average of all.
+    average = torch.tensor([column.get("mean", math.nan) for column in columns], dtype=torch.float32)
     output = predictor.predict(row[None])  # alone, as `predict.py` predicts one row: a batch can change the last digit
     if "probabilities" in output:
         probabilities = output["probabilities"][0].tolist()
-        return display.probability_bars(predictor.class_names(len(probabilities)), probabilities) + remark
+        return display.probability_bars(predictor.class_names(len(probabilities)), probabilities)
     prediction = float(_numbers(output))
     replaced = row.repeat(len(row), 1)
     replaced.diagonal().copy_(average)
@@ -105,7 +106,6 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
     target = _target(predictor)
     return (
         display.headline(f"{target} = {display.number(prediction)}")
-        + remark
         + display.message(
             f"{display.number(of_average)} for the average row. What each column adds, relative to its average:"
         )
@@ -123,24 +123,33 @@ def curve(predictor: Predictor, row: Tensor, place: int) -> str:
     """
     column = predictor.run.data.columns[place]
     words = column.get("words")
-    values = torch.arange(len(words)).float() if words else torch.linspace(*_range(column), POINTS)
+    if words:  # the most frequent, in their order
+        most = sorted(range(len(words)), key=lambda word: -column["shares"][word])[:WORDS]
+        values = torch.tensor(sorted(most), dtype=torch.float32)
+    else:
+        values = torch.linspace(*_range(column), POINTS, dtype=torch.float32)
     rows = row.repeat(len(values), 1)
     rows[:, place] = values
     output = predictor.predict(rows)
     ylabel = "probability" if "probabilities" in output else _target(predictor)
     axes = display.empty_chart(column["name"], ylabel)
     marks = {"marker": "o", "linestyle": "" if words else "-", "markersize": 6 if words else 0}
+    x = torch.arange(len(values)) if words else values
     if "probabilities" in output:
-        likeliest = output["probabilities"].max(dim=0).values.argsort(descending=True)[:CURVES].sort().values
-        names = predictor.class_names(output["probabilities"].shape[1])
+        probabilities = output["probabilities"].float()
+        likeliest = probabilities.max(dim=0).values.argsort(descending=True)[:CURVES].sort().values
+        names = predictor.class_names(probabilities.shape[1])
         for label in likeliest.tolist():
-            axes.plot(values, output["probabilities"][:, label], label=names[label], **marks)
+            axes.plot(x, probabilities[:, label], label=names[label], **marks)
     else:
-        axes.plot(values, _numbers(output), color=display.COLOR, **marks)
+        axes.plot(x, _numbers(output), color=display.COLOR, **marks)
+    here = (values == row[place]).nonzero().flatten().tolist() if words else [float(row[place])]
+    for position in here:
+        axes.axvline(position, color=display.TEXT, linestyle=":")
     if words:
-        axes.set_xticks(values.tolist(), words, rotation=90 if max(map(len, words)) > 3 else 0)
+        labels = [textwrap.shorten(words[int(value)], 20, placeholder="…") for value in values]
+        axes.set_xticks(range(len(values)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
         axes.margins(0.1)
-    axes.axvline(float(row[place]), color=display.TEXT, linestyle=":")
     return display.chart(axes)
 
 

@@ -20,6 +20,8 @@ from torch_starter.mistakes import Mistake
 
 pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
 
+import gradio
+
 from torch_starter.demo import display, examples, images, serving
 from torch_starter.demo.page import make_page
 from torch_starter.demo.predictor import Predictor
@@ -181,3 +183,40 @@ def test_effects_go_to_both_sides():
         ("50.00", "25.00"),
         ("50.00", "0.00"),
     ]
+
+
+def test_visitor_names_no_other_file(classifier, folder, monkeypatch):
+    uploads = folder / "uploads"
+    uploads.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    page = make_page(torch_starter.load_run(classifier))
+    (field,) = [block for block in page.blocks.values() if isinstance(block, gradio.Image)]
+    for path in (uploads / "1.png", uploads / "../secret.png", folder / "secret.png"):
+        Image.new("L", (28, 28)).save(path)
+    files = (uploads / "1.png", uploads / "../secret.png", folder / "secret.png", folder, "/etc")
+    named = [field.data_model(path=str(path)) for path in files]
+    assert field.preprocess(named[0]) == str(uploads / "1.png")
+    for other in named[1:]:
+        with pytest.raises(gradio.Error, match="no uploaded file"):
+            field.preprocess(other)
+
+
+def test_enormous_image_is_refused_by_its_header(folder):
+    Image.new("1", (10_000, 6_000)).save(folder / "large.png")
+    with pytest.raises(ValueError, match="it has 10000 x 6000 pixels"):
+        images.refuse_enormous("large.png")
+    (folder / "words.png").write_text("no image")
+    images.refuse_enormous("words.png")  # which its reader explains
+
+
+def test_results_that_are_damaged_are_left_out(line, folder):
+    for text in ('{"metrics": null}', '{"metr', '{"metrics": {"test/loss": null}}'):
+        (line / "results.json").write_text(text)
+        make_page(torch_starter.load_run(line))
+
+
+def test_predict_step_may_take_the_index_and_ask_the_trainer(line, folder):
+    run = torch_starter.load_run(line)
+    run.model.predict_step = lambda batch, batch_idx: {"y": run.model(batch).squeeze(1) + run.model.trainer.world_size}
+    (y,) = Predictor(run).predict(torch.tensor([[4.0]]))["y"].tolist()
+    assert y == torch_starter.load_run(line).predict(4)[0]["y"] + 1
