@@ -118,6 +118,7 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     demo.py
+    docs/demo.png
     docs/hparams.png
     evaluate.py
     export.py
