@@ -1,7 +1,6 @@
 """The page of a table: a field for each column, the prediction, what each column adds, and a curve."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
             missing = {
                 field.label: gradio.Checkbox(label=f"{field.label} is missing")
                 for column, field in zip(columns, fields, strict=True)
-                if isinstance(field, gradio.Slider) and column["missing"]
+                if isinstance(field, gradio.Slider) and column.get("missing")
             }
         with gradio.Column(scale=2):
             answered = gradio.HTML()
@@ -147,7 +146,7 @@ def curve(predictor: Predictor, row: Tensor, place: int) -> str:
     for position in here:
         axes.axvline(position, color=display.TEXT, linestyle=":")
     if words:
-        labels = [textwrap.shorten(words[int(value)], 20, placeholder="…") for value in values]
+        labels = [word if len(word) <= 20 else f"{word[:19]}…" for word in (words[int(value)] for value in values)]
         axes.set_xticks(range(len(values)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
         axes.margins(0.1)
     return display.chart(axes)
