@@ -1,9 +1,13 @@
-"""The pages of demo.py in a real browser, on models that are trained on small files."""
+"""The pages of demo.py in a real browser, on models that are project on small files."""
 
 import base64
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,7 @@ ZERO = [[(140.0, 50.0), (80, 90), (65, 150), (90, 220), (150, 235), (205, 190), 
 
 # All runs in one process: digits that are drawn with the same kind of pen, a folder of images, tables, a line.
 TRAIN = """
-import json, random, struct, sys
+import contextlib, json, random, struct, sys
 from pathlib import Path
 import numpy, torch
 from PIL import Image, ImageDraw
@@ -32,11 +36,12 @@ from handwriting import strokes
 import torch_starter
 from torch_starter.data.drawing import center_ink
 from torch_starter.demo.display import number as six_digits
+from torch_starter.demo.serving import open_page
 
 chance = random.Random(0)
 folder = Path("data/MNIST/raw")
 folder.mkdir(parents=True)
-for split, count in ("train", 500), ("t10k", 100):
+for split, count in ("train", 300), ("t10k", 50):
     images = []
     for number in range(count):
         sheet = Image.new("L", (280, 280), "white")
@@ -62,7 +67,7 @@ with open("flats.csv", "w") as file:
         print(area if number % 10 else "", city, 10 * area + 300 * (city == "Bonn"), split, sep=",", file=file)
 
 quick = ["callbacks.classifier_figures=null", "callbacks.table_figures=null", "callbacks.regression_figures=null"]
-small = ["data.num_val=50", "data.batch_size=25", "trainer.max_epochs=5"]
+small = ["data.num_val=50", "data.batch_size=25", "trainer.max_epochs=8"]
 torch_starter.train_run("hydra.run.dir=runs/digits", "experiment=mnist", *small, *quick)
 few = ["model=cnn", "data.image_shape=[3,32,32]", "data.batch_size=8", "data.augmentation=null", "trainer.max_epochs=3"]
 images = ["data=image_folder", "data.root=images", "data.num_workers=0", "hydra.run.dir=runs/images"]
@@ -78,16 +83,33 @@ rents = {area: table.predict({"area": area, "city": "Ulm"})[0]["prediction"] for
 y = torch_starter.load_run("runs/line").predict(4)[0]["y"]
 rents, y = {area: six_digits(rent) for area, rent in rents.items()}, six_digits(y)
 Path("predicted.json").write_text(json.dumps({"image": image, "rents": rents, "y": y}))
+
+# The pages of all but the first, without a process for each, until it is told to end.
+with contextlib.ExitStack() as stack:
+    addresses = {}
+    for kind in "table", "line", "images":  # the last has the folder that Gradio takes uploads from
+        _, (addresses[kind],) = stack.enter_context(open_page(torch_starter.load_run(f"runs/{kind}"), "127.0.0.1"))
+    print(json.dumps(addresses), flush=True)
+    sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
-def trained(bake) -> Path:
-    """A project with a run of each kind in `runs`."""
-    project = bake()
-    docs = Path(__file__).parents[1] / "docs"
-    run("-c", f"DOCS = {str(docs)!r}\n{TRAIN}", cwd=project)
-    return project
+def project(bake) -> Path:
+    return bake()
+
+
+@pytest.fixture(scope="module")
+def addresses(project) -> Iterator[dict[str, str]]:
+    """Of the pages of all runs but that of the digits; each is in a folder of its kind in `runs` of the project."""
+    code = f"DOCS = {str(Path(__file__).parents[1] / 'docs')!r}\n{TRAIN}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA", "PYTEST"))}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment, **pipes) as process:
+        try:
+            yield next(json.loads(line) for line in process.stdout if line.startswith("{"))
+        finally:
+            process.stdin.close()
 
 
 @pytest.fixture
@@ -113,9 +135,9 @@ def largest_bar(page: Page) -> tuple[str, float]:
     return max(bars, key=lambda bar: bar[1])
 
 
-def test_drawn_digits_are_recognized_as_predict_does(trained, page):
-    before = {path: path.stat().st_mtime_ns for path in trained.glob("runs/digits/**/*")}
-    with demo(trained, "runs/digits") as address:
+def test_drawn_digits_are_recognized_as_predict_does(project, addresses, page):
+    before = {path: path.stat().st_mtime_ns for path in project.glob("runs/digits/**/*")}
+    with demo(project, "runs/digits") as address:
         page.goto(address)
         draw(page, ONE)
         assert largest_bar(page)[0] == "1"
@@ -128,9 +150,9 @@ def test_drawn_digits_are_recognized_as_predict_does(trained, page):
 
         said = page.locator(".sketchpad .row").all_inner_texts()
         drawing = page.evaluate("document.querySelector('canvas').toDataURL()").partition(",")[2]
-        (trained / "drawing.png").write_bytes(base64.b64decode(drawing))
-        run("predict.py", "runs/digits", "drawing.png", "--probabilities", "--output", "drawing.csv", cwd=trained)
-        (row,) = csv.DictReader((trained / "drawing.csv").open(encoding="utf-8"))
+        (project / "drawing.png").write_bytes(base64.b64decode(drawing))
+        run("predict.py", "runs/digits", "drawing.png", "--probabilities", "--output", "drawing.csv", cwd=project)
+        (row,) = csv.DictReader((project / "drawing.csv").open(encoding="utf-8"))
         shares = page.locator(".sketchpad .row span:last-child").all_inner_texts()
         assert shares == [f"{float(row[f'probability_of_{digit}']):.1%}" for digit in range(10)], said
 
@@ -142,7 +164,7 @@ def test_drawn_digits_are_recognized_as_predict_does(trained, page):
         page.locator(".clear").click()
         draw(page, ONE)
         assert largest_bar(page)[0] == "1"
-        page.set_input_files("input[type=file]", trained / "drawing.png")
+        page.set_input_files("input[type=file]", project / "drawing.png")
         expect(page.locator("#answer .row span:last-child")).to_have_text(shares)
 
         buttons = page.locator(".gallery button")
@@ -157,7 +179,7 @@ def test_drawn_digits_are_recognized_as_predict_does(trained, page):
         draw(page, ONE)
         assert largest_bar(page)[0] == "1"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert {path: path.stat().st_mtime_ns for path in trained.glob("runs/digits/**/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in project.glob("runs/digits/**/*")} == before
 
 
 def drop(page: Page, name: str, kind: str, content: bytes) -> None:
@@ -174,47 +196,44 @@ def drop(page: Page, name: str, kind: str, content: bytes) -> None:
     )
 
 
-def test_dropped_images_are_answered_or_refused_on_the_page(trained, page):
-    with demo(trained, "runs/images") as address:
-        page.goto(address)
-        image = trained / "images/red/3.jpg"
-        expect(page.locator("canvas")).to_have_count(0)
-        drop(page, "3.jpg", "image/jpeg", image.read_bytes())
-        row = json.loads((trained / "predicted.json").read_text())["image"]
-        shares = [f"{row[f'probability_of_{name}']:.1%}" for name in ("blue", "red")]
-        expect(page.locator("#answer .row span:last-child")).to_have_text(shares)
-        page.get_by_role("button", name="What mattered?").click()
-        expect(page.locator("#answer")).to_contain_text(re.compile("red: covering this part|Covering any one part"))
+def test_dropped_images_are_answered_or_refused_on_the_page(project, addresses, page):
+    page.goto(addresses["images"])
+    image = project / "images/red/3.jpg"
+    expect(page.locator("canvas")).to_have_count(0)
+    drop(page, "3.jpg", "image/jpeg", image.read_bytes())
+    row = json.loads((project / "predicted.json").read_text())["image"]
+    shares = [f"{row[f'probability_of_{name}']:.1%}" for name in ("blue", "red")]
+    expect(page.locator("#answer .row span:last-child")).to_have_text(shares)
+    page.get_by_role("button", name="What mattered?").click()
+    expect(page.locator("#answer")).to_contain_text(re.compile("red: covering this part|Covering any one part"))
 
-        page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
-        drop(page, "words.jpg", "image/jpeg", b"no image at all")
-        expect(page.locator("#answer .message").first).to_have_text("words.jpg: it is not a picture")
-        page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
-        drop(page, "large.png", "image/png", bytes(21 * 1024 * 1024))
-        expect(page.get_by_text(re.compile("exceed|maximum", re.IGNORECASE)).first).to_be_visible()
+    page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
+    drop(page, "words.jpg", "image/jpeg", b"no image at all")
+    expect(page.locator("#answer .message").first).to_have_text("words.jpg: it is not a picture")
+    page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
+    drop(page, "large.png", "image/png", bytes(21 * 1024 * 1024))
+    expect(page.get_by_text(re.compile("exceed|maximum", re.IGNORECASE)).first).to_be_visible()
 
 
-def test_fields_of_a_table_and_of_a_line_answer_at_once(trained, page):
-    expected = json.loads((trained / "predicted.json").read_text())
-    with demo(trained, "runs/table") as address:
-        page.goto(address)
-        headline = page.locator(".headline")
-        expect(headline).to_contain_text("rent = ")
-        city = page.get_by_label("city")
-        city.click()
-        page.get_by_role("option", name="Ulm").click()
-        page.locator("input[type=range]").fill("80")
-        expect(headline).to_have_text(f"rent = {expected['rents']['80']}")
-        number = page.locator("input[type=number]")
-        number.fill("1e6")
-        expect(headline).to_have_text(f"rent = {expected['rents']['1e6']}")
-        number.press("Tab")  # which holds it within the range of the training rows
-        expect(headline).to_have_text(f"rent = {expected['rents']['110']}")
-        page.get_by_label("area is missing").check()
-        expect(headline).to_have_text(f"rent = {expected['rents']['']}")
-    with demo(trained, "runs/line") as address:
-        page.goto(address)
-        slider = page.locator("input[type=range]")
-        slider.fill("4")
-        expect(page.locator(".headline")).to_have_text(f"y = {expected['y']}")
-        expect(page.locator(".chart svg")).to_contain_text("training points")
+def test_fields_of_a_table_and_of_a_line_answer_at_once(project, addresses, page):
+    expected = json.loads((project / "predicted.json").read_text())
+    page.goto(addresses["table"])
+    headline = page.locator(".headline")
+    expect(headline).to_contain_text("rent = ")
+    city = page.get_by_label("city")
+    city.click()
+    page.get_by_role("option", name="Ulm").click()
+    page.locator("input[type=range]").fill("80")
+    expect(headline).to_have_text(f"rent = {expected['rents']['80']}")
+    number = page.locator("input[type=number]")
+    number.fill("1e6")
+    expect(headline).to_have_text(f"rent = {expected['rents']['1e6']}")
+    number.press("Tab")  # which holds it within the range of the training rows
+    expect(headline).to_have_text(f"rent = {expected['rents']['110']}")
+    page.get_by_label("area is missing").check()
+    expect(headline).to_have_text(f"rent = {expected['rents']['']}")
+    page.goto(addresses["line"])
+    slider = page.locator("input[type=range]")
+    slider.fill("4")
+    expect(page.locator(".headline")).to_have_text(f"y = {expected['y']}")
+    expect(page.locator(".chart svg")).to_contain_text("training points")

@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
             gradio.HTML("<h3>Your own image</h3>")
             sources: Any = ["upload", "clipboard", "webcam"]
             own = gradio.Image(show_label=False, sources=sources, type="filepath", height=240)
-            own.preprocess = _uploaded  # pyrefly: ignore[bad-assignment]
+            folder = gradio.utils.get_upload_folder()
+            own.preprocess = partial(_uploaded, folder)  # pyrefly: ignore[bad-assignment]
         with gradio.Column(scale=2, elem_id="answer"):
             answered = gradio.HTML(display.message("Choose a test image, or add one of your own."))
             button = gradio.Button("What mattered?", size="sm")
@@ -95,7 +97,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
     button.click(explain, shown, mattered, api_visibility="private")
 
 
-def _uploaded(payload: Any) -> str | None:
+def _uploaded(folder: str, payload: Any) -> str | None:
     """The file as it came: the data module reads it as `predict.py` does, and says what is wrong with it.
 
     Raises:
@@ -103,8 +105,8 @@ def _uploaded(payload: Any) -> str | None:
     """
     if payload is None:
         return None
-    path, folder = os.path.abspath(payload.path), Path(gradio.utils.get_upload_folder())
-    if not any(Path(path).is_relative_to(parent) for parent in (folder.absolute(), folder.resolve())):
+    path = os.path.abspath(payload.path)
+    if not any(Path(path).is_relative_to(parent) for parent in (Path(folder).absolute(), Path(folder).resolve())):
         raise gradio.Error("This is no uploaded file.")
     return path
 

@@ -369,6 +369,7 @@ def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder
     assert_same(state_of_line(folder / "rare-killed"), state_of_line(folder / "rare"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
 def test_a_longer_run_has_a_longer_schedule(train, script, scheduler, tmp_path):
     train(f"scheduler={scheduler}", "trainer.max_epochs=20", "hydra.run.dir=whole")
@@ -382,6 +383,7 @@ def test_a_longer_run_has_a_longer_schedule(train, script, scheduler, tmp_path):
     assert rates[1] == pytest.approx(rates[0], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_moved_run_keeps_its_best_checkpoint(train, script, tmp_path):
     train("trainer.max_epochs=100", "hydra.run.dir=here")
     shutil.move(tmp_path / "here", tmp_path / "there, x=1")

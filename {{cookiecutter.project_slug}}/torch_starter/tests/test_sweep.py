@@ -174,6 +174,7 @@ def test_images_and_lists(script, digits, tmp_path, capfd):
 # What goes wrong
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_told_and_the_study_goes_on(sweep, space, tmp_path, capfd):
     sweep(space("space:\n  optimizer.lr: [0.01, -1, 1e30]\n"), "--trials", 6)
     study = tmp_path / "outputs/sweeps/space"

@@ -243,6 +243,7 @@ def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train,
     assert printed[0] == printed[1]
 
 
+@pytest.mark.slow
 def test_what_is_no_number_comes_last(train, capfd):
     train(
         "-m",

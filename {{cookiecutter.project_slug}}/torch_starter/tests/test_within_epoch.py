@@ -181,6 +181,7 @@ def test_interval_that_is_none(train, every):
         train(*LINE, EVERY + every)
 
 
+@pytest.mark.slow
 def test_batches_cannot_change_within_an_epoch(train, script, tmp_path):
     train(*LINE, *CUT, f"{EVERY}2", "hydra.run.dir=run")
     before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
