@@ -1,9 +1,8 @@
-"""The pages of demo.py in a real browser, on models that are project on small files."""
+"""The pages of demo.py in a real browser, on models that are trained on small files."""
 
 import base64
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from handwriting import draw
 from screenshots import CHROMIUM, browser_page, demo
-from test_generated_project import run
+from test_generated_project import environment, run
 
 pytest.importorskip("gradio", reason="Gradio is not installed: make .venv/ready")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; on Debian: apt-get install chromium")
@@ -103,9 +102,8 @@ def project(bake) -> Path:
 def addresses(project) -> Iterator[dict[str, str]]:
     """Of the pages of all runs but that of the digits; each is in a folder of its kind in `runs` of the project."""
     code = f"DOCS = {str(Path(__file__).parents[1] / 'docs')!r}\n{TRAIN}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA", "PYTEST"))}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment(), **pipes) as process:
         try:
             yield next(json.loads(line) for line in process.stdout if line.startswith("{"))
         finally:

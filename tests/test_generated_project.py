@@ -12,10 +12,14 @@ import pytest
 from test_generation import AWKWARD, is_legal_on_windows
 
 
+def environment():
+    """For a process of its own: that of the tests, without their settings."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "PYTEST"))}
+    return ours | {"OMP_NUM_THREADS": "1"}  # two tests at a time; more threads than cores wait for each other
+
+
 def run(*command, cwd):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "PYTEST"))}
-    environment["OMP_NUM_THREADS"] = "1"  # two tests at a time; more threads than cores wait for each other
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return done.stdout
 

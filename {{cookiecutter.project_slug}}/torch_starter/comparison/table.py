@@ -62,7 +62,7 @@ def setting_columns(groups: Sequence[Group], keys: Sequence[str]) -> list[Column
 
 
 def metric_columns(groups: Sequence[Group], names: Iterable[str]) -> list[Column]:
-    """Returns a column per metric, with the value of one run, or mean ± sample standard deviation of several."""
+    """Returns a column per metric: the value of one run, or mean ± sample standard deviation of several runs."""
     return [Column(name, [_mean(measured(group, name), "{:.4f}") for group in groups], "number") for name in names]
 
 

@@ -51,7 +51,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
     lock, examples = threading.Lock(), list[Example]()
 
     def examine() -> str:
-        with lock:  # of several who open the page the first examines
+        with lock:  # the first visitor examines the images, others wait
             try:
                 if not examples:
                     examples.extend(find_examples(predictor))
@@ -66,8 +66,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
         if path is None:  # it was removed
             return None, "", ""
         try:
-            refuse_enormous(path)
-            return show(predictor.read([path]), Path(path).name)
+            return show(_read(predictor, path), Path(path).name)
         except (OSError, ValueError) as error:
             return None, display.message(f"{Path(path).name}: {error}"), ""
 
@@ -112,7 +111,7 @@ def _uploaded(folder: str, payload: Any) -> str | None:
 
 
 def refuse_enormous(path: str) -> None:
-    """Raises ValueError if an image would take gigabytes of memory; other faults are for whoever reads it."""
+    """Raises ValueError if decoding an image would take gigabytes of memory; its reader names all other faults."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -120,6 +119,17 @@ def refuse_enormous(path: str) -> None:
         return
     if width * height > LARGEST_IMAGE:
         raise ValueError(f"it has {width} x {height} pixels, and may have {LARGEST_IMAGE:,}: scale it down")
+
+
+def _read(predictor: Predictor, path: str) -> Tensor:
+    """An image as `predict.py` reads it, uint8 (C, H, W).
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is too large, or of another kind.
+    """
+    refuse_enormous(path)
+    return predictor.read([path])
 
 
 def _add_sketchpad(predictor: Predictor) -> None:
@@ -133,7 +143,7 @@ def _add_sketchpad(predictor: Predictor) -> None:
             path = Path(folder, "drawing.png")
             try:
                 path.write_bytes(base64.b64decode(drawing.partition(",")[2]))
-                image = predictor.read([str(path)])
+                image = _read(predictor, str(path))
             except (OSError, ValueError) as error:
                 return display.message(str(error))
         return "".join(part(predictor, image) for part in parts)
