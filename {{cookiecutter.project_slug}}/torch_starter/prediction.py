@@ -44,7 +44,7 @@ def predict(
     top: int | None = None,
     has_probabilities: bool = False,
 ) -> list[str]:
-    """Predicts inputs in batches of ``data.batch_size``, as `evaluate.py` takes them.
+    """Predicts inputs in batches of ``data.batch_size``.
 
     The last digit of a result depends on how many samples are in a batch.
 
