@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import loops
 import torch
 from hydra.utils import instantiate
-from PIL import Image
 from pictures import make_pictures
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -103,7 +103,7 @@ def million(bench: "Bench") -> None:
             f"private memory of a worker after {batches} batches, {IMAGES:,} files: MB, against {small:,} files",
             [private[IMAGES][batches]],
             [private[small][batches]],
-            at_most=1.1,
+            at_most=1.25,  # what a worker has not yet collected differs
         )
 
 
@@ -131,7 +131,7 @@ def unshared(pid: int) -> float:
 
 
 def jpeg(bench: "Bench") -> None:
-    """Row 5 for image files: `predict.py` and `evaluate.py` of a folder of JPEG as they are called, workers included."""
+    """Row 5 for image files: `predict.py` and `evaluate.py` of a folder of JPEG, their workers' start included."""
     from speed import compare, quiet
     from torch_starter import load_run
     from torch_starter.prediction import find_inputs, predict
