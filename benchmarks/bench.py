@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,14 @@ class Bench:
     def new_run(self) -> Path:
         return self.folder / str(next(self.numbers))
 
-    def train(self, *overrides: str) -> "Clock":
+    def train(self, *overrides: str, watchers: Sequence[Callback] = ()) -> "Clock":
         """A run in this process, as `train.py` makes it; its times."""
         from train import train
 
         config = self.composed(*overrides)
         clock = Clock()
         with quiet():
-            train(config, clock)
+            train(config, clock, *watchers)
         clock.accuracy = json.loads(Path(config.run_dir, "results.json").read_text())["metrics"].get("test/acc")
         return clock
 

@@ -13,8 +13,8 @@ import loops
 import torch
 from bench import Bench, compare, quiet
 from hydra.utils import instantiate
-from PIL import Image
 from pictures import make_pictures
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
