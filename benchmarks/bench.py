@@ -27,6 +27,9 @@ import loops
 from lightning import Callback, Trainer
 from omegaconf import OmegaConf
 
+# Beside experiment=mnist: 99 % in the least time, and 99.6 % in at most twice its time.
+QUICK, AUGMENTED = "experiment=mnist_quick", "experiment=mnist_augmented"
+
 
 class Bench:
     """The project and the data that everything is timed with, and the table that it makes."""
@@ -74,7 +77,7 @@ class Bench:
         config = self.composed(*overrides)
         clock = Clock()
         with quiet():
-            train(config, clock, *watchers)
+            train(config, *watchers, clock)
         clock.accuracy = json.loads(Path(config.run_dir, "results.json").read_text())["metrics"].get("test/acc")
         return clock
 
