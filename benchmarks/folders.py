@@ -7,10 +7,11 @@ import csv
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import loops
 import torch
+from bench import Bench, compare, quiet
 from hydra.utils import instantiate
 from pictures import make_pictures
 from PIL import Image
@@ -18,17 +19,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-if TYPE_CHECKING:
-    from speed import Bench
-
 RUNS = 10_000
 IMAGES, CLASSES = 1_000_000, 1000
 JPEGS = 2000
 
 
-def latest(bench: "Bench") -> None:
+def latest(bench: Bench) -> None:
     """To find the latest of 10,000 runs, once they are known, and once more right after another was made."""
-    from speed import compare
     from torch_starter.run_lookup import find, has_checkpoint
 
     for folders in (1, 5):
@@ -55,9 +52,8 @@ def make_run(run: Path) -> None:
         (run / name).touch()
 
 
-def million(bench: "Bench") -> None:
+def million(bench: Bench) -> None:
     """What a million image files add to the start of a run that has their splits, and to the memory of a worker."""
-    from speed import compare
 
     root, small = bench.new_run(), IMAGES // 100
     for number in range(CLASSES):
@@ -108,7 +104,7 @@ def million(bench: "Bench") -> None:
         )
 
 
-def worker_memory(bench: "Bench", overrides: list[str]) -> dict[int, float]:
+def worker_memory(bench: Bench, overrides: list[str]) -> dict[int, float]:
     """MB that the larger of two workers shares with no other process, after so many batches."""
     config = loops.composed(bench.project, *overrides, "data.num_workers=2", f"run_dir={bench.new_run()}")
     data = instantiate(config.data, _convert_="all")
@@ -131,9 +127,8 @@ def unshared(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def jpeg(bench: "Bench") -> None:
-    """Row 5 for image files: `predict.py` and `evaluate.py` of a folder of JPEG, their workers' start included."""
-    from speed import compare, quiet
+def jpeg(bench: Bench) -> None:
+    """Image files: `predict.py` and `evaluate.py` of a folder of JPEG their workers' start included."""
     from torch_starter import load_run
     from torch_starter.prediction import find_inputs, predict
 
