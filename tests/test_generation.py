@@ -48,6 +48,7 @@ FILES = """
     configs/data/mnist.yaml
     configs/data/table.yaml
     configs/data/torchvision.yaml
+    configs/experiment/affine.yaml
     configs/experiment/cifar10.yaml
     configs/experiment/debug.yaml
     configs/experiment/fashion_mnist.yaml
@@ -189,6 +190,7 @@ FILES = """
     torch_starter/compat.py
     torch_starter/data/__init__.py
     torch_starter/data/augmentation.py
+    torch_starter/data/batch_augmentation.py
     torch_starter/data/batches.py
     torch_starter/data/download.py
     torch_starter/data/drawing.py

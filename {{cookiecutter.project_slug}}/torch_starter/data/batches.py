@@ -23,12 +23,18 @@ class TensorBatches:
     Args:
         tensors: of equal length.
         augment: from a row of the first tensor, the epoch and the index (or the number of the draw, see
-            ``BatchLoader``), to what training sees of it.
+            ``BatchLoader``), to what training sees of it. If it has ``augment_batch``, see ``BatchAugmentation``, that
+            is called for all rows at once.
     """
 
     def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
         self.tensors = tensors
         self.augment = augment
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a batch takes so long that worker processes are worth it: rows are augmented one by one."""
+        return self.augment is not None and not hasattr(self.augment, "augment_batch")
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -38,9 +44,11 @@ class TensorBatches:
         indices = draws % len(self)
         # On the CPU several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
-        if self.augment:
+        if self.is_slow:
             pairs = zip(first, draws.tolist(), strict=True)
             first = torch.stack([self.augment(row, epoch, draw) for row, draw in pairs])
+        elif self.augment:
+            first = self.augment.augment_batch(first, epoch, draws)
         return first, *others
 
 
