@@ -167,6 +167,7 @@ FILES = """
     torch_starter/__init__.py
     torch_starter/callbacks/__init__.py
     torch_starter/callbacks/curves.py
+    torch_starter/callbacks/device_data.py
     torch_starter/callbacks/ema.py
     torch_starter/callbacks/epoch_metrics.py
     torch_starter/callbacks/fine_tuning.py
@@ -281,10 +282,12 @@ FILES = """
     torch_starter/tests/small_project/small_task/digits.py
     torch_starter/tests/small_project/small_task/image_folder.py
     torch_starter/tests/small_project/small_task/points.py
+    torch_starter/tests/test_batch_augmentation.py
     torch_starter/tests/test_batches.py
     torch_starter/tests/test_comparison.py
     torch_starter/tests/test_compat.py
     torch_starter/tests/test_demo.py
+    torch_starter/tests/test_device_data.py
     torch_starter/tests/test_download.py
     torch_starter/tests/test_export.py
     torch_starter/tests/test_image_drawing.py

@@ -1,6 +1,6 @@
 """Chance in what training sees of an image, and yet the same each time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -18,12 +18,13 @@ class Augmentation:
     takes the place of the index.
 
     Args:
-        transforms: of ``torchvision.transforms.v2`` or of batches (see batch_augmentation.py), in this order.
+        transforms: of ``torchvision.transforms.v2`` or of batches (see batch_augmentation.py), in this order, by names
+            that are for people; None is left out.
         seed: of the run.
     """
 
-    def __init__(self, transforms: Sequence[Any], seed: int) -> None:
-        self.transforms = transforms
+    def __init__(self, transforms: Mapping[str, Any], seed: int) -> None:
+        self.transforms = [transform for transform in transforms.values() if transform]
         self.seed = seed
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
@@ -61,10 +62,10 @@ def augmentation(transforms: Mapping[str, Any] | None, seed: int) -> Augmentatio
     Returns:
         an Augmentation, or None if there is nothing to do.
     """
-    listed = [transform for transform in (transforms or {}).values() if transform]
-    if not listed:
+    if not transforms or not any(transforms.values()):
         return None
-    return (BatchAugmentation if all(map(_is_for_batches, listed)) else Augmentation)(listed, seed)
+    are_for_batches = all(_is_for_batches(transform) for transform in transforms.values() if transform)
+    return (BatchAugmentation if are_for_batches else Augmentation)(transforms, seed)
 
 
 def _is_for_batches(transform: Any) -> bool:

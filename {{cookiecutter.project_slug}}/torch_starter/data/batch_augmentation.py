@@ -146,8 +146,8 @@ class RandomAffine:
             for size, share in zip((width, height), self.translate, strict=True)
         )
         x, y = x[:, None, :] / scale, y[:, :, None] / scale
-        # Where they come from, by the inverse matrix. For grid_sample an image reaches from -1 to 1. Sums and products of
-        # single numbers, and no product of matrices, which would differ with the size of the batch.
+        # Where they come from, by the inverse matrix; for grid_sample an image reaches from -1 to 1. Single numbers are
+        # multiplied and added: a product of matrices may differ with the size of the batch.
         sin, cos = angle.sin(), angle.cos()
         from_x = torch.complex((cos - sin * shear) * (2 / width) * x, -sin * (2 / height) * x)
         from_y = torch.complex((cos * shear + sin) * (2 / width) * y, cos * (2 / height) * y)

@@ -32,6 +32,18 @@ class TensorBatches:
         self.augment = augment
 
     @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def to(self, device: torch.device) -> "TensorBatches":
+        """The same data set on another device, where it makes its batches."""
+        return TensorBatches(*(tensor.to(device) for tensor in self.tensors), augment=self.augment)
+
+    @property
     def is_slow(self) -> bool:
         """Whether a batch takes so long that worker processes are worth it: rows are augmented one by one."""
         return self.augment is not None and not hasattr(self.augment, "augment_batch")
@@ -40,15 +52,15 @@ class TensorBatches:
         return len(self.tensors[0])
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        draws = torch.as_tensor(indices)
+        draws = torch.as_tensor(indices, device=self.device)
         indices = draws % len(self)
         # On the CPU several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
-        if self.is_slow:
+        if augment_batch := getattr(self.augment, "augment_batch", None):
+            first = augment_batch(first, epoch, draws)
+        elif self.augment:
             pairs = zip(first, draws.tolist(), strict=True)
             first = torch.stack([self.augment(row, epoch, draw) for row, draw in pairs])
-        elif self.augment:
-            first = self.augment.augment_batch(first, epoch, draws)
         return first, *others
 
 
@@ -127,7 +139,7 @@ class BatchLoader:
         rank, count = rank_and_count()
         first = self.start["batch"] if self.start["epoch"] == self.epoch else 0
         self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
-        rest = self._split(self._order())[first:]
+        rest = self._split(_sent(self._order(), getattr(self.dataset, "device", None)))[first:]
         ours = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
             batches = self.workers.batches(self.dataset, self.epoch, ours)
@@ -162,6 +174,15 @@ class BatchLoader:
                 f"{len(batches[-1])} samples cannot be shared by {count} processes. Take fewer: trainer.devices=…"
             )
         return batches
+
+
+def _sent(order: Tensor, device: torch.device | None) -> Tensor:
+    """The order of an epoch on the device of the data set, which is asked for parts of it."""
+    if device is None or device.type == "cpu":
+        return order
+    if device.type == "cuda":
+        order = order.pin_memory()  # otherwise the program waits for the GPU
+    return order.to(device, non_blocking=True)
 
 
 def rank_and_count() -> tuple[int, int]:
