@@ -194,6 +194,7 @@ FILES = """
     torch_starter/data/batch_augmentation.py
     torch_starter/data/batches.py
     torch_starter/data/download.py
+    torch_starter/data/evaluation.py
     torch_starter/data/drawing.py
     torch_starter/data/image_files.py
     torch_starter/data/images.py
@@ -289,6 +290,7 @@ FILES = """
     torch_starter/tests/test_demo.py
     torch_starter/tests/test_device_data.py
     torch_starter/tests/test_download.py
+    torch_starter/tests/test_evaluation.py
     torch_starter/tests/test_export.py
     torch_starter/tests/test_image_drawing.py
     torch_starter/tests/test_image_folder.py

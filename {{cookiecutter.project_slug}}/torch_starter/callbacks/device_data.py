@@ -1,5 +1,6 @@
 """Data sets in the memory of the GPU."""
 
+import math
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ class DeviceData(Callback):
 
     Their batches are then made there: nothing is copied in the loop, and nothing waits. Order and augmentation stay
     the same. With several processes each has a copy on its own device. The data sets of the data module stay as they
-    are, and where worker processes make the batches nothing is copied.
+    are, and what is augmented image by image, or by worker processes, is not copied.
 
     Args:
         max_share: of the memory of the device that is free at that time, the most that a data set may take, from 0
@@ -65,7 +66,7 @@ class DeviceData(Callback):
 
 def is_copied(loader: Any, most: float) -> bool:
     """Whether a loader makes its batches in this process, from data that can be copied and fit into ``most`` bytes."""
-    if not isinstance(loader, BatchLoader) or loader.workers:
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(loader, BatchLoader) or loader.workers or getattr(dataset, "is_slow", False):
         return False
-    dataset = loader.dataset
-    return hasattr(dataset, "to") and hasattr(dataset, "nbytes") and dataset.nbytes <= most
+    return hasattr(dataset, "to") and getattr(dataset, "nbytes", math.inf) <= most

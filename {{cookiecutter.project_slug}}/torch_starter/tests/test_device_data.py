@@ -107,8 +107,10 @@ def test_is_copied():
     assert is_copied(loader, 240)
     assert not is_copied(loader, 239)
     assert not is_copied(torch.utils.data.DataLoader([1, 2]), 2**30)
+    assert not is_copied(BatchLoader(dataset, 2, workers=Workers([dataset], 1)), 2**30)
+    assert is_copied(BatchLoader(rows(augment=augmentation({"crop": RandomCrop(1)}, 0)), 2), 240)
     per_image = rows(augment=Augmentation({"crop": lambda image: image}, 0))
-    assert not is_copied(BatchLoader(per_image, 2, workers=Workers([per_image], 1)), 2**30)
+    assert not is_copied(BatchLoader(per_image, 2), 2**30), "its random numbers are those of the CPU"
 
     class Own:
         """A data set that stays where it is."""
