@@ -132,7 +132,11 @@ class Loader(Protocol):
 
 
 class Dataset(Protocol):
-    """What a BatchLoader serves: a data set that makes whole batches."""
+    """What a BatchLoader serves: a data set that makes whole batches.
+
+    If it has ``device``, ``nbytes`` and ``to(device)`` as well, as TensorBatches has them, DeviceData copies it to the
+    GPU, and ``indices`` are there too; unless it has an ``is_slow`` that is true.
+    """
 
     def __len__(self) -> int: ...
 

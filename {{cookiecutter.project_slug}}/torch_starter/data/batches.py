@@ -24,22 +24,42 @@ class TensorBatches:
     Args:
         tensors: of equal length.
         augment: from a row of the first tensor, the epoch and the index (or the number of the draw, see
-            ``BatchLoader``), to what training sees of it.
+            ``BatchLoader``), to what training sees of it. If it has ``augment_batch``, see ``BatchAugmentation``, that
+            is called for all rows at once.
     """
 
     def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
         self.tensors = tensors
         self.augment = augment
 
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def to(self, device: torch.device) -> "TensorBatches":
+        """The same data set on another device, where it makes its batches."""
+        return TensorBatches(*(tensor.to(device) for tensor in self.tensors), augment=self.augment)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether rows are augmented one by one: on the CPU, where worker processes are worth it."""
+        return self.augment is not None and not hasattr(self.augment, "augment_batch")
+
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        draws = torch.as_tensor(indices)
+        draws = torch.as_tensor(indices, device=self.device)
         indices = draws % len(self)
         # On the CPU several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
-        if self.augment:
+        if augment_batch := getattr(self.augment, "augment_batch", None):
+            first = augment_batch(first, epoch, draws)
+        elif self.augment:
             pairs = zip(first, draws.tolist(), strict=True)
             first = torch.stack([self.augment(row, epoch, draw) for row, draw in pairs])
         return first, *others
@@ -133,7 +153,8 @@ class BatchLoader:
         rank, count = rank_and_count()
         first = self.start["batch"] if self.start["epoch"] == self.epoch else 0
         self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
-        rest = self._order().split(self.batch_sizes())[first:]
+        order = _sent(self._order(), getattr(self.dataset, "device", None))
+        rest = order.split(self.batch_sizes())[first:]
         ours = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
             batches = self.workers.batches(self.dataset, self.epoch, ours)
@@ -153,6 +174,15 @@ class BatchLoader:
             return torch.randperm(len(places), generator=generator)
         indices = torch.multinomial(self.weights, len(places), replacement=True, generator=generator)
         return indices + places * len(places)
+
+
+def _sent(order: Tensor, device: torch.device | None) -> Tensor:
+    """The order of an epoch on the device of the data set, which is asked for parts of it."""
+    if device is None or device.type == "cpu":
+        return order
+    if device.type == "cuda":
+        order = order.pin_memory()  # otherwise the program waits for the GPU
+    return order.to(device, non_blocking=True)
 
 
 def rank_and_count() -> tuple[int, int]:

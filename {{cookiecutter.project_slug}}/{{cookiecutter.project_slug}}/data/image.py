@@ -38,8 +38,10 @@ class ImageDataModule(LightningDataModule):
         std: standard deviation of the training images, likewise.
         batch_size: images per step.
         num_val: images of the training split that are kept for validation.
-        augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own.
-        num_workers: processes that augment, see ``workers_for``.
+        augmentation: for training, transforms of ``torch_starter.data.batch_augmentation`` or
+            ``torchvision.transforms.v2``, by names of your own.
+        num_workers: processes that augment one image after another, see ``workers_for``. If all transforms take whole
+            batches there are none.
         seed: of the validation cut or the folds, of the order of the training batches and of the augmentation.
         options: other arguments of the class, such as EMNIST's ``split``.
         ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
@@ -124,9 +126,8 @@ class ImageDataModule(LightningDataModule):
             return
         if not hasattr(self, "train_set"):
             self._read()
-        # Without augmentation there is nothing to do that is worth another process.
-        augment = self.train_set.augment
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
+        is_slow = self.train_set.is_slow  # otherwise there is nothing to do that is worth another process
+        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _read(self) -> None:
         """Training and validation set."""
