@@ -67,13 +67,14 @@ def million(bench: Bench) -> None:
             rows.writerow(["split", "class", "picture"])
             # As long as a million names, but of files that are there.
             for number in range(images):
-                name, split = (
-                    f"{number % CLASSES:04}",
-                    "train" if number % 10 < 8 else "val" if number % 10 < 9 else "test",
-                )
+                name, tenth = f"{number % CLASSES:04}", number // CLASSES % 10
+                split = "train" if tenth < 8 else "val" if tenth < 9 else "test"
                 rows.writerow([split, f"class_{name}", f"class_{name}/image_of_{name}.jpg"])
     overrides = ["data=image_folder", "model=cnn", f"data.root={root}", "data.image_shape=[3,32,32]"]
-    few = [f"trainer.limit_{kind}_batches=1" for kind in ("train", "val", "test")]
+    few = [
+        "callbacks.classifier_figures=null",
+        *(f"trainer.limit_{kind}_batches=1" for kind in ("train", "val", "test")),
+    ]
     begun, reading = [], []
     read = "import csv, sys; list(csv.reader(open(sys.argv[1], newline='')))"
     for _ in range(bench.repeats):
@@ -99,7 +100,7 @@ def million(bench: Bench) -> None:
             f"private memory of a worker after {batches} batches, {IMAGES:,} files: MB, against {small:,} files",
             [private[IMAGES][batches]],
             [private[small][batches]],
-            at_most=1.1,
+            at_most=1.25,  # what a worker has not yet collected differs
         )
 
 
@@ -127,7 +128,7 @@ def unshared(pid: int) -> float:
 
 
 def jpeg(bench: Bench) -> None:
-    """Image files: `predict.py` and `evaluate.py` of a folder of JPEG as they are called, workers included."""
+    """Image files: `predict.py` and `evaluate.py` of a folder of JPEG their workers' start included."""
     from torch_starter import load_run
     from torch_starter.prediction import find_inputs, predict
 

@@ -191,6 +191,7 @@ FILES = """
     torch_starter/data/augmentation.py
     torch_starter/data/batches.py
     torch_starter/data/download.py
+    torch_starter/data/evaluation.py
     torch_starter/data/drawing.py
     torch_starter/data/image_files.py
     torch_starter/data/images.py
@@ -284,6 +285,7 @@ FILES = """
     torch_starter/tests/test_compat.py
     torch_starter/tests/test_demo.py
     torch_starter/tests/test_download.py
+    torch_starter/tests/test_evaluation.py
     torch_starter/tests/test_export.py
     torch_starter/tests/test_image_drawing.py
     torch_starter/tests/test_image_folder.py

@@ -2,6 +2,7 @@
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -10,14 +11,16 @@ import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from project_for_tests import ROOT
-from torch_starter import compat
+from torch_starter import compat, quiet  # noqa: F401
 
 
 @pytest.mark.slow
@@ -101,6 +104,36 @@ def test_a_compiled_module_can_be_traced():
 def test_version_counter_of_a_checkpoint_is_known():
     assert compat.has_version_counter(ModelCheckpoint())
     assert not compat.has_version_counter(ModelCheckpoint(enable_version_counter=False))
+
+
+class Counted(Callback):
+    def __init__(self):
+        self.batches = 0
+
+    def on_predict_batch_end(self, *args):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("profiler", [None, "simple"])
+def test_hooks_that_a_callback_has_are_called_and_profiled(tmp_path, profiler):
+    callback, later = Counted(), LambdaCallback(on_predict_batch_start=lambda *args: None)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[callback, later], profiler=profiler, default_root_dir=tmp_path, **options
+    )
+    compat.skip_empty_hooks(trainer)
+    assert callback.on_predict_batch_start is callback.on_train_batch_end is None
+    trainer.predict(BoringModel())
+    assert callback.batches == 64
+    if profiler:
+        actions = trainer.profiler.recorded_durations
+        assert any("Counted.on_predict_batch_end" in name for name in actions)
+        assert any("LambdaCallback.on_predict_batch_start" in name for name in actions)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked for in Lightning's way")
+def test_without_a_gpu_its_library_is_not_looked_for_in_each_step():
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
 def test_a_trial_is_gone_on_with():
