@@ -7,10 +7,10 @@ UV := .tools/bin/uv
 COOKIECUTTER := .tools/bin/uvx cookiecutter
 RUN := $(UV) run --no-project --python .venv
 TEMPLATE := {{cookiecutter.project_slug}}
-# A folder that has MNIST/raw, for `make bench`, `make faults` and `make screenshots`.
+# A folder that has MNIST/raw, for `make bench`, `make bench-gpu`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint slow bench bench-pictures bench-demo faults screenshots tutorials clean
+.PHONY: demo test lint slow bench bench-gpu bench-pictures bench-demo faults screenshots tutorials clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -39,6 +39,10 @@ slow: .venv/ready
 
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
+
+# Needs a GPU; without one it goes the same way on the CPU, in smaller sizes.
+bench-gpu: .venv/ready build/my_project
+	.venv/bin/python benchmarks/gpu.py --project build/my_project --data '$(DATA)'
 
 bench-pictures: .venv/ready build/my_project
 	.venv/bin/python benchmarks/pictures.py --project build/my_project

@@ -8,18 +8,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from bench import Bench
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from speed import Bench
 
 COPIES = (1, 2, 4)
 
 
-def growth(bench: "Bench") -> None:
-    """Row 7."""
+def growth(bench: Bench) -> None:
+    """A row for each kind of more, and growth.png."""
     points = ["data.batch_size=100", "trainer.max_epochs=3", "callbacks.regression_figures=null"]
     mlp = [*bench.mnist, "model=mlp", "data.batch_size=512", "trainer.max_epochs=1"]
     roots = {copies: copied(bench.data, bench.new_run(), copies) for copies in COPIES}
@@ -60,7 +57,7 @@ def copied(data: Path, root: Path, copies: int) -> Path:
     return root
 
 
-def find(bench: "Bench", runs: int) -> float:
+def find(bench: Bench, runs: int) -> float:
     """Seconds to find the latest of so many runs, with the files that a run leaves."""
     import os
 

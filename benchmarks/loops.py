@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, mse_loss, nll_loss, relu
+from torch.nn.functional import cross_entropy, log_softmax, max_pool2d, mse_loss, nll_loss, pad, relu
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -33,9 +34,7 @@ def composed(project: Path, *overrides: str) -> DictConfig:
 
 def network_and_optimizer(config: DictConfig, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(config.seed)
-    network = instantiate(config.model.network).to(device, memory_format=torch.channels_last)
-    if config.model.compile:
-        network.compile()
+    network = instantiate(config.model, _convert_="all").network.to(device)
     return network, instantiate(config.optimizer)(network.parameters())
 
 
@@ -71,7 +70,14 @@ def regress(config: DictConfig, data: Any, epochs: int) -> list[float]:
     return seconds
 
 
-def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu", share: float = 1.0) -> list[float]:
+def bare(
+    config: DictConfig,
+    data: Any,
+    epochs: int,
+    device: str = "cpu",
+    share: float = 1.0,
+    augment: Callable[[Tensor], Tensor] = lambda images: images,
+) -> list[float]:
     """Seconds of a share of each epoch of the loop that an introduction shows, over the tensors of the data module."""
     network, optimizer = network_and_optimizer(config, device)
     images, labels = (tensor.to(device) for tensor in data.train_set.tensors)
@@ -80,12 +86,24 @@ def bare(config: DictConfig, data: Any, epochs: int, device: str = "cpu", share:
         start = wait_for(device)
         batches = torch.randperm(len(images), device=device).split(config.data.batch_size)
         for batch in batches[: int(share * len(batches))]:
-            loss = cross_entropy(network(normalized(images[batch], data)), labels[batch])
+            loss = cross_entropy(network(normalized(augment(images[batch]), data)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         seconds.append(wait_for(device) - start)
     return seconds
+
+
+def crop_and_flip(images: Tensor) -> Tensor:
+    """What experiment=cifar10 does to images (N, C, H, W): 4 pixels of black around, a place for each, half flipped."""
+    n, _, height, width = images.shape
+    rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
+    rows, columns = (torch.randint(9, (n, 1), device=images.device) + places for places in (rows, columns))
+    is_flipped = torch.rand(n, 1, device=images.device) < 0.5
+    columns = torch.where(is_flipped, columns.flip(1), columns)
+    padded = pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
+    image = torch.arange(n, device=images.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def conventional(config: DictConfig, root: Path, workers: int, share: float) -> float:

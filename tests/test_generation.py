@@ -48,6 +48,7 @@ FILES = """
     configs/data/mnist.yaml
     configs/data/table.yaml
     configs/data/torchvision.yaml
+    configs/experiment/affine.yaml
     configs/experiment/cifar10.yaml
     configs/experiment/debug.yaml
     configs/experiment/fashion_mnist.yaml
@@ -168,6 +169,7 @@ FILES = """
     torch_starter/__init__.py
     torch_starter/callbacks/__init__.py
     torch_starter/callbacks/curves.py
+    torch_starter/callbacks/device_data.py
     torch_starter/callbacks/ema.py
     torch_starter/callbacks/epoch_metrics.py
     torch_starter/callbacks/fine_tuning.py
@@ -191,8 +193,10 @@ FILES = """
     torch_starter/compat.py
     torch_starter/data/__init__.py
     torch_starter/data/augmentation.py
+    torch_starter/data/batch_augmentation.py
     torch_starter/data/batches.py
     torch_starter/data/download.py
+    torch_starter/data/evaluation.py
     torch_starter/data/drawing.py
     torch_starter/data/image_files.py
     torch_starter/data/images.py
@@ -281,11 +285,14 @@ FILES = """
     torch_starter/tests/small_project/small_task/digits.py
     torch_starter/tests/small_project/small_task/image_folder.py
     torch_starter/tests/small_project/small_task/points.py
+    torch_starter/tests/test_batch_augmentation.py
     torch_starter/tests/test_batches.py
     torch_starter/tests/test_comparison.py
     torch_starter/tests/test_compat.py
     torch_starter/tests/test_demo.py
+    torch_starter/tests/test_device_data.py
     torch_starter/tests/test_download.py
+    torch_starter/tests/test_evaluation.py
     torch_starter/tests/test_export.py
     torch_starter/tests/test_image_drawing.py
     torch_starter/tests/test_image_folder.py

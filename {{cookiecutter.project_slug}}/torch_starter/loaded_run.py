@@ -170,6 +170,7 @@ def load_run(
     # What Lightning says about itself, as configs/train.yaml has it.
     from . import quiet  # noqa: F401
     from .callbacks.epoch_metrics import EpochMetrics
+    from .callbacks.sparse_logging import SparseLogging
 
     for name in ("utilities.rank_zero", "accelerators.cuda"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
@@ -185,5 +186,5 @@ def load_run(
             )
         if config.callbacks.get("known_batches") == KNOWN_BATCHES:
             trainer.callbacks.append(hydra.utils.instantiate(KNOWN_BATCHES))
-        trainer.callbacks.append(EpochMetrics())
+        trainer.callbacks += [SparseLogging(), EpochMetrics()]
     return Run(folder, config, data, trainer, path, model)

@@ -44,7 +44,7 @@ def predict(
     top: int | None = None,
     has_probabilities: bool = False,
 ) -> list[str]:
-    """Predicts inputs in batches of ``data.batch_size``, as `evaluate.py` takes them.
+    """Predicts inputs in batches of ``data.batch_size``.
 
     The last digit of a result depends on how many samples are in a batch.
 
@@ -191,7 +191,7 @@ def _read(
     Args:
         inputs: all of them.
         batch_size: samples per batch.
-        num_workers: processes that read; None: as many as suit the machine.
+        num_workers: processes that read; None: ``suggested_workers``.
         readable: gets the names of the samples, in order.
         unreadable: gets a line for each of the others.
         has_bar: see ``predict``.
@@ -199,17 +199,16 @@ def _read(
     import rich.console
     import rich.progress
     import torch
-    from lightning.fabric.utilities.data import suggested_max_num_workers
     from torch.utils.data import DataLoader
 
-    from .data.batches import ignore_ctrl_c
+    from .data.batches import begin_worker, suggested_workers
 
     loader = DataLoader(
         inputs,  # pyrefly: ignore[bad-argument-type]
         batch_size,
-        num_workers=min(8, suggested_max_num_workers(1)) if num_workers is None else num_workers,
+        num_workers=suggested_workers() if num_workers is None else num_workers,
         collate_fn=_collate,
-        worker_init_fn=ignore_ctrl_c,
+        worker_init_fn=begin_worker,
     )
     console = rich.console.Console(stderr=True)
     waiting = None

@@ -15,6 +15,8 @@ class DataModule(Protocol):
 
     Attributes:
         batch_size: samples per step, of all processes together; `predict.py` predicts as many at once. Without it: 32.
+        eval_batch_size: samples per step of validation and test; None: see ``data/evaluation.py``. For the data module
+            to read; without it, it decides by itself.
         num_workers: processes with which `predict.py` reads inputs, 0 for none, None for as many as suit the machine.
             Without it: 0.
         augmentation: an argument of this name, if the config has it, is None where training samples are measured as
@@ -33,6 +35,7 @@ class DataModule(Protocol):
     """
 
     batch_size: int
+    eval_batch_size: int | None
     num_workers: int | None
     augmentation: Mapping[str, Any] | None
     balance: bool
@@ -129,7 +132,11 @@ class Loader(Protocol):
 
 
 class Dataset(Protocol):
-    """What a BatchLoader serves: a data set that makes whole batches."""
+    """What a BatchLoader serves: a data set that makes whole batches.
+
+    If it has ``device``, ``nbytes`` and ``to(device)`` as well, as TensorBatches has them, DeviceData copies it to the
+    GPU, and ``indices`` are there too; unless it has an ``is_slow`` that is true.
+    """
 
     def __len__(self) -> int: ...
 

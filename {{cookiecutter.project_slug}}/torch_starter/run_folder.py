@@ -37,7 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 from . import processes, project
 from .files import read_json, shown, write_json, write_text
 from .mistakes import Mistake
-from .run_lookup import has_checkpoint
+from .run_lookup import has_checkpoint, note
 from .saved_config import (
     is_job_of_multirun,
     keep_found,
@@ -104,6 +104,8 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
                 keep_found(config, saved)
             _refuse_another(config, overrides, run, saved)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
+            if before:
+                note(run)  # a new one is found without
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")
             if HydraConfig.initialized() or changes:
                 _write_config(run, config, overrides)
@@ -113,7 +115,9 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
                 if _times(run, "checkpoints/last.ckpt", "results.json") == trained:
                     for path, text in before.items():
                         write_text(path, text)
-                if _times(run, "environment.json") == started and (before or not is_kept):
+                if _times(run, "environment.json") != started:
+                    note(run)
+                elif before or not is_kept:
                     _remove(set(run.iterdir()) - found)
                     if logged:  # by which it would be the latest run
                         os.utime(run / "train.log", ns=(logged, logged))

@@ -1,15 +1,21 @@
 """Which run is meant: by its folder, or the latest one beneath `outputs`."""
 
+import contextlib
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
-from .files import shown
+from .files import shown, write_bytes
 from .mistakes import Mistake, close_to
 from .trust import refuse_links
 
 OUTPUTS = Path("outputs")
+# In OUTPUTS: paths of the runs beneath it, a line each time that one is resumed or ends. See latest_first.
+JOURNAL = ".runs"
+# How many of the last runs in the journal are looked into, and how many others, before all are.
+RECENT, UNKNOWN = 500, 100
 
 
 def find_folder(run: str | Path, is_usable: Callable[[Path], bool], outputs: Path = OUTPUTS) -> Path:
@@ -39,12 +45,13 @@ def find(words: Sequence[str], is_usable: Callable[[Path], bool], outputs: Path 
         return _checked(Path(words[0])), list(words[1:])
     rest = list(words[1:] if words and words[0] == "latest" else words)
     runs = latest_first(outputs)
-    if not runs:
+    latest = next(runs, None)
+    if not latest:
         raise Mistake(f"There is no run in {outputs.resolve()}. Make one: python train.py")
-    for run in runs:
+    for run in itertools.chain([latest], runs):
         if is_usable(run):
             return _checked(run), rest
-    raise Mistake(f"No run in {outputs.resolve()} has a checkpoint; the latest is {runs[0]}. Make one: python train.py")
+    raise Mistake(f"No run in {outputs.resolve()} has a checkpoint; the latest is {latest}. Make one: python train.py")
 
 
 def is_run(folder: Path) -> bool:
@@ -53,17 +60,89 @@ def is_run(folder: Path) -> bool:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """The run folders beneath a folder."""
-    for path, folders, _ in os.walk(folder):
-        if ".hydra" in folders and is_run(Path(path)):
-            yield Path(path)
+    return (folder / run for run in _walk(folder, set()))
+
+
+def latest_first(outputs: Path = OUTPUTS) -> Iterator[Path]:
+    """The runs beneath ``outputs``, by when they were started or resumed.
+
+    To look into each of 10,000 folders takes long, and a folder does not show that a file in it is new. So a run is
+    noted in a journal when it is resumed or ends, and only the last ones there are looked into at first. The journal
+    tells no more than where to look: runs that it does not name are found by listing folders, those that are gone are
+    left out, and the files themselves say which run is the latest. If it names too few, all are looked into, and it is
+    written anew. It can miss one thing: a run, not among the last ones, whose files were replaced by hand.
+    """
+    runs = (outputs / run for run in _by_log(outputs))
+    return (run for run in runs if is_run(run) and (run / "train.log").exists())
+
+
+def _by_log(outputs: Path) -> Iterator[str]:
+    """The paths beneath ``outputs`` of the runs, the latest first."""
+
+    def logged(run: str) -> int:
+        try:
+            return os.stat(f"{outputs}/{run}/train.log").st_mtime_ns
+        except OSError:
+            return 0
+
+    lines = _read_journal(outputs)
+    noted = dict.fromkeys(reversed(lines))
+    runs, first = _walk(outputs, noted.keys()), set()
+    unknown = runs.difference(noted)
+    if len(unknown) <= UNKNOWN:
+        first = unknown.union(itertools.islice(filter(runs.__contains__, noted), RECENT))
+        yield from sorted(first, key=logged, reverse=True)
+        if len(first) == len(runs):
+            return
+    in_order = sorted(_walk(outputs, set()), key=logged, reverse=True)
+    if len(unknown) > UNKNOWN:
+        _write_journal(outputs, in_order[::-1], since=len(lines))
+    yield from (run for run in in_order if run not in first)
+
+
+def _walk(top: Path, known: Set[str]) -> set[str]:
+    """The paths beneath a folder of the run folders. Into ``known`` ones it does not look, but for known ones there."""
+    around = {path.rpartition("/")[0] for path in known}
+    while outer := {path.rpartition("/")[0] for path in around} - around:
+        around |= outer
+    closed = known - around
+    found, folders = set(), {""}
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(top / folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:  # it is gone, or may not be read
+            continue
+        if ".hydra" in names and is_run(top / folder):
+            found.add(folder)
             # No run is in them, and of thousands of runs they are most of what there is to walk through.
-            folders[:] = [name for name in folders if name not in (".hydra", "checkpoints", "figures")]
+            names = [name for name in names if name not in (".hydra", "checkpoints", "figures")]
+        paths = {f"{folder}/{name}" for name in names} if folder else set(names)
+        found |= paths & known
+        folders |= paths - closed
+    return found
 
 
-def latest_first(outputs: Path = OUTPUTS) -> list[Path]:
-    """The runs beneath ``outputs``, by when they were started or resumed."""
-    logs = [run / "train.log" for run in find_runs(outputs) if (run / "train.log").exists()]
-    return [path.parent for path in sorted(logs, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+def note(run: Path) -> None:
+    """Notes in the journal that a run, an absolute path, is resumed or ends, if it is beneath ``OUTPUTS``."""
+    outputs = OUTPUTS.resolve()
+    if run.is_relative_to(outputs):
+        with contextlib.suppress(OSError), (outputs / JOURNAL).open("ab") as file:
+            file.write(os.fsencode(f"{run.relative_to(outputs).as_posix()}\n"))  # whole, for it is one write
+
+
+def _read_journal(outputs: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.fsdecode((outputs / JOURNAL).read_bytes()).split("\n")[:-1]
+    return []
+
+
+def _write_journal(outputs: Path, runs: Sequence[str], since: int) -> None:
+    """Writes the journal anew, with what was noted meanwhile after so many lines."""
+    with contextlib.suppress(OSError):  # without it, all runs are looked into each time
+        text = "\n".join([*runs, *_read_journal(outputs)[since:], ""])
+        write_bytes(outputs / JOURNAL, os.fsencode(text))
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -129,7 +208,7 @@ def _run_around(path: Path) -> Path | None:
 
 def _no_run(word: str) -> str:
     """That a folder is no run, and which one may be meant."""
-    path, latest = Path(word), latest_first()
+    path, latest = Path(word), list(latest_first())
     if run := _run_around(path):
         name = path.stem if path.suffix == ".ckpt" else "best"
         return f"{word} is in a run folder. Name that: {run} --checkpoint={name}"

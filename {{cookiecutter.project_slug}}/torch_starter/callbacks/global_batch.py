@@ -3,9 +3,11 @@
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from ..compat import use_contiguous_weights
 from ..figures import remove_callback
 
 
@@ -15,9 +17,13 @@ class GlobalBatch(Callback):
     The strategies take the mean of the processes' gradients, each the mean over a share of the batch. That is the
     gradient of the batch if all shares are of one size, which those of the last batch of an epoch may not be; so each
     is weighted with its share. (``train/loss`` of such a step is logged as the plain mean over the processes.)
+
+    And FSDP gets weights whose gradients it orders rightly: see ``use_contiguous_weights``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            use_contiguous_weights(pl_module)
         if trainer.world_size == 1:
             remove_callback(trainer, self)
 

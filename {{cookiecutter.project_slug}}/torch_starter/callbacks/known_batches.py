@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from ..data.evaluation import run_on_black_image
 from ..metrics import kind_of
 
 # Of a batch of images.
@@ -86,21 +87,14 @@ class KnownBatches(Callback):
 def _try(model: Any, image_shape: Sequence[int]) -> None:
     """Runs a model on a black image, so that a network that does not fit is named, and not one of its layers."""
     name = getattr(model, "name", type(getattr(model, "network", model)).__name__)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # so that batch normalization learns nothing from it
     try:
-        # Compiling it for a single image takes a minute.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
-            output = model(torch.zeros(1, *image_shape, dtype=torch.uint8))
+        output = run_on_black_image(model, image_shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise MisconfigurationException(
             f"{name} does not take images of {list(image_shape)} (channels, height, width), as data= serves them: "
             f"{reason}\nChoose another model=, or change the network or data.image_shape."
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     *_, labels = model.batch_format.values()
     *_, greatest = _parts(labels)
     if greatest and isinstance(output, Tensor) and output.shape != (1, int(greatest) + 1):

@@ -4,9 +4,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
 from torchmetrics import Metric
 
-from ..compat import logged_batches
+from ..compat import add_to_mean, logged_batches, skip_empty_hooks
 from ..optimization import is_logged, is_validated
 
 
@@ -19,30 +20,36 @@ class SparseLogging(Callback):
       a single step, in that of an epoch that is validated;
     - for a ``torchmetrics.Metric`` that is computed at the end of the epoch, after the first step.
 
+    In validation and test, a mean that Lightning has begun in the first step gets the further values without all that
+    ``log`` looks at.
+
     A mean over the steps of an epoch (``on_epoch=True``) is not left out. With several processes what is logged in a
     step is averaged over all of them, in validation and test weighted by their shares of the batch, so that all must
     log it; ``rank_zero_only=True`` is left as it is.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        skip_empty_hooks(trainer)
         self.trainer = trainer
         self.batch: Any = None  # while a step is under way
         self.is_training_step = False
-        self.dataloader_idx = 0
+        self.dataloader_idx: int | None = None  # of several loaders
         self.metrics: set[Any] = set()  # those of this epoch that are logged already
+        self.means: dict[Any, Any] = {}  # of this epoch of evaluation, with the options of their first value
         vars(pl_module).pop("log", None)  # of a stage that ended by an exception
-        pl_module.log = _Log(self, pl_module.log)
+        pl_module.log = _Log(self, pl_module, pl_module.log)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         vars(pl_module).pop("log", None)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.metrics.clear()
+        self.means.clear()
 
     on_validation_epoch_start = on_test_epoch_start = on_train_epoch_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.batch, self.dataloader_idx, self.is_training_step = batch, 0, True
+        self.batch, self.dataloader_idx, self.is_training_step = batch, None, True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +57,12 @@ class SparseLogging(Callback):
         self.batch, self.is_training_step = None, False
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int | None = None,
     ) -> None:
         self.batch, self.dataloader_idx = batch, dataloader_idx
 
@@ -73,8 +85,9 @@ class SparseLogging(Callback):
 class _Log:
     """``LightningModule.log``, called only if something comes of it."""
 
-    def __init__(self, callback: SparseLogging, log: Any) -> None:
+    def __init__(self, callback: SparseLogging, model: LightningModule, log: Any) -> None:
         self.callback = callback
+        self.model = model
         self.log = log
 
     def __call__(self, name: str, value: Any, *args: Any, **options: Any) -> None:
@@ -86,12 +99,28 @@ class _Log:
                 callback.metrics.add((name, callback.dataloader_idx))
         elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.is_seen():
             return
-        elif callback.trainer.world_size > 1 and callback.batch is not None and not options.get("rank_zero_only"):
-            options["sync_dist"] = True
-            if options.get("batch_size") is None:
-                # A float: Lightning's mean over processes rounds whole numbers down.
-                options["batch_size"] = float(extract_batch_size(callback.batch))
+        elif callback.batch is not None:
+            if callback.trainer.world_size > 1 and not options.get("rank_zero_only"):
+                options["sync_dist"] = True
+                if options.get("batch_size") is None:
+                    # A float: Lightning's mean over processes rounds whole numbers down.
+                    options["batch_size"] = float(extract_batch_size(callback.batch))
+            if not args and self._goes_on(name, value, dict(options)):
+                return
         self.log(name, value, *args, **options)
+
+    def _goes_on(self, name: str, value: Any, options: dict[str, Any]) -> bool:
+        """Adds a value to a mean of this evaluation, and returns whether there is one that it could be added to."""
+        callback = self.callback
+        is_number = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 0
+        if callback.is_training_step or callback.dataloader_idx is not None or not is_number:
+            return False
+        batch_size = options.pop("batch_size", None)
+        first = callback.means.setdefault((self.model._current_fx_name, name), options)
+        if first is options or first != options or options.get("on_step"):
+            return False
+        add_to_mean(self.model, name, value, batch_size or extract_batch_size(callback.batch))
+        return True
 
     def __deepcopy__(self, memo: Any) -> "_Log":
         return self  # averaging of weights copies the model

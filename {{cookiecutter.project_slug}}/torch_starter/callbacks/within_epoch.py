@@ -17,12 +17,13 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import distributed
+from torch import Tensor, distributed
 from torchmetrics import Metric, MetricCollection
 
 from ..checkpoints import WITHIN_EPOCH
 from ..compat import epoch_results, restore_loaders, set_update_count
 from ..data.batches import rank_and_count
+from ..metrics import MetricsOfStage
 
 
 def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> d
         logged: what waits for ``restore_logged``.
     """
     logged = logged | _logged(trainer)
-    own = {"random": _random_state(model.device), "metrics": _metrics(model), "logged": logged}
+    own = {"random": _random_state(model.device), "metrics": _metrics(model), "waiting": _waiting(model)}
+    own["logged"] = logged
     _, count = rank_and_count()
     of_processes: list[Any] = [own]
     if count > 1:
@@ -90,6 +92,10 @@ def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> 
             for key, value in values.items():
                 setattr(found[name], key, move_data_to_device(value, model.device))
             set_update_count(found[name], count)
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, waiting in own.get("waiting", {}).items():
+        for values in waiting if name in modules else ():
+            modules[name].update(*move_data_to_device(values, model.device))
     return own["logged"]
 
 
@@ -114,8 +120,15 @@ def _metrics(model: LightningModule) -> dict[str, tuple[int, dict[str, Any]]]:
     """How often each metric was updated, and its state."""
     for module in model.modules():
         if isinstance(module, MetricCollection):
-            module.values()  # those that count the same have the same state from now on
+            # Those that count the same have the same state from now on. What waits goes on to wait, so that it is added
+            # up in the same order as in a run that is not saved here.
+            MetricCollection.values(module)
     return {name: (metric.update_count, dict(metric.metric_state)) for name, metric in _metrics_of(model)}
+
+
+def _waiting(model: LightningModule) -> dict[str, list[tuple[Tensor, ...]]]:
+    """What each MetricsOfStage has not yet given to its metrics."""
+    return {name: list(module.waiting) for name, module in model.named_modules() if isinstance(module, MetricsOfStage)}
 
 
 def _metrics_of(model: LightningModule) -> Iterator[tuple[str, Metric]]:

@@ -1,5 +1,6 @@
 """Batches of a data set, made here or by worker processes that all its splits share."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,22 +24,42 @@ class TensorBatches:
     Args:
         tensors: of equal length.
         augment: from a row of the first tensor, the epoch and the index (or the number of the draw, see
-            ``BatchLoader``), to what training sees of it.
+            ``BatchLoader``), to what training sees of it. If it has ``augment_batch``, see ``BatchAugmentation``, that
+            is called for all rows at once.
     """
 
     def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
         self.tensors = tensors
         self.augment = augment
 
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[0].device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def to(self, device: torch.device) -> "TensorBatches":
+        """The same data set on another device, where it makes its batches."""
+        return TensorBatches(*(tensor.to(device) for tensor in self.tensors), augment=self.augment)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether rows are augmented one by one: on the CPU, where worker processes are worth it."""
+        return self.augment is not None and not hasattr(self.augment, "augment_batch")
+
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        draws = torch.as_tensor(indices)
+        draws = torch.as_tensor(indices, device=self.device)
         indices = draws % len(self)
         # On the CPU several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
-        if self.augment:
+        if augment_batch := getattr(self.augment, "augment_batch", None):
+            first = augment_batch(first, epoch, draws)
+        elif self.augment:
             pairs = zip(first, draws.tolist(), strict=True)
             first = torch.stack([self.augment(row, epoch, draw) for row, draw in pairs])
         return first, *others
@@ -113,13 +134,27 @@ class BatchLoader:
 
     def batch_sizes(self) -> list[int]:
         """Samples in each batch, of all processes together."""
-        return [len(batch) for batch in self._split(torch.arange(len(self.dataset)))]
+        count, processes = len(self.dataset), rank_and_count()[1]
+        whole, rest = divmod(count, self.batch_size)
+        sizes = [self.batch_size] * whole + [rest] * (rest > 0)
+        # Batch normalisation cannot be trained on one sample.
+        least = processes if self.shuffle_seed is None else 2 * processes
+        if len(sizes) > 1 and sizes[-1] < min(least, self.batch_size):
+            sizes[-2:] = [sum(sizes[-2:])]
+        if count == 0:
+            raise MisconfigurationException("A split of the data has no samples: give it at least one.")
+        if sizes[-1] < processes:
+            raise MisconfigurationException(
+                f"{sizes[-1]} samples cannot be shared by {processes} processes. Take fewer: trainer.devices=…"
+            )
+        return sizes
 
     def __iter__(self) -> Iterator[Any]:
         rank, count = rank_and_count()
         first = self.start["batch"] if self.start["epoch"] == self.epoch else 0
         self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
-        rest = self._split(self._order())[first:]
+        order = _sent(self._order(), getattr(self.dataset, "device", None))
+        rest = order.split(self.batch_sizes())[first:]
         ours = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
             batches = self.workers.batches(self.dataset, self.epoch, ours)
@@ -140,20 +175,14 @@ class BatchLoader:
         indices = torch.multinomial(self.weights, len(places), replacement=True, generator=generator)
         return indices + places * len(places)
 
-    def _split(self, order: Tensor) -> Sequence[Tensor]:
-        batches = list(order.split(self.batch_size))
-        _, count = rank_and_count()
-        # Batch normalisation cannot be trained on one sample.
-        least = count if self.shuffle_seed is None else 2 * count
-        if len(batches) > 1 and len(batches[-1]) < min(least, self.batch_size):
-            batches[-2:] = [torch.cat(batches[-2:])]
-        if len(order) == 0:
-            raise MisconfigurationException("A split of the data has no samples: give it at least one.")
-        if len(batches[-1]) < count:
-            raise MisconfigurationException(
-                f"{len(batches[-1])} samples cannot be shared by {count} processes. Take fewer: trainer.devices=…"
-            )
-        return batches
+
+def _sent(order: Tensor, device: torch.device | None) -> Tensor:
+    """The order of an epoch on the device of the data set, which is asked for parts of it."""
+    if device is None or device.type == "cpu":
+        return order
+    if device.type == "cuda":
+        order = order.pin_memory()  # otherwise the program waits for the GPU
+    return order.to(device, non_blocking=True)
 
 
 def rank_and_count() -> tuple[int, int]:
@@ -240,7 +269,7 @@ class Workers:
             batch_sampler=requests,
             num_workers=self.count,
             collate_fn=shared,
-            worker_init_fn=ignore_ctrl_c,
+            worker_init_fn=begin_worker,
             persistent_workers=True,  # until they are stopped
             pin_memory=torch.cuda.is_available(),
             # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
@@ -274,8 +303,20 @@ def shared(batch: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-def ignore_ctrl_c(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """What each worker process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the training process ends the workers
+    gc.freeze()  # what was there before: to look at an object is to write to it, and so to copy its page
+
+
+def suggested_workers() -> int:
+    """How many worker processes suit the cores that this process has: up to 8.
+
+    Up to 4 where a process takes seconds to start and imports everything anew (Windows, macOS).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
 
 
 def workers_for(datasets: Sequence[protocols.Dataset], num_workers: int | None) -> Workers | None:
@@ -283,16 +324,13 @@ def workers_for(datasets: Sequence[protocols.Dataset], num_workers: int | None) 
 
     Args:
         datasets: what they can be asked for.
-        num_workers: how many, in each process that trains; 0 for none; None for as many as there are cores for it, up
-            to 8 or, where a process takes seconds to start and imports everything anew (Windows, macOS), up to 4.
+        num_workers: how many, in each process that trains; 0 for none; None for ``suggested_workers``.
 
     Raises:
         MisconfigurationException: if ``num_workers`` is negative.
     """
     if num_workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        num_workers = min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
+        num_workers = suggested_workers()
     if not isinstance(num_workers, int) or num_workers < 0:
         raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")
     return Workers(datasets, num_workers) if num_workers else None

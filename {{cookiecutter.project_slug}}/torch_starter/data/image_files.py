@@ -38,7 +38,10 @@ class ImageFiles:
     ) -> None:
         self.root = root
         # Arrays, not lists: each worker that looks at a Python object writes to its memory and so gets a copy of it.
-        self.paths = numpy.array([os.fsencode(path) for path, _ in pictures], dtype=bytes)
+        # One after another, not in a column: that would be as wide as the longest.
+        paths = [os.fsencode(path) for path, _ in pictures]
+        self.paths = numpy.frombuffer(b"".join(paths), dtype=numpy.uint8)
+        self.ends = numpy.cumsum([0, *map(len, paths)])
         self.labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
         self.image_shape = image_shape
         self.center_crop_share = center_crop_share
@@ -47,7 +50,7 @@ class ImageFiles:
         self.broken = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # for the workers to write to
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, Tensor]:
         """Images, uint8 (N, C, H, W), and labels, int64 (N,).
@@ -89,4 +92,5 @@ class ImageFiles:
         return [self._path(index) for index in self.broken.nonzero().flatten().tolist()]
 
     def _path(self, index: int) -> str:
-        return str(self.root / os.fsdecode(self.paths[index]))
+        path = self.paths[self.ends[index] : self.ends[index + 1]].tobytes()
+        return str(self.root / os.fsdecode(path))

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
 
 def is_image(path: str | Path) -> bool:
     """Whether Pillow reads a file: by the end of its name or, if that says nothing, by its first bytes."""
-    if Path(path).suffix.lower() in _suffixes():
+    if os.path.splitext(path)[1].lower() in _suffixes():
         return True
     try:
         with Image.open(path):

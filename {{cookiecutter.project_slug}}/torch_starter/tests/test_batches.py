@@ -78,8 +78,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
     assert not images_of(other, 2).equal(images_of(without, 2))
 
     plain = images_of(without, 1)
-    order = torch.cat([indices for indices in without._split(torch.arange(500))])
-    assert len(plain) == len(order) == 500
+    assert len(plain) == sum(without.batch_sizes()) == 500
     state = torch.get_rng_state()
     images_of(without, 3)
     assert torch.get_rng_state().equal(state), "nothing else is drawn from the same numbers"
@@ -92,6 +91,16 @@ def test_augmentation_is_for_training_only(digits):
     assert rows(images_of(data.val_dataloader(), 1)) == rows(data.val_set.tensors[0])
     assert rows(images_of(data.test_dataloader(), 1)) == rows(data.test_set.tensors[0])
     assert rows(images_of(data.train_dataloader(), 1)) != rows(data.train_set.tensors[0])
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (5, 1), (6, 3), (7, 3), (8, 3), (2, 3), (1, 3)])
+def test_batches_are_as_large_as_they_say(count, batch_size, seed):
+    loader = BatchLoader(TensorBatches(torch.arange(count)), batch_size, shuffle_seed=seed)
+    batches = [samples for (samples,) in loader]
+    assert [len(samples) for samples in batches] == loader.batch_sizes()
+    assert len(batches) == len(loader)
+    assert torch.cat(batches).sort().values.tolist() == list(range(count))
 
 
 def test_a_last_batch_of_one_sample_joins_the_batch_before(digits):

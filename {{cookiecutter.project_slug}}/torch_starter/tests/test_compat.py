@@ -2,22 +2,30 @@
 
 import argparse
 import multiprocessing
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from project_for_tests import ROOT
-from torch_starter import compat
+from torch_starter import compat, quiet  # noqa: F401
+from torch_starter.callbacks.global_batch import GlobalBatch
 
 
 @pytest.mark.slow
@@ -101,6 +109,69 @@ def test_a_compiled_module_can_be_traced():
 def test_version_counter_of_a_checkpoint_is_known():
     assert compat.has_version_counter(ModelCheckpoint())
     assert not compat.has_version_counter(ModelCheckpoint(enable_version_counter=False))
+
+
+class Counted(Callback):
+    def __init__(self):
+        self.batches = 0
+
+    def on_predict_batch_end(self, *args):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("profiler", [None, "simple"])
+def test_hooks_that_a_callback_has_are_called_and_profiled(tmp_path, profiler):
+    callback, later = Counted(), LambdaCallback(on_predict_batch_start=lambda *args: None)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[callback, later], profiler=profiler, default_root_dir=tmp_path, **options
+    )
+    compat.skip_empty_hooks(trainer)
+    assert callback.on_predict_batch_start is callback.on_train_batch_end is None
+    trainer.predict(BoringModel())
+    assert callback.batches == 64
+    if profiler:
+        actions = trainer.profiler.recorded_durations
+        assert any("Counted.on_predict_batch_end" in name for name in actions)
+        assert any("LambdaCallback.on_predict_batch_start" in name for name in actions)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked for in Lightning's way")
+def test_without_a_gpu_its_library_is_not_looked_for_in_each_step():
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
+
+
+@pytest.fixture
+def single_process(tmp_path):
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo finds no interface on some machines")
+@pytest.mark.filterwarnings("ignore")  # it says that it divides nothing
+def test_fsdp_of_a_single_process_gets_the_gradients_of_channels_last_weights(single_process):
+    expected = nn.Conv2d(3, 4, 3)
+    images = torch.rand(2, 3, 6, 6)
+    expected(images).square().sum().backward()
+
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    model.load_state_dict(expected.state_dict())
+    compat.use_contiguous_weights(model)
+    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    wrapped(images).square().sum().backward()
+    weight, _ = wrapped.parameters()
+    torch.testing.assert_close(weight.grad, expected.weight.grad)
+    assert weight.stride() == weight.grad.stride(), "which a fused optimizer asks for"
+
+
+def test_fsdp_gets_contiguous_weights():
+    model = BoringModel()
+    model.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    for strategy, is_contiguous in ((SingleDeviceStrategy(), False), (FSDPStrategy(), True)):
+        GlobalBatch().setup(SimpleNamespace(strategy=strategy, world_size=2), model, "fit")
+        assert model.conv.weight.is_contiguous() == is_contiguous
 
 
 def test_a_trial_is_gone_on_with():

@@ -19,8 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from project_for_tests import ROOT, environment, write_pictures
+from torch_starter.data.image_files import ImageFiles
 from torch_starter.data.images import read_picture
-from torch_starter.data.splits import read_splits, take_fold
+from torch_starter.data.splits import read_splits, take_fold, write_splits
 
 SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "model=cnn"]
 
@@ -41,6 +42,50 @@ def splits(path):
 
 def metrics(run):
     return json.loads((run / "results.json").read_text())["metrics"]
+
+
+def test_names_with_control_characters_are_refused_and_all_others_kept(tmp_path):
+    path = tmp_path / "split.csv"
+    # All of Latin-1, a few beyond it, what is no text, and what a CSV file has to quote.
+    others = [
+        *map(chr, range(0xA0, 0x180)),
+        *map(chr, range(0x20, 0x7F)),
+        "\u2028",
+        "\u200b",
+        "\udcff",
+        "\U0001f600",
+        '"',
+    ]
+    rows = [("train", f"class {name}", f"class {name}/{name * 9}.jpg") for name in others]
+    write_splits(path, rows)
+    assert read_splits(path) == rows
+    for name in {*map(chr, range(0xA0))} - {*others, "\r"}:  # csv.writer does not quote it, and so makes two rows of it
+        for row in (("train", f"a{name}", "a/b.jpg"), ("train", "a", f"a/{name}b.jpg")):
+            write_splits(path, [*rows, row])
+            with pytest.raises(MisconfigurationException, match="has control characters in 'a"):
+                read_splits(path)
+
+
+def test_images_have_names_of_any_length(tmp_path):
+    names = [
+        "a.png",
+        "b" * 200 + ".png",
+        "/".join(["c" * 100] * 9) + ".png",
+        "déjà vu.png",
+        os.fsdecode(b"caf\xe9.png"),
+    ]
+    images = ImageFiles(tmp_path, [(name, 0) for name in names], (3, 2, 2), 1.0, None, skip_broken=True)
+    assert len(images) == len(names)
+    for number, name in enumerate(names):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(file)
+    pixels, _ = images.batch(0, torch.arange(len(names)).flip(0))
+    assert pixels[:, 0, 0, 0].tolist() == [4, 3, 2, 1, 0]
+    for name in names[1:4]:
+        (tmp_path / name).write_bytes(b"")
+    images.batch(0, torch.arange(len(names)))
+    assert images.broken_files() == [str(tmp_path / name) for name in names[1:4]]
 
 
 def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):

@@ -88,6 +88,43 @@ def test_what_nobody_sees_is_left_out(fit):
     assert [step for step, name in calls if name == "train/value"] == [1], "of single steps the validated one"
 
 
+def test_a_mean_of_an_evaluation_is_begun_once(fit):
+    _, calls = fit(SparseLogging())
+    assert [step for step, name in calls if name == "val/mean"] == [10, 20], "the first of ten steps"
+
+
+class Various(Model):
+    """Logs in validation what is no plain mean."""
+
+    def validation_step(self, batch, batch_idx):
+        x = batch[0].mean()
+        self.log("val/largest", x, reduce_fx="max")
+        self.log("val/weighted", x, batch_size=batch_idx + 1)
+        self.log("val/number", float(x))
+        self.log("val/whole", batch_idx)
+        self.log("val/step", x, on_step=True, on_epoch=True)
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx):
+        self.log("val/hook", batch[0].mean() + 1)
+
+    def on_validation_epoch_end(self):
+        self.log("val/end", 7.0)
+
+
+def test_other_values_of_an_evaluation_are_those_of_plain_lightning(tmp_path):
+    def validate(*callbacks):
+        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, **options)
+        loader = DataLoader(TensorDataset(torch.arange(10.0)[:, None]), batch_size=3)
+        return [trainer.validate(Various(), loader, verbose=False) for _ in range(2)]
+
+    found = validate(SparseLogging())
+    assert found == validate()
+    ((metrics,), _) = found
+    assert metrics["val/largest"] == 9
+    assert metrics["val/hook"] == pytest.approx(5.5)
+
+
 class TwoLoaders(Model):
     def __init__(self):
         super().__init__()

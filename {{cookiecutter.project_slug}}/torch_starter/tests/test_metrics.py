@@ -135,7 +135,32 @@ def test_no_metrics_log_nothing(tmp_path):
 def test_what_counts_the_same_counts_once():
     train, *_ = metrics_of_stages({"precision": MulticlassPrecision(2), "recall": MulticlassRecall(2)})
     train.update(LOGITS, LABELS)
+    train.compute()
     assert len(train.compute_groups) == 1
+
+
+def test_a_metric_is_updated_with_many_samples_at_once():
+    updates = []
+
+    class Counted(MeanSquaredError):
+        def update(self, preds, target):
+            updates.append(len(preds))
+            super().update(preds, target)
+
+    train, *_ = metrics_of_stages({"mse": Counted()})
+    outputs, targets = torch.randn(4100, 10), torch.randn(4100, 10)
+    for step in range(0, 4100, 100):
+        changing = outputs[step : step + 100].clone()
+        train.update(changing, targets[step : step + 100])
+        changing.zero_()  # as a model may do
+    assert updates == [3300], "as many steps as have 65,536 numbers"
+    assert train["mse"].compute() == pytest.approx(float((outputs - targets).square().mean())), "nothing is left out"
+    train.update(torch.zeros(20_000, 10), torch.zeros(20_000, 10))
+    assert updates == [3300, 800, 20_000], "what is large does not wait"
+    train.update(outputs[:100], targets[:100])
+    train.reset()
+    train.update(LOGITS, LOGITS + 1)
+    assert train.compute() == {"train/mse": 1}, "what waited is forgotten"
 
 
 def refused(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:

@@ -1,6 +1,8 @@
 """What is refused changes nothing, and no run is taken for another."""
 
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import pytest
 
 from project_for_tests import ROOT, environment
+from torch_starter import run_lookup
 
 QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
 
@@ -160,6 +163,118 @@ def test_without_a_run_that_can_be_used_the_message_names_the_latest(train, scri
     (run,) = train(*QUICK, "trainer.fast_dev_run=true")
     with pytest.raises(SystemExit, match=rf"has a checkpoint; the latest is .*{run.name}"):
         script("evaluate.py")
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """Makes the folder of a run beneath outputs, or writes to its log once more, a second after the one before."""
+    monkeypatch.chdir(tmp_path)
+    # Few, that these tests may be about many.
+    monkeypatch.setattr(run_lookup, "RECENT", 3)
+    monkeypatch.setattr(run_lookup, "UNKNOWN", 2)
+    clock = itertools.count(1)
+
+    def make_run(name, is_noted=True):
+        run = tmp_path / "outputs" / name
+        for file in (".hydra/config.yaml", "checkpoints/last.ckpt", "train.log"):
+            (run / file).parent.mkdir(parents=True, exist_ok=True)
+            (run / file).touch()
+        seconds = next(clock)
+        os.utime(run / "train.log", (seconds, seconds))
+        if is_noted:
+            run_lookup.note(run)
+        return run
+
+    return make_run
+
+
+def refuse_long_search(monkeypatch):
+    """Only the last runs of the journal are looked into from now on."""
+    walk = run_lookup._walk
+
+    def walk_known(top, known):
+        assert known, "all runs are looked into"
+        return walk(top, known)
+
+    monkeypatch.setattr(run_lookup, "_walk", walk_known)
+
+
+def latest():
+    return (
+        run_lookup.find(["latest"], run_lookup.has_checkpoint)[0].relative_to(run_lookup.OUTPUTS.resolve()).as_posix()
+    )
+
+
+def test_latest_of_many_runs_is_found_without_looking_into_all(make_run, monkeypatch):
+    for number in range(9):
+        make_run(f"a/{number}", is_noted=False)
+    assert latest() == "a/8"  # and all are in the journal now
+    refuse_long_search(monkeypatch)
+    assert latest() == "a/8"
+    make_run("b/new")
+    assert latest() == "b/new"
+    make_run("a/0")  # is resumed
+    assert latest() == "a/0"
+    make_run("a/new", is_noted=False)  # is killed, or of a project that knew no journal
+    assert latest() == "a/new"
+    shutil.rmtree("outputs/a/new")
+    shutil.rmtree("outputs/a/0/checkpoints")
+    assert latest() == "b/new"
+    os.rename("outputs/b/new", "outputs/moved")
+    assert latest() == "moved"
+    shutil.copytree("outputs/a/5", "outputs/b/copy")
+    os.utime("outputs/b/copy/train.log", (100, 100))
+    assert latest() == "b/copy"
+
+
+@pytest.mark.parametrize("noted", ["none", "all", "every other"])
+def test_runs_are_in_the_order_of_their_logs_whatever_the_journal_says(make_run, noted):
+    names = [f"{folder}/{number}" for number in range(6) for folder in ("a", "b", "sweep/1", "a/0/within", ".")]
+    for number, name in enumerate(names):
+        make_run(name, is_noted=noted == "all" or (noted == "every other" and number % 2 == 0))
+    for name in ("a/3", "b/1"):
+        make_run(name)
+    shutil.rmtree("outputs/b/5")
+    order = [name.removeprefix("./") for name in (*names, "a/3", "b/1") if name != "b/5"]
+    expected = list(dict.fromkeys(reversed(order)))
+    for _ in range(2):  # without and with the journal that the first search has written
+        found = [run.relative_to("outputs").as_posix() for run in run_lookup.latest_first()]
+        assert found == expected
+
+
+def test_journal_that_lies_is_of_no_consequence(make_run, tmp_path):
+    outside = tmp_path / "outside"
+    shutil.copytree(make_run("good"), outside)
+    os.utime(outside / "train.log", (1000, 1000))
+    (tmp_path / "outputs/link").symlink_to(outside)
+    journal = tmp_path / "outputs/.runs"
+    for text in ("", "gone\n", f"../outside\n{outside}\nlink\n", "\n\n/\n.\n..\n", "good", "\udcff\x00\n"):
+        journal.write_bytes(os.fsencode(text))
+        assert latest() == "good"
+
+
+def test_latest_is_found_where_nothing_can_be_written(make_run, monkeypatch):
+    for number in range(6):
+        make_run(f"a/{number}", is_noted=False)
+    (run_lookup.OUTPUTS / ".runs").mkdir()  # a file cannot be put there, not even by root
+    for _ in range(2):
+        assert latest() == "a/5"
+    run_lookup.note((run_lookup.OUTPUTS / "a/0").resolve())
+
+
+def test_resumed_run_is_the_latest_and_noted(train, script, tmp_path, monkeypatch):
+    (first,) = train(*QUICK)
+    for _ in range(3):
+        train(*QUICK)
+    train(*QUICK, "hydra.run.dir=elsewhere")
+    monkeypatch.setattr(run_lookup, "RECENT", 1)
+    monkeypatch.setattr(run_lookup, "UNKNOWN", 0)
+    script("resume.py", first, "trainer.max_epochs=40")
+    refuse_long_search(monkeypatch)
+    assert run_lookup.find([], run_lookup.has_checkpoint)[0] == first
+    noted = (tmp_path / "outputs/.runs").read_text().splitlines()
+    assert noted[-1] == first.relative_to(tmp_path / "outputs").as_posix()
+    assert not any("elsewhere" in path for path in noted)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])

@@ -15,6 +15,7 @@ from torch_starter.data.augmentation import augmentation
 from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
 from torch_starter.data.download import download
 from torch_starter.data.drawing import center_ink
+from torch_starter.data.evaluation import evaluation_batch_size
 from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
 from torch_starter.data.splits import check_folds, take_fold
 from torch_starter.mistakes import close_to
@@ -37,14 +38,17 @@ class ImageDataModule(LightningDataModule):
         std: standard deviation of the training images, likewise.
         batch_size: images per step.
         num_val: images of the training split that are kept for validation.
-        augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own.
-        num_workers: processes that augment, see ``workers_for``.
+        augmentation: for training, transforms of ``torch_starter.data.batch_augmentation`` or
+            ``torchvision.transforms.v2``, by names of your own.
+        num_workers: processes that augment one image after another, see ``workers_for``. If all transforms take whole
+            batches there are none.
         seed: of the validation cut or the folds, of the order of the training batches and of the augmentation.
         options: other arguments of the class, such as EMNIST's ``split``.
         ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
             finds the ink on a sheet, see ``center_ink``. None: images are scaled and cut.
         num_folds: for cross-validation: the training split is cut into so many folds. None: ``num_val`` is cut off.
         fold: the one that validation gets, from 0 to ``num_folds - 1``.
+        eval_batch_size: images per step of validation and test. None: see ``evaluation_batch_size``.
 
     Raises:
         MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
@@ -68,6 +72,7 @@ class ImageDataModule(LightningDataModule):
         ink_size: int | None = None,
         num_folds: int | None = None,
         fold: int = 0,
+        eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if dataset not in datasets.__all__:
@@ -91,6 +96,7 @@ class ImageDataModule(LightningDataModule):
         self.ink_size = ink_size
         self.num_folds = num_folds
         self.fold = fold
+        self.eval_batch_size = eval_batch_size
         check_folds(num_folds, fold)
 
     def prepare_data(self) -> None:
@@ -120,9 +126,8 @@ class ImageDataModule(LightningDataModule):
             return
         if not hasattr(self, "train_set"):
             self._read()
-        # Without augmentation there is nothing to do that is worth another process.
-        augment = self.train_set.augment
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
+        is_slow = self.train_set.is_slow  # otherwise there is nothing to do that is worth another process
+        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _read(self) -> None:
         """Training and validation set."""
@@ -218,10 +223,10 @@ class ImageDataModule(LightningDataModule):
         return BatchLoader(self.train_set, self.batch_size, shuffle_seed(self), self.workers)
 
     def val_dataloader(self):
-        return BatchLoader(self.val_set, self.batch_size, workers=self.workers)
+        return BatchLoader(self.val_set, evaluation_batch_size(self), workers=self.workers)
 
     def test_dataloader(self):
-        return BatchLoader(self.test_set, self.batch_size)
+        return BatchLoader(self.test_set, evaluation_batch_size(self))
 
     def teardown(self, stage: str) -> None:
         if getattr(self, "workers", None):

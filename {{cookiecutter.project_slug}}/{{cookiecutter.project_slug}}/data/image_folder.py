@@ -43,8 +43,9 @@ class ImageFolderDataModule(LightningDataModule):
         test_share: share of each class that is cut off for the test if there is no ``test``, in (0, 1).
         split_file: where the splits of this run are written, and read if they are there.
         split_of: folder of another run, whose validation and test pictures stay so; nothing more is cut from training.
-        augmentation: for training, transforms of ``torchvision.transforms.v2`` by names of your own; what they make is
-            then scaled and cut to ``image_shape``, if it is of another size.
+        augmentation: for training, transforms of ``torchvision.transforms.v2``, or of
+            ``torch_starter.data.batch_augmentation``, by names of your own; what they make is then scaled and cut to
+            ``image_shape``, if it is of another size.
         skip_broken: leave out files that cannot be read, and say at the end which, instead of stopping there.
         num_workers: processes that decode, see ``workers_for``.
         seed: of the cut or the folds, of the order of the training batches and of the augmentation.

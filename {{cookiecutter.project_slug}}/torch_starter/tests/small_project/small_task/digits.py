@@ -68,7 +68,8 @@ class Digits(LightningDataModule):
         augment = augmentation(self.augmentation, self.seed)
         self.val_set = TensorBatches(images[val], labels[val])
         self.train_set = TensorBatches(images[train], labels[train], augment=augment)
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if augment else None
+        is_slow = self.train_set.is_slow
+        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _load(self, train):
         split = MNIST(self.root, train)

@@ -1,0 +1,176 @@
+"""Augmentation of whole batches of images, by a few tensor operations on the device that the images are on.
+
+Nothing here waits for that device: no value is read, and no shape depends on one. A transform is any object with::
+
+    def augment_batch(self, images: Tensor, draws: Draws) -> Tensor: ...
+
+which takes images uint8 (N, C, H, W) and returns as many. It must treat each image as if it were alone, and draw random
+numbers from ``draws`` only; then neither batch size, workers and ranks nor an interruption change what training sees.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample, pad
+
+# Steele, Lea and Flood: Fast splittable pseudorandom number generators (2014), https://doi.org/10.1145/2660193.2660195;
+# its constants, as int64, are those of https://prng.di.unimi.it/splitmix64.c
+GAMMA, FACTOR_1, FACTOR_2 = (n - 2**64 for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+# Numbers are computed so many at a time: on a GPU that takes as long as one.
+BLOCK = 8
+
+
+def mix(x):
+    """The hash of splitmix64, of an int64 tensor or of the lowest 64 bits of an int: equal on every device."""
+    # Tensors have no logical shift: the mask removes the copies of the sign.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * FACTOR_1
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * FACTOR_2
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+class Draws:
+    """Random numbers, one for each image, that depend on (seed, epoch, place, index) and the number of the draw alone.
+
+    Each image has a splitmix64 generator of its own, whose seed is a hash of the four.
+
+    Args:
+        seed: of the run.
+        epoch: from 0.
+        place: of the transform among the others, from 0.
+        indices: of the samples (or the numbers of the draws, see ``BatchLoader``), int64 (N,), on the device of the
+            images.
+    """
+
+    def __init__(self, seed: int, epoch: int, place: int, indices: Tensor) -> None:
+        key = 0
+        for number in (seed, epoch, place):
+            key = mix(key + number + GAMMA)
+        key = (key + 2**63) % 2**64 - 2**63  # as int64
+        self.streams = mix(indices * GAMMA + key)
+        self.count = 0
+        self.ready: list[Tensor] = []
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """The next number of each image, evenly from ``low`` to ``high``: float32 (N,), in steps of 2**-24 of that."""
+        return self._next().float() * ((high - low) / 2**24) + low
+
+    def integer(self, low: int, high: int) -> Tensor:
+        """The next number of each image, from ``low`` to ``high - 1``: int64 (N,)."""
+        return ((self._next() * (high - low)) >> 24) + low
+
+    def _next(self) -> Tensor:
+        """24 bits, which a float32 holds exactly: int64 (N,)."""
+        if not self.ready:
+            steps = torch.arange(self.count + BLOCK, self.count, -1, device=self.streams.device)
+            self.ready = list((mix(self.streams + steps[:, None] * GAMMA) >> 40) & (2**24 - 1))
+            self.count += BLOCK
+        return self.ready.pop()
+
+
+class RandomCrop:
+    """Pads images with black, and cuts one of the size that they had out of that, at random.
+
+    Args:
+        padding: pixels on each side.
+    """
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        count, channels, height, width = images.shape
+        top, left = (draws.integer(0, 2 * self.padding + 1) for _ in range(2))
+        padded = pad(images, [self.padding] * 4)
+        # Each row that is left is a run of `width` pixels in the memory of the padded images: copied whole, where a
+        # gather would look up each pixel.
+        image, channel, line, _ = padded.stride()
+        first = torch.arange(count, device=images.device) * image + top * line + left
+        channel_starts = torch.arange(channels, device=images.device) * channel
+        line_starts = torch.arange(height, device=images.device) * line
+        starts = first[:, None, None] + channel_starts[:, None] + line_starts
+        return padded.flatten().unfold(0, width, 1).index_select(0, starts.flatten()).view_as(images)
+
+
+class RandomHorizontalFlip:
+    """Mirrors images left to right.
+
+    Args:
+        p: share of the images, from 0 to 1.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
+
+    def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        is_flipped = draws.uniform() < self.p
+        # On the CPU several times faster than torch.where.
+        both = torch.cat([images, images.flip(3)])
+        return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * is_flipped)
+
+
+class RandomAffine:
+    """Rotates, moves, scales and shears images about their center, with bilinear interpolation; outside is black.
+
+    Its random numbers are equal on every device; what it interpolates can differ by 1 of 255 between devices.
+
+    Args:
+        degrees: of the rotation: from -degrees to degrees, or a pair of bounds.
+        translate: greatest shift, as shares of width and height, from 0 to 1.
+        scale: bounds of the factor, above 0.
+        shear: degrees of the shear along x: from -shear to shear, or a pair of bounds.
+    """
+
+    def __init__(
+        self,
+        degrees: float | Sequence[float],
+        translate: Sequence[float] = (0.0, 0.0),
+        scale: Sequence[float] = (1.0, 1.0),
+        shear: float | Sequence[float] = 0.0,
+    ) -> None:
+        self.degrees, self.shear = (
+            tuple(bounds) if isinstance(bounds, Sequence) else (-bounds, bounds) for bounds in (degrees, shear)
+        )
+        self.translate = tuple(translate)
+        self.scale = tuple(scale)
+
+    def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        height, width = images.shape[2:]
+        angle = draws.uniform(*self.degrees)[:, None, None] * (math.pi / 180)
+        shear = torch.tan(draws.uniform(*self.shear)[:, None, None] * (math.pi / 180))
+        scale = draws.uniform(*self.scale)[:, None, None]
+        # Pixels of the result, from the center after the shift: (N, 1, W) and (N, H, 1).
+        x, y = (
+            torch.arange(size, device=images.device) - (size - 1) / 2 - size * draws.uniform(-share, share)[:, None]
+            for size, share in zip((width, height), self.translate, strict=True)
+        )
+        x, y = x[:, None, :] / scale, y[:, :, None] / scale
+        # Where they come from, by the inverse matrix; for grid_sample an image reaches from -1 to 1. Single numbers are
+        # multiplied and added: a product of matrices may differ with the size of the batch.
+        sin, cos = angle.sin(), angle.cos()
+        from_x = torch.complex((cos - sin * shear) * (2 / width) * x, -sin * (2 / height) * x)
+        from_y = torch.complex((cos * shear + sin) * (2 / width) * y, cos * (2 / height) * y)
+        grid = torch.view_as_real(from_x + from_y)  # (N, H, W, 2), in a fraction of the time of torch.stack
+        return grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
+
+
+class Cutout:
+    """Blackens a square around a random pixel, of which a part may lie outside: https://arxiv.org/abs/1708.04552.
+
+    Args:
+        size: of its side, in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        # (N, H) and (N, W): pixels from the upper left corner of the square.
+        rows, columns = (
+            torch.arange(length, device=images.device) - draws.integer(0, length)[:, None] + self.size // 2
+            for length in images.shape[2:]
+        )
+        is_row_cut, is_column_cut = ((place >= 0) & (place < self.size) for place in (rows, columns))
+        is_kept = ~(is_row_cut[:, :, None] & is_column_cut[:, None, :])
+        return images * is_kept[:, None]

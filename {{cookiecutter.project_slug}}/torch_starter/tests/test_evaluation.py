@@ -1,0 +1,96 @@
+"""How many images are evaluated at once: what the config says, or what suits the network."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+
+from torch_starter.data.batches import BatchLoader, TensorBatches
+from torch_starter.data.evaluation import activation_bytes, evaluation_batch_size
+
+IMAGE_SHAPE = (1, 8, 8)
+
+
+class Classifier(LightningModule):
+    """Takes uint8 images (N, 1, 8, 8); ``channels`` decides how large its activations are."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(1, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.Dropout(),
+            nn.Flatten(),
+            nn.Linear(64 * channels, 10),
+        )
+
+    def forward(self, images):
+        return self.network(images / 255)
+
+    def validation_step(self, batch):
+        self.log("val/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+class Data(LightningDataModule):
+    image_shape = IMAGE_SHAPE
+
+    def __init__(self, batch_size=16, eval_batch_size=None):
+        super().__init__()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+
+    def val_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (500, *IMAGE_SHAPE), dtype=torch.uint8, generator=generator)
+        return BatchLoader(TensorBatches(images, torch.arange(500) % 10), evaluation_batch_size(self))
+
+
+def validated(tmp_path, data, channels):
+    """The number of batches, and the loss of the same weights."""
+    torch.manual_seed(0)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **options)
+    ((metrics),) = trainer.validate(Classifier(channels), data, verbose=False)
+    return trainer.num_val_batches, metrics["val/loss"]
+
+
+def test_activations_are_counted_in_each_layer():
+    # Convolution, normalization, dropout, the same as a row, and the logits.
+    assert activation_bytes(Classifier(2), IMAGE_SHAPE) == 4 * (4 * 2 * 64 + 10)
+
+
+def test_a_small_network_is_evaluated_in_larger_batches_with_the_same_result(tmp_path):
+    batches, loss = validated(tmp_path, Data(), channels=1)
+    one_by_one, same = validated(tmp_path, Data(eval_batch_size=16), channels=1)
+    assert (batches, one_by_one) == ([1], [32])
+    assert loss == pytest.approx(same)
+
+
+def test_a_large_network_keeps_the_batches_of_training(tmp_path):
+    assert validated(tmp_path, Data(batch_size=125), channels=512)[0] == [4]
+
+
+def test_counting_changes_neither_the_model_nor_random_numbers():
+    model = Classifier(2).train()
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    activation_bytes(model, IMAGE_SHAPE)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("strategy", [None, FSDPStrategy()])
+def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
+    data = Data(batch_size=7)
+    data.trainer = strategy and SimpleNamespace(strategy=strategy)  # pyrefly: ignore
+    assert evaluation_batch_size(data) == 7
+
+
+def test_a_network_that_does_not_fit_is_left_to_the_first_batch(tmp_path):
+    data = Data(batch_size=9)
+    model = SimpleNamespace(lightning_module=Classifier(1), strategy=Trainer(accelerator="cpu", logger=False).strategy)
+    data.trainer = model  # pyrefly: ignore
+    data.image_shape = (1, 5, 5)  # pyrefly: ignore
+    assert evaluation_batch_size(data) == 9
