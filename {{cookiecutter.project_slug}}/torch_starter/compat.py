@@ -153,8 +153,8 @@ def skip_empty_hooks(trainer: "Trainer") -> None:
         trainer.profiler.profile = lambda action_name: nothing  # pyrefly: ignore[bad-assignment]
 
 
-# Where FSDP divides nothing, as on a single GPU, it takes the gradient of a channels_last weight for a contiguous one, and
-# so permutes it: a fused optimizer refuses that, any other trains on it (torch 2.15; since pytorch/pytorch#137382).
+# Where FSDP divides nothing, as on a single GPU, it takes the gradient of a channels_last weight for a contiguous one,
+# and so permutes it: a fused optimizer refuses that, any other trains on it (torch 2.15; since pytorch/pytorch#137382).
 def use_contiguous_weights(model: "Module") -> None:
     """Gives the weights of a model the order in memory that FSDP treats rightly, before it wraps them."""
     import torch
