@@ -100,7 +100,7 @@ def million(bench: Bench) -> None:
             f"private memory of a worker after {batches} batches, {IMAGES:,} files: MB, against {small:,} files",
             [private[IMAGES][batches]],
             [private[small][batches]],
-            at_most=1.25,  # what a worker has not yet collected differs
+            at_most=1.1,
         )
 
 

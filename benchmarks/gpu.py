@@ -27,6 +27,7 @@ from pictures import make_pictures, pictures_per_second
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler, which otherwise prints into the table
 STEPS = range(10, 30)  # of an epoch, which are profiled
 
 
@@ -59,9 +60,9 @@ class Table:
         self.bench.train(*overrides, "trainer.limit_train_batches=30")
         clocks = [self.bench.train(*overrides, f"seed={seed}") for seed in range(self.bench.repeats)]
         accuracy = min(clock.accuracy for clock in clocks)
-        what = f"MNIST to 99 %, `{QUICK}` ({accuracy:.2%} or more): seconds of"
-        is_reached = {} if accuracy < 0.99 else {"at_most": 1.0}
-        self.compare(f"{what} training, against the goal", [sum(clock.epochs) for clock in clocks], [1], **is_reached)
+        is_reached = "" if accuracy >= 0.99 else ", **which is not 99 %**"
+        what = f"MNIST to 99 %, `{QUICK}` ({accuracy:.2%} or more{is_reached}): seconds of"
+        self.compare(f"{what} training, against the goal", [sum(clock.epochs) for clock in clocks], [1], at_most=1)
         self.compare(f"{what} training, validation, figures, and checkpoints", [clock.fit for clock in clocks], [1])
 
     def epoch(

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import Bench
 from torchvision.datasets import MNIST
 
-SECONDS = 240  # after which a process is stopped
+SECONDS = 300  # after which a process is stopped
 ON_THE_CPU = """
 import sys, torch
 from torch_starter import load_run

@@ -54,6 +54,8 @@ FILES = """
     configs/experiment/fashion_mnist.yaml
     configs/experiment/linear_regression.yaml
     configs/experiment/mnist.yaml
+    configs/experiment/mnist_augmented.yaml
+    configs/experiment/mnist_quick.yaml
     configs/experiment/table.yaml
     configs/experiment/transfer.yaml
     configs/help.txt
