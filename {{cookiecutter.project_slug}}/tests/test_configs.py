@@ -11,7 +11,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from conftest import ROOT, skip_if_deleted
-from torch_starter import explanations
+from torch_starter import explanations, trust
 
 CHOICES = sorted(
     f"{file.parent.name}={file.stem}"
@@ -70,6 +70,8 @@ def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monk
     config = composed(choice, *needs)
     OmegaConf.resolve(config)
     assert instantiate(config.data, _convert_="all").train_dataloader
+    if group != "logger":  # resume.py asks the project about these
+        trust.refuse_untrusted_targets(OmegaConf.to_container(config))  # as resume.py and evaluate.py do
     assert instantiate(config.model, _convert_="all").training_step
     for entry in [*config.callbacks.values(), *config.logger.values()]:
         assert entry is None or instantiate(entry)

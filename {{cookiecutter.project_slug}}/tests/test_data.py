@@ -158,3 +158,21 @@ def test_off_for_mnist_and_crop_and_flip_for_cifar10(photos, mnist):
     flipped = len(rows(images) - rows(originals))
     assert rows(images) <= rows(originals) | rows(originals.flip(-1))
     assert 30 < flipped < 70, "half of the hundred"
+
+
+def test_mild_affine_by_name(digits):
+    data = make("experiment=[mnist,affine]", f"data.root={digits}", "data.num_val=100")
+    data.setup("fit")
+    assert data.workers is None, "whole batches are transformed here"
+    images, originals = images_of(data.train_dataloader(), 0), data.train_set.tensors[0]
+    assert len(rows(images) - rows(originals)) == len(originals)
+    assert rows(images_of(data.val_dataloader(), 0)) == rows(data.val_set.tensors[0])
+
+
+def test_transforms_of_torchvision_beside_those_of_batches(photos):
+    crop = "+data.augmentation.shift={_target_:torchvision.transforms.v2.RandomCrop,size:32,padding:4}"
+    data = make("data=cifar10", f"data.root={photos}", crop, "data.num_workers=0", "data.augmentation.crop=null")
+    data.setup("fit")
+    images, originals = images_of(data.train_dataloader(), 0), data.train_set.tensors[0]
+    assert images.shape == originals.shape
+    assert len(rows(images) - rows(originals) - rows(originals.flip(-1))) > len(originals) / 2

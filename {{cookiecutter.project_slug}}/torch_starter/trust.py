@@ -29,6 +29,7 @@ FUNCTIONS_OF = (
 CLASSES_OF = (
     *PACKAGES,
     "torch_starter.callbacks",
+    "torch_starter.data.batch_augmentation",
     "torch_starter.muon",
     "torch_starter.schedulers",
     "torch.nn.modules",
