@@ -128,12 +128,18 @@ def epoch_results(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
+# Lightning keeps apart what is logged in different hooks.
+def current_hook(model: "LightningModule") -> str | None:
+    """The hook of a model or a callback that Lightning is calling."""
+    return model._current_fx_name
+
+
 # `log` examines all its arguments in each step, which takes longer than a step of a small network.
 def add_to_mean(model: "LightningModule", name: str, value: "Tensor", batch_size: float) -> None:
     """Adds a value to the mean that ``model.log`` has begun under this name in the same hook."""
     results = model.trainer._results
     assert results is not None
-    results.update_metrics(f"{model._current_fx_name}.{name}", value, batch_size)  # pyrefly: ignore[bad-argument-type]
+    results.update_metrics(f"{current_hook(model)}.{name}", value, batch_size)  # pyrefly: ignore[bad-argument-type]
 
 
 # Around each hook of each callback Lightning enters a context of its profiler, also where a callback has no such hook

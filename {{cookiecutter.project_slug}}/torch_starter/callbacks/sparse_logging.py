@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
-from ..compat import add_to_mean, logged_batches, skip_empty_hooks
+from ..compat import add_to_mean, current_hook, logged_batches, skip_empty_hooks
 from ..optimization import is_logged, is_validated
 
 
@@ -116,7 +116,7 @@ class _Log:
         if callback.is_training_step or callback.dataloader_idx is not None or not is_number:
             return False
         batch_size = options.pop("batch_size", None)
-        first = callback.means.setdefault((self.model._current_fx_name, name), options)
+        first = callback.means.setdefault((current_hook(self.model), name), options)
         if first is options or first != options or options.get("on_step"):
             return False
         add_to_mean(self.model, name, value, batch_size or extract_batch_size(callback.batch))
