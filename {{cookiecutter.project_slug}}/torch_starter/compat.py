@@ -128,6 +128,14 @@ def epoch_results(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
+# torch walks through nested tuples, lists and dicts under a private name alone.
+def leaves(value: Any) -> list[Any]:
+    """What is in ``value``, however nested."""
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(value)
+
+
 # Lightning keeps apart what is logged in different hooks.
 def current_hook(model: "LightningModule") -> str | None:
     """The hook of a model or a callback that Lightning is calling."""
@@ -153,7 +161,7 @@ def skip_empty_hooks(trainer: "Trainer") -> None:
     hooks = {name for name in dir(Callback) if name.startswith("on_")} - called_in_any_case
     for callback in trainer.callbacks:
         for hook in hooks - vars(callback).keys():
-            if getattr(type(callback), hook) is getattr(Callback, hook):
+            if getattr(type(callback), hook, None) is getattr(Callback, hook):
                 setattr(callback, hook, None)  # Lightning calls what is callable
     if type(trainer.profiler) is PassThroughProfiler:
         nothing = contextlib.nullcontext()

@@ -22,24 +22,30 @@ class MetricsOfStage(MetricCollection):
 
     An update takes a tenth of a millisecond, however few samples it is of: of the step of a small network a tenth. So
     outputs and targets wait until they are ``GATHERED`` numbers, or a value is asked for; larger ones do not wait. A
-    metric must be one of samples, as those of torchmetrics are: one of batches, such as a mean of their means, would
-    find other batches.
+    metric must be one of samples, as nearly all of torchmetrics are: one of batches, such as a mean of their means or
+    ``Running``, would find other batches. Ask for a value by ``collection["NAME"].compute()``, each time anew.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: list[tuple[Tensor, ...]] = []
+        self.kinds: list[Any] = []  # dtype and shape of what waits, without the number of samples
         self.numbers = 0
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Takes what all the metrics take, see ``torchmetrics.MetricCollection``."""
-        are_tensors = all(isinstance(value, Tensor) and value.ndim for value in args)
-        numbers = sum(value.numel() for value in args) if are_tensors else GATHERED
-        if kwargs or numbers >= GATHERED:
+        kinds = [(value.dtype, value.shape[1:]) for value in args if isinstance(value, Tensor) and value.ndim]
+        numbers = sum(value.numel() for value in args) if len(kinds) == len(args) else GATHERED
+        # float16 could not hold the sums.
+        can_wait = not kwargs and numbers < GATHERED and len({len(value) for value in args}) == 1
+        if self.waiting and kinds != self.kinds:
+            self.flush()
+        if not can_wait or any(dtype == torch.float16 for dtype, _ in kinds):
             self.flush()
             super().update(*args, **kwargs)
             return
         self.waiting.append(tuple(value.detach().clone() for value in args))  # a model may go on with them in place
+        self.kinds = kinds
         self.numbers += numbers
         if self.numbers >= GATHERED:
             self.flush()

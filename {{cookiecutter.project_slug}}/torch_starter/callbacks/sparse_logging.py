@@ -117,7 +117,7 @@ class _Log:
             return False
         batch_size = options.pop("batch_size", None)
         first = callback.means.setdefault((current_hook(self.model), name), options)
-        if first is options or first != options or options.get("on_step"):
+        if first is options or first != options or options.get("on_step") or "reduce_fx" in options:
             return False
         add_to_mean(self.model, name, value, batch_size or extract_batch_size(callback.batch))
         return True

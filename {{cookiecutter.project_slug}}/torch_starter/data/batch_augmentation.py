@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
@@ -69,6 +70,16 @@ class Draws:
         return self.ready.pop()
 
 
+def _check(is_right: bool, argument: str, value: object, must: str) -> None:
+    if not is_right:
+        raise MisconfigurationException(f"{argument} is {value}; it must be {must}.")
+
+
+def _pair(value: float | Sequence[float]) -> tuple[float, ...]:
+    """The bounds of a range around 0 that one number stands for, or those that are given."""
+    return tuple(value) if isinstance(value, Sequence) else (-value, value)
+
+
 class RandomCrop:
     """Pads images with black, and cuts one of the size that they had out of that, at random.
 
@@ -77,12 +88,13 @@ class RandomCrop:
     """
 
     def __init__(self, padding: int) -> None:
+        _check(type(padding) is int and padding >= 0, "RandomCrop.padding", padding, "a whole number from 0")
         self.padding = padding
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
         count, channels, height, width = images.shape
         top, left = (draws.integer(0, 2 * self.padding + 1) for _ in range(2))
-        padded = pad(images, [self.padding] * 4)
+        padded = pad(images, [self.padding] * 4).contiguous()
         # Each row that is left is a run of `width` pixels in the memory of the padded images: copied whole, where a
         # gather would look up each pixel.
         image, channel, line, _ = padded.stride()
@@ -101,6 +113,7 @@ class RandomHorizontalFlip:
     """
 
     def __init__(self, p: float = 0.5) -> None:
+        _check(0 <= p <= 1, "RandomHorizontalFlip.p", p, "from 0 to 1")
         self.p = p
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
@@ -129,11 +142,15 @@ class RandomAffine:
         scale: Sequence[float] = (1.0, 1.0),
         shear: float | Sequence[float] = 0.0,
     ) -> None:
-        self.degrees, self.shear = (
-            tuple(bounds) if isinstance(bounds, Sequence) else (-bounds, bounds) for bounds in (degrees, shear)
-        )
+        self.degrees, self.shear = _pair(degrees), _pair(shear)
         self.translate = tuple(translate)
         self.scale = tuple(scale)
+        for name in ("degrees", "shear", "scale", "translate"):
+            _check(len(getattr(self, name)) == 2, f"RandomAffine.{name}", list(getattr(self, name)), "two numbers")
+        are_shares = all(0 <= share <= 1 for share in translate)
+        _check(are_shares, "RandomAffine.translate", list(translate), "two shares from 0 to 1")
+        _check(min(scale) > 0, "RandomAffine.scale", list(scale), "two numbers above 0")
+        _check(max(map(abs, self.shear)) < 90, "RandomAffine.shear", shear, "less than 90 degrees")
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[2:]
@@ -163,6 +180,7 @@ class Cutout:
     """
 
     def __init__(self, size: int) -> None:
+        _check(type(size) is int and size >= 1, "Cutout.size", size, "a whole number from 1")
         self.size = size
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:

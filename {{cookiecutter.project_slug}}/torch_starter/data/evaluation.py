@@ -1,5 +1,6 @@
 """How many images are evaluated at once."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+
+from ..compat import leaves
 
 # Bytes of the activations of a batch. On a CPU, about its cache: beyond it, each image takes longer. Other devices are
 # the faster the more they have to do at once.
@@ -18,8 +21,9 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
     """Images per step of validation and test: ``data.eval_batch_size``, or as many as suit the network.
 
     A step of a small network takes less time than what is done around it. So a batch has as many images as have 8 MB of
-    activations on a CPU, 256 MB on another device: a power of two, from ``data.batch_size`` to 4,096. Of 28 x 28
-    pixels, an MLP takes 1,024 and a CNN 128 on a CPU. The metrics are the same but for rounding.
+    activations on a CPU, 256 MB on another device: a power of two, from ``data.batch_size`` to 4,096. On a CPU, an
+    MLP takes 1,024 images of 28 x 28 pixels, and a CNN ``data.batch_size``. The metrics are the same but for rounding.
+    Where ``trainer.limit_val_batches`` or ``limit_test_batches`` counts batches, they are those of ``data.batch_size``.
 
     Args:
         data: has ``batch_size``, ``eval_batch_size`` and ``image_shape``.
@@ -28,6 +32,8 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
     batch_size: int = data.batch_size
     if data.eval_batch_size is not None or trainer is None:
         return data.eval_batch_size or batch_size
+    if (trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches) != 1.0:
+        return batch_size
     # Others may have divided the network, which then runs in all processes at once or not at all.
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return batch_size
@@ -41,12 +47,12 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
 
 
 def activation_bytes(model: LightningModule, image_shape: Sequence[int]) -> int:
-    """What all layers of a model return for one image, in bytes."""
-    found: list[int] = []
+    """One image as float32 and what all layers of a model return for it, in bytes."""
+    found: list[int] = [4 * math.prod(image_shape)]
 
     def count(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            found.append(output.nbytes)
+        # Recurrent layers return tuples.
+        found.extend(value.nbytes for value in leaves(output) if isinstance(value, Tensor))
 
     layers = [layer for layer in model.modules() if not any(layer.children())]
     handles = [layer.register_forward_hook(count) for layer in layers]

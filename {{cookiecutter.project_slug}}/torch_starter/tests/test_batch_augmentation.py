@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
@@ -258,3 +259,35 @@ def test_transforms_of_both_kinds_are_applied_in_order():
     whole = augmentation(mixed | {"invert": Invert()}, seed=3)
     assert not TensorBatches(noise(), augment=whole).is_slow
     assert epoch_of(augment).equal(epoch_of(whole))
+
+
+def test_the_order_of_pixels_in_memory_changes_nothing():
+    images = noise(9)
+    for transform in ALL.values():
+        other = images.contiguous(memory_format=torch.channels_last)
+        assert transform.augment_batch(other, draws(9)).equal(transform.augment_batch(images, draws(9)))
+
+
+@pytest.mark.parametrize(
+    ("transform", "arguments", "message"),
+    [
+        (RandomCrop, {"padding": -1}, r"RandomCrop.padding is -1; it must be a whole number from 0"),
+        (RandomHorizontalFlip, {"p": 2}, r"RandomHorizontalFlip.p is 2; it must be from 0 to 1"),
+        (
+            RandomAffine,
+            {"degrees": 10, "scale": [0, 1]},
+            r"RandomAffine.scale is \[0, 1\]; it must be two numbers",
+        ),
+        (
+            RandomAffine,
+            {"degrees": 10, "translate": [2, 0]},
+            r"RandomAffine.translate is \[2, 0\]; it must be two",
+        ),
+        (RandomAffine, {"degrees": [10]}, r"RandomAffine.degrees is \[10\]; it must be two numbers"),
+        (RandomAffine, {"degrees": 0, "shear": 90}, r"RandomAffine.shear is 90; it must be less than 90 degrees"),
+        (Cutout, {"size": 0}, r"Cutout.size is 0; it must be a whole number from 1"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(transform, arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        transform(**arguments)

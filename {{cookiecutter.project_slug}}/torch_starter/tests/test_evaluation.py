@@ -57,8 +57,33 @@ def validated(tmp_path, data, channels):
 
 
 def test_activations_are_counted_in_each_layer():
-    # Convolution, normalization, dropout, the same as a row, and the logits.
-    assert activation_bytes(Classifier(2), IMAGE_SHAPE) == 4 * (4 * 2 * 64 + 10)
+    # The image; convolution, normalization, dropout, the same as a row, and the logits.
+    assert activation_bytes(Classifier(2), IMAGE_SHAPE) == 4 * (64 + 4 * 2 * 64 + 10)
+
+
+def test_what_a_layer_returns_in_a_tuple_is_counted():
+    class Recurrent(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(8, 5, batch_first=True)
+
+        def forward(self, images):
+            return self.layer(images[:, 0] / 255)[0]
+
+    # The image, eight outputs of 5 numbers, and the two states.
+    assert activation_bytes(Recurrent(), IMAGE_SHAPE) == 4 * (64 + 8 * 5 + 2 * 5)
+
+
+def test_a_number_of_batches_is_of_the_batches_of_training(tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, limit_val_batches=2, default_root_dir=tmp_path)
+    seen = []
+
+    class Watched(Classifier):
+        def validation_step(self, batch):
+            seen.append(len(batch[0]))
+
+    trainer.validate(Watched(1), Data(), verbose=False)
+    assert seen == [16, 16]
 
 
 def test_a_small_network_is_evaluated_in_larger_batches_with_the_same_result(tmp_path):
@@ -84,13 +109,15 @@ def test_counting_changes_neither_the_model_nor_random_numbers():
 @pytest.mark.parametrize("strategy", [None, FSDPStrategy()])
 def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
     data = Data(batch_size=7)
-    data.trainer = strategy and SimpleNamespace(strategy=strategy)  # pyrefly: ignore
+    limits = {"testing": False, "limit_val_batches": 1.0}
+    data.trainer = strategy and SimpleNamespace(strategy=strategy, **limits)  # pyrefly: ignore
     assert evaluation_batch_size(data) == 7
 
 
 def test_a_network_that_does_not_fit_is_left_to_the_first_batch(tmp_path):
     data = Data(batch_size=9)
-    model = SimpleNamespace(lightning_module=Classifier(1), strategy=Trainer(accelerator="cpu", logger=False).strategy)
-    data.trainer = model  # pyrefly: ignore
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(Classifier(1))
+    data.trainer = trainer
     data.image_shape = (1, 5, 5)  # pyrefly: ignore
     assert evaluation_batch_size(data) == 9

@@ -205,3 +205,13 @@ def test_a_metric_that_does_not_fit_is_refused_by_its_name():
 
 def test_a_metric_without_a_name_is_refused():
     assert "MulticlassAccuracy without a name" in refused(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
+
+
+def test_samples_of_another_kind_do_not_wait_together():
+    train, *_ = metrics_of_stages({"mse": MeanSquaredError()})
+    plain, values = MeanSquaredError(), [torch.randn(4, 5), torch.randn(4, 9), torch.randn(3, 9).double()]
+    values += [torch.full((2, 9), 1e4, dtype=torch.float16), torch.randn(3, 9)]
+    for outputs in values:
+        for metric in (train, plain):
+            metric.update(outputs, torch.zeros_like(outputs))
+    assert train.compute()["train/mse"] == pytest.approx(float(plain.compute()))
