@@ -36,12 +36,11 @@ class MetricsOfStage(MetricCollection):
         """Takes what all the metrics take, see ``torchmetrics.MetricCollection``."""
         kinds = [(value.dtype, value.shape[1:]) for value in args if isinstance(value, Tensor) and value.ndim]
         numbers = sum(value.numel() for value in args) if len(kinds) == len(args) else GATHERED
-        # float16 could not hold the sums.
-        can_wait = not kwargs and numbers < GATHERED and len({len(value) for value in args}) == 1
-        if self.waiting and kinds != self.kinds:
+        is_small = not kwargs and numbers < GATHERED and len({len(value) for value in args}) == 1
+        can_wait = is_small and torch.float16 not in [dtype for dtype, _ in kinds]  # which could not hold the sums
+        if not can_wait or kinds != self.kinds:
             self.flush()
-        if not can_wait or any(dtype == torch.float16 for dtype, _ in kinds):
-            self.flush()
+        if not can_wait:
             super().update(*args, **kwargs)
             return
         self.waiting.append(tuple(value.detach().clone() for value in args))  # a model may go on with them in place

@@ -33,7 +33,7 @@ class SparseLogging(Callback):
         self.trainer = trainer
         self.batch: Any = None  # while a step is under way
         self.is_training_step = False
-        self.dataloader_idx: int | None = None  # of several loaders
+        self.dataloader_idx: int | None = None  # None: there is one loader
         self.metrics: set[Any] = set()  # those of this epoch that are logged already
         self.means: dict[Any, Any] = {}  # of this epoch of evaluation, with the options of their first value
         vars(pl_module).pop("log", None)  # of a stage that ended by an exception

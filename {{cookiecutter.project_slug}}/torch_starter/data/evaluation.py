@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from ..compat import leaves
@@ -27,11 +28,20 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
 
     Args:
         data: has ``batch_size``, ``eval_batch_size`` and ``image_shape``.
+
+    Raises:
+        MisconfigurationException: if ``data.eval_batch_size`` is neither None nor a positive whole number.
     """
     trainer: Any = data.trainer
     batch_size: int = data.batch_size
-    if data.eval_batch_size is not None or trainer is None:
-        return data.eval_batch_size or batch_size
+    if (chosen := data.eval_batch_size) is not None:
+        if type(chosen) is not int or chosen < 1:
+            raise MisconfigurationException(
+                f"data.eval_batch_size is {chosen}; it must be null or a whole number from 1."
+            )
+        return chosen
+    if trainer is None:
+        return batch_size
     if (trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches) != 1.0:
         return batch_size
     # Others may have divided the network, which then runs in all processes at once or not at all.

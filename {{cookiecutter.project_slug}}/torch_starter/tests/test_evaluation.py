@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from torch_starter.data.batches import BatchLoader, TensorBatches
@@ -112,6 +113,12 @@ def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
     limits = {"testing": False, "limit_val_batches": 1.0}
     data.trainer = strategy and SimpleNamespace(strategy=strategy, **limits)  # pyrefly: ignore
     assert evaluation_batch_size(data) == 7
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
+def test_a_size_that_is_none_is_named(size):
+    with pytest.raises(MisconfigurationException, match=f"data.eval_batch_size is {size}; it must be null or a whole"):
+        evaluation_batch_size(Data(eval_batch_size=size))
 
 
 def test_a_network_that_does_not_fit_is_left_to_the_first_batch(tmp_path):
