@@ -10,7 +10,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 # A folder that has MNIST/raw, for `make bench`, `make bench-gpu`, `make faults` and `make screenshots`.
 DATA ?= data
 
-.PHONY: demo test lint slow bench bench-gpu bench-pictures bench-demo faults screenshots tutorials clean
+.PHONY: demo test lint slow bench bench-gpu bench-images bench-demo faults screenshots tutorials clean
 
 demo: build/my_project
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' build/my_project/.venv
@@ -44,8 +44,8 @@ bench: .venv/ready build/my_project
 bench-gpu: .venv/ready build/my_project
 	.venv/bin/python benchmarks/gpu.py --project build/my_project --data '$(DATA)'
 
-bench-pictures: .venv/ready build/my_project
-	.venv/bin/python benchmarks/pictures.py --project build/my_project
+bench-images: .venv/ready build/my_project
+	.venv/bin/python benchmarks/image_folder.py --project build/my_project
 
 bench-demo: .venv/ready build/my_project
 	.venv/bin/python benchmarks/demo.py --project build/my_project --data '$(DATA)'
@@ -60,7 +60,7 @@ screenshots: .venv/ready build/my_project
 tutorials: .venv/ready
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/tutorials
 	cd build/tutorials/my_project && for chapter in tutorials/[1-8]*.py; do ../../../.venv/bin/python $$chapter || exit 1; done
-	cp build/tutorials/my_project/outputs/tutorials/*.png '$(TEMPLATE)/tutorials/pictures'
+	cp build/tutorials/my_project/outputs/tutorials/*.png '$(TEMPLATE)/tutorials/figures'
 
 clean:
 	rm -rf build .venv .tools

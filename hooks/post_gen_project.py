@@ -20,22 +20,22 @@ TUTORIALS = """
     tutorials/README.vi.md
     tutorials/computation_graph.py
     tutorials/drawn_digits.py
-    tutorials/pictures/computation_graph.png
-    tutorials/pictures/digits.png
-    tutorials/pictures/dynamic_graphs.png
-    tutorials/pictures/finite_differences.png
-    tutorials/pictures/linear_regression.png
-    tutorials/pictures/loop.png
-    tutorials/pictures/model_and_loop.png
-    tutorials/pictures/optimizers.png
-    tutorials/pictures/rgb_and_bgr.png
+    tutorials/figures/computation_graph.png
+    tutorials/figures/digits.png
+    tutorials/figures/dynamic_graphs.png
+    tutorials/figures/finite_differences.png
+    tutorials/figures/linear_regression.png
+    tutorials/figures/loop.png
+    tutorials/figures/model_and_loop.png
+    tutorials/figures/optimizers.png
+    tutorials/figures/rgb_and_bgr.png
     tutorials/this_project.py
 """
 
 if "{{ cookiecutter.tutorials }}" == "no":
     for name in TUTORIALS.split():
         Path(name).unlink()
-    for folder in (Path("tutorials/pictures"), Path("tutorials")):
+    for folder in (Path("tutorials/figures"), Path("tutorials")):
         if not any(folder.iterdir()):
             folder.rmdir()
 

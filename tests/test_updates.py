@@ -99,7 +99,7 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     change(template, f"{folder}/{folder}/models/mlp.py", '"""', '"""New. ')
     (template / folder / "configs/optimizer/new.yaml").write_text("_target_: torch.optim.NAdam\n", encoding="utf-8")
     (template / folder / "configs/optimizer/adagrad.yaml").unlink()
-    pictures = template / folder / "tutorials/pictures"
+    pictures = template / folder / "tutorials/figures"
     (pictures / "loop.png").write_bytes((pictures / "digits.png").read_bytes())
     commit(template, "Improvements")
 
@@ -107,10 +107,10 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     cruft("update", "--skip-apply-ask", cwd=mine)
     after = contents(mine)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    mlp, train, picture = "best_net/models/mlp.py", "configs/train.yaml", "tutorials/pictures/loop.png"
+    mlp, train, picture = "best_net/models/mlp.py", "configs/train.yaml", "tutorials/figures/loop.png"
     optimizers = {"configs/optimizer/new.yaml", "configs/optimizer/adagrad.yaml"}
     assert changed == {train, mlp, picture, *optimizers, ".cruft.json"}
-    assert after[picture] == before["tutorials/pictures/digits.png"]
+    assert after[picture] == before["tutorials/figures/digits.png"]
     assert b"New. " in after[mlp]
     assert b"seed: 7" in after[train]
     assert b"# New: a checkpoint" in after[train]

@@ -7,11 +7,11 @@ from pathlib import Path
 sys.path.insert(0, __file__.removesuffix("compare.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter.comparison import curves, settings, table
 from torch_starter.comparison.runs import find_finished
-from torch_starter.explanations import explained
-from torch_starter.mistakes import Mistake, printable
+from torch_starter.explanations import explain_errors
+from torch_starter.mistakes import UserError, printable
 
 
-@explained
+@explain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python compare.py [FOLDER|RUN …] [--sort METRIC] [--reverse] [--best N] [--where KEY=VALUE] "
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help=".png: the curves of the best settings")
     arguments = parser.parse_intermixed_args()
     if arguments.best is not None and arguments.best < 1:
-        raise Mistake(f"--best is {arguments.best}: it must be at least 1.")
+        raise UserError(f"--best is {arguments.best}: it must be at least 1.")
     table.refuse_output(arguments.output, (".csv", ".json", ".md"), "--output")
     table.refuse_output(arguments.plot, (".png",), "--plot")
 

@@ -6,11 +6,11 @@ import sys
 sys.path.insert(0, __file__.removesuffix("demo.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import load_run, run_lookup
 from torch_starter.demo.serving import refuse, serve
-from torch_starter.explanations import explained
-from torch_starter.files import shown
+from torch_starter.explanations import explain_errors
+from torch_starter.files import display_path
 
 
-@explained
+@explain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python demo.py [RUN] [--checkpoint CHECKPOINT] [--host HOST] [--port PORT] [--share] [key=value …]",
@@ -25,7 +25,7 @@ def main() -> None:
     refuse(arguments.host, arguments.port)
 
     folder, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.has_checkpoint)
-    print(f"{shown(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt, is loading …", file=sys.stderr)
+    print(f"{display_path(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt, is loading …", file=sys.stderr)
     serve(load_run(folder, arguments.checkpoint, overrides), arguments.host, arguments.port, arguments.share)
 
 

@@ -5,11 +5,11 @@ import sys
 
 sys.path.insert(0, __file__.removesuffix("evaluate.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import load_run, run_lookup
-from torch_starter.explanations import explained
-from torch_starter.files import shown, to_json
+from torch_starter.explanations import explain_errors
+from torch_starter.files import display_path, to_json
 
 
-@explained
+@explain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python evaluate.py [RUN] [--split SPLIT] [--checkpoint CHECKPOINT] [--json] [key=value …]",
@@ -29,7 +29,7 @@ def main() -> None:
         about = {"run": str(folder), "checkpoint": arguments.checkpoint, "split": arguments.split}
         print(to_json(about | {"metrics": metrics}))
         return
-    print(f"{shown(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt")
+    print(f"{display_path(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt")
     for name, value in metrics.items():
         print(f"{name:<15} {value:.4f}")
 

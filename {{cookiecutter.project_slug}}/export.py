@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, __file__.removesuffix("export.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import load_run, run_lookup
-from torch_starter.explanations import explained
+from torch_starter.explanations import explain_errors
 from torch_starter.export import write_model
-from torch_starter.files import make_folder_of, shown
+from torch_starter.files import create_parent_folder, display_path
 
 
-@explained
+@explain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python export.py [RUN] [--format FORMAT] [--output FILE] [--checkpoint CHECKPOINT] [key=value …]",
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
     arguments = parser.parse_intermixed_args()
     if arguments.output:
-        make_folder_of(arguments.output)
+        create_parent_folder(arguments.output)
 
     folder, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.has_checkpoint)
     run = load_run(folder, arguments.checkpoint, overrides)
@@ -35,8 +35,8 @@ def main() -> None:
     inputs = next(iter(run.data.test_dataloader()))[0]
     path = arguments.output or folder / f"model.{arguments.format}"
     difference = write_model(run.model, inputs, path, arguments.format)
-    print(f"{shown(folder)}, {arguments.checkpoint}.ckpt")
-    print(f"{shown(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
+    print(f"{display_path(folder)}, {arguments.checkpoint}.ckpt")
+    print(f"{display_path(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
     for number, line in enumerate(getattr(run.data, "describe_tensor", list)()):
         print(f"  {number:<4} {line}")
     print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, __file__.removesuffix("predict.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import load_run, run_lookup
-from torch_starter.explanations import explained
-from torch_starter.files import shown
-from torch_starter.mistakes import Mistake
+from torch_starter.explanations import explain_errors
+from torch_starter.files import display_path
+from torch_starter.mistakes import UserError
 from torch_starter.prediction import find_inputs, predict
 from torch_starter.prediction_output import hide_numbers, is_number, refuse_output, to_file, to_terminal
 
 
-@explained
+@explain_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python predict.py [RUN] INPUT… [--output FILE] [--top N] [--probabilities] [--checkpoint CHECKPOINT] …",
@@ -35,9 +35,9 @@ def main() -> None:
 
     run_lookup.refuse_mistyped(words[0], is_input=is_number(words[0]) or any(letter in words[0] for letter in "*?[="))
     folder, words = run_lookup.find(words, run_lookup.has_checkpoint)
-    print(f"{shown(folder)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
+    print(f"{display_path(folder)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
     if not words:
-        raise Mistake(f"No inputs for {shown(folder)}. Pass numbers, image files, or folders.")
+        raise UserError(f"No inputs for {display_path(folder)}. Pass numbers, image files, or folders.")
     run = load_run(folder, arguments.checkpoint)
     names = find_inputs(run, words, arguments.invert)
     classes = getattr(run.data, "class_names", None)

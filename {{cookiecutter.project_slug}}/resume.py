@@ -6,12 +6,12 @@ import sys
 sys.path.insert(0, __file__.removesuffix("resume.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import processes, run_folder, run_lookup
 from torch_starter.compat import instantiate_only_targets_of
-from torch_starter.explanations import explained
+from torch_starter.explanations import explain_errors
 from torch_starter.saved_config import read_config
 from train import train
 
 
-@explained
+@explain_errors
 @processes.run_on_rank_zero(train)
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -24,8 +24,8 @@ def main() -> None:
     run, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.is_resumable)
     config = read_config(run, overrides)
     config.ckpt_path = "last"
-    with instantiate_only_targets_of(config), run_folder.opened(config, overrides):
-        run_folder.log_to(run)
+    with instantiate_only_targets_of(config), run_folder.open_run_folder(config, overrides):
+        run_folder.configure_logging(run)
         train(config)
 
 

@@ -9,9 +9,9 @@ import sys
 
 sys.path.insert(0, __file__.removesuffix("sweep.py"))  # which PYTHONSAFEPATH and python -P leave out
 from torch_starter import processes
-from torch_starter.explanations import explained
+from torch_starter.explanations import explain_errors
 from torch_starter.job import job_context
-from torch_starter.mistakes import Mistake
+from torch_starter.mistakes import UserError
 from torch_starter.search.report import report
 from torch_starter.search.space import compose_all, find_space, read_space
 from torch_starter.search.study import open_study, study_folder
@@ -19,7 +19,7 @@ from torch_starter.search.trial import search
 from train import train
 
 
-@explained
+@explain_errors
 @processes.run_on_rank_zero(train)
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--study", help="its folder is outputs/sweeps/STUDY; default: the name of the space")
     arguments = parser.parse_intermixed_args()
     if arguments.trials < 1:
-        raise Mistake(f"--trials is {arguments.trials}: it must be at least 1.")
+        raise UserError(f"--trials is {arguments.trials}: it must be at least 1.")
 
     path = find_space(arguments.words)
     folder = study_folder(arguments.study or path.stem)

@@ -154,14 +154,14 @@ COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def image_folder(tmp_path) -> Path:
     """A folder of small pictures of all sizes, one subfolder per colour."""
     skip_if_deleted(["data=image_folder"])
-    write_pictures(tmp_path / "pictures", 30, seed=0)
-    return tmp_path / "pictures"
+    write_images(tmp_path / "images", 30, seed=0)
+    return tmp_path / "images"
 
 
-def write_pictures(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
+def write_images(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
     """For each colour ``count`` JPEG files that are named by seed and number."""
     generator = numpy.random.default_rng(seed)
     for color in colors:

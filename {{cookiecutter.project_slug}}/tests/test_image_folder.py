@@ -7,7 +7,7 @@ import pytest
 import yaml
 from matplotlib import font_manager
 
-from conftest import write_pictures
+from conftest import write_images
 
 SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "data.num_workers=0", "model=cnn"]
 
@@ -16,19 +16,19 @@ def metrics(run):
     return json.loads((run / "results.json").read_text())["metrics"]
 
 
-def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
-    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=8")
+def test_it_learns_from_a_folder_of_pictures(train, script, image_folder, tmp_path):
+    (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=8")
     assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
-    script("predict.py", run, pictures / "red/0_03.jpg", pictures / "blue", "--output", tmp_path / "out.json")
+    script("predict.py", run, image_folder / "red/0_03.jpg", image_folder / "blue", "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows[0]["label"] == "red"
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
-def test_a_rare_class_in_folds(train, pictures):
-    for path in sorted((pictures / "red").iterdir())[5:]:
+def test_a_rare_class_in_folds(train, image_folder):
+    for path in sorted((image_folder / "red").iterdir())[5:]:
         path.unlink()
-    quick = [*SMALL, f"data.root={pictures}", "trainer.max_epochs=1"]
+    quick = [*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1"]
     runs = train("-m", *quick, "data.balance=true", "data.num_folds=2", "data.fold=0,1")
     first, second = ((run / "split.csv").read_text().splitlines() for run in runs)
     for lines in (first, second):
@@ -39,23 +39,23 @@ def test_a_rare_class_in_folds(train, pictures):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "resnet18"])
-def test_grey_images_from_a_folder(train, script, pictures, tmp_path, model):
+def test_grey_images_from_a_folder(train, script, image_folder, tmp_path, model):
     size = ["data.image_shape=[1,16,16]", f"model={model}", *(["model.image_size=16"] if model == "resnet18" else [])]
-    (run,) = train(*SMALL, *size, f"data.root={pictures}", "trainer.max_epochs=1")
+    (run,) = train(*SMALL, *size, f"data.root={image_folder}", "trainer.max_epochs=1")
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
     assert config["data"]["mean"] == [pytest.approx((0.485 + 0.456 + 0.406) / 3)]
     assert config["data"]["std"] == [pytest.approx((0.229 + 0.224 + 0.225) / 3)]
     script("resume.py", run, "trainer.max_epochs=2")
     assert json.loads((run / "results.json").read_text())["epochs"] == 2
     script("evaluate.py", run)
-    script("predict.py", run, pictures / "red", "--output", tmp_path / "out.json")
+    script("predict.py", run, image_folder / "red", "--output", tmp_path / "out.json")
     assert len(json.loads((tmp_path / "out.json").read_text())) == 30
 
 
 @pytest.mark.slow
 def test_letters_that_no_usual_font_has(train, tmp_path, capfd, recwarn):
     """Drawn in another font, or named once where there is none."""
-    write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
+    write_images(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
     (tmp_path / "P/red").rename(tmp_path / "P/\U0001f63a猫")
     train(*SMALL, "trainer.max_epochs=2", f"data.root={tmp_path / 'P'}")
     fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]

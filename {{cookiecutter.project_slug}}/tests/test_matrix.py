@@ -19,12 +19,12 @@ MODELS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("data", DATA)
-def test_it_trains_or_says_why_not(train, digits, photos, pictures, data, model):
+def test_it_trains_or_says_why_not(train, digits, photos, image_folder, data, model):
     files = {
         "mnist": [f"data.root={digits}", "data.num_val=100"],
         "cifar10": [f"data.root={photos}", "data.num_val=100"],
         "torchvision": [f"data.root={photos}", "data.num_val=100", "data.dataset=CIFAR100"],
-        "image_folder": [f"data.root={pictures}", "data.num_workers=0"],
+        "image_folder": [f"data.root={image_folder}", "data.num_workers=0"],
         "linear": [],
     }
     arguments = [f"data={data}", f"model={model}", *files.get(data, files["mnist"])]

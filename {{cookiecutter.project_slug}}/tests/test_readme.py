@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 
 import torch_starter
-from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_pictures
+from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_images
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam", "callbacks=summary", "logger=table")
@@ -173,7 +173,7 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     write_idx_pair(raw, "train", 6000, seed=0)
     write_idx_pair(raw, "t10k", 200, seed=1)
-    write_pictures(project / "PICTURES", 6, seed=0)
+    write_images(project / "PICTURES", 6, seed=0)
     write_houses(project / "houses.csv", 60)
     write_shapes(project / "SHAPES", 40)
     shutil.copy(project / "PICTURES/red/0_00.jpg", project / "PHOTO.jpg")

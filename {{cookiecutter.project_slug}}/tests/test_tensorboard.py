@@ -75,10 +75,12 @@ def test_pictures_of_a_regression(train, limit, steps):
     (run,) = train(*limits)
     read = events(run)
     for tag in ("train/fitted_line", "train/loss_surface"):
-        pictures = read.Images(tag)
-        assert [picture.step for picture in pictures] == list(steps)
-        assert {(picture.width, picture.height) for picture in pictures} == {(640, 480)}
-        assert len({picture.encoded_image_string for picture in pictures}) == len(pictures), "each shows another state"
+        image_folder = read.Images(tag)
+        assert [picture.step for picture in image_folder] == list(steps)
+        assert {(picture.width, picture.height) for picture in image_folder} == {(640, 480)}
+        assert len({picture.encoded_image_string for picture in image_folder}) == len(image_folder), (
+            "each shows another state"
+        )
     assert len(read.Images("test/fitted_line")) == 1
     check_files(run, read)
 

@@ -145,9 +145,9 @@ def test_grey_images_give_what_they_give_in_color(pretrained, monkeypatch, name)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, train, script, pictures, name):
+def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, train, script, image_folder, name):
     network = pretrained(f"{name}.r160_in1k")
-    small = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model.image_size=160"]
+    small = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model.image_size=160"]
     quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
     (run,) = train(*small, "model=timm", f"model.name={name}", "model.weights=r160_in1k", *quick)
     for key, value in network.named_parameters():
@@ -160,14 +160,14 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, t
     shutil.rmtree(hub)  # on another machine, say
     script("evaluate.py", run)
     script("export.py", run, "--format", "pt2")
-    script("predict.py", run, pictures / "red/0_00.jpg")
+    script("predict.py", run, image_folder / "red/0_00.jpg")
     script("resume.py", run, "trainer.max_epochs=2")
 
 
 @pytest.mark.slow
-def test_without_a_network_the_message_says_which_folder_belongs_where(hub, train, pictures):
+def test_without_a_network_the_message_says_which_folder_belongs_where(hub, train, image_folder):
     with pytest.raises(SystemExit) as exit_:
-        train(*TRANSFER, "model.name=test_resnet", f"data.root={pictures}")
+        train(*TRANSFER, "model.name=test_resnet", f"data.root={image_folder}")
     assert f"are not in {hub / 'models--timm--test_resnet.r160_in1k'} and could not be downloaded" in exit_.value.code
     assert "hf download timm/test_resnet.r160_in1k" in exit_.value.code
     assert "model.weights=null" in exit_.value.code
@@ -175,23 +175,23 @@ def test_without_a_network_the_message_says_which_folder_belongs_where(hub, trai
 
 
 @pytest.mark.slow
-def test_weights_that_are_a_file_are_named_with_their_address(train, pictures, tmp_path, monkeypatch):
+def test_weights_that_are_a_file_are_named_with_their_address(train, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     # Where nobody answers.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as exit_:
-        train(*TRANSFER, "model.name=legacy_seresnet18", f"data.root={pictures}")
+        train(*TRANSFER, "model.name=legacy_seresnet18", f"data.root={image_folder}")
     file = os.path.basename(timm.get_pretrained_cfg("legacy_seresnet18").url)
     assert str(tmp_path / "torch/hub/checkpoints" / file) in exit_.value.code
     assert len(exit_.value.code.splitlines()) == 2
 
 
 @pytest.mark.slow
-def test_the_head_is_trained_first_and_then_all(pretrained, train, script, pictures):
+def test_the_head_is_trained_first_and_then_all(pretrained, train, script, image_folder):
     network = pretrained("test_resnet.r160_in1k")
     small = ["model.name=test_resnet", "model.image_size=32", "data.batch_size=16"]
-    command = [*TRANSFER, *small, f"data.root={pictures}", "callbacks.fine_tuning.unfreeze_backbone_at_epoch=1"]
+    command = [*TRANSFER, *small, f"data.root={image_folder}", "callbacks.fine_tuning.unfreeze_backbone_at_epoch=1"]
     (run,) = train(*command, "trainer.max_epochs=1")
     before = {f"network.backbone.{name}": value for name, value in network.state_dict().items()}
     common = before.keys() & weights(run).keys()

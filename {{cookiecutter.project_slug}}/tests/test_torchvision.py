@@ -91,15 +91,15 @@ def test_a_network_that_is_not_there_is_explained(train, photos, arguments, mess
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name):
+def test_pictures_are_prepared_as_the_weights_want_it(pretrained, image_folder, name):
     """From a file to features: the same as torchvision's own transforms and network."""
     network = pretrained(name)
     data, model = make(
-        "data=image_folder", f"data.root={pictures}", "data.num_classes=3", f"model={name}", "model.weights=DEFAULT"
+        "data=image_folder", f"data.root={image_folder}", "data.num_classes=3", f"model={name}", "model.weights=DEFAULT"
     )
     model.backbone.load_state_dict(network.state_dict(), strict=False)
     model.eval()
-    path = pictures / "red/0_00.jpg"
+    path = image_folder / "red/0_00.jpg"
     preset = models.get_model_weights(name).DEFAULT.transforms()
     with torch.no_grad(), Image.open(path) as image:
         expected = preset(pil_to_tensor(image))
@@ -113,9 +113,9 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, pictures, name
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train, script, pictures):
+def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train, script, image_folder):
     network = pretrained("resnet18")
-    small = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model.image_size=32"]
+    small = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model.image_size=32"]
     quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
     (run,) = train(*small, "model=resnet18", "model.weights=DEFAULT", *quick)
     for name, value in network.named_parameters():
@@ -126,7 +126,7 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train,
     shutil.rmtree(os.environ["TORCH_HOME"])  # on another machine, say
     for verb in ("evaluate.py", "export.py"):
         script(verb, run, *(["--format", "pt2"] if verb == "export.py" else []))
-    script("predict.py", run, pictures / "red/0_00.jpg")
+    script("predict.py", run, image_folder / "red/0_00.jpg")
     script("resume.py", run, "trainer.max_epochs=2")
 
 
@@ -177,12 +177,12 @@ def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
 
 
 @pytest.mark.slow
-def test_without_a_network_the_message_says_which_file_belongs_where(train, pictures, tmp_path, monkeypatch):
+def test_without_a_network_the_message_says_which_file_belongs_where(train, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     weights = models.MobileNet_V3_Small_Weights.DEFAULT.value
     monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")  # where nobody answers
     with pytest.raises(SystemExit) as exit_:
-        train("experiment=transfer", f"data.root={pictures}", "data.num_workers=0")
+        train("experiment=transfer", f"data.root={image_folder}", "data.num_workers=0")
     assert str(tmp_path / "torch/hub/checkpoints/weights.pth") in exit_.value.code
     assert "model.weights=null" in exit_.value.code
     assert len(exit_.value.code.splitlines()) == 2
@@ -196,9 +196,9 @@ TRANSFER += ["data.num_workers=0", "callbacks.fine_tuning.unfreeze_backbone_at_e
 
 
 @pytest.mark.slow
-def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, train, pictures):
+def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, train, image_folder):
     network = pretrained("resnet18")
-    command = [*TRANSFER, f"data.root={pictures}", "trainer.log_every_n_steps=1"]
+    command = [*TRANSFER, f"data.root={image_folder}", "trainer.log_every_n_steps=1"]
     (frozen,) = train(*command, "trainer.max_epochs=2")
     before = {f"network.backbone.{name}": value for name, value in network.state_dict().items()}
     for name, value in weights(frozen).items():
@@ -215,9 +215,9 @@ def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, trai
 
 
 @pytest.mark.slow
-def test_it_is_resumed_to_the_bit(pretrained, train, script, pictures):
+def test_it_is_resumed_to_the_bit(pretrained, train, script, image_folder):
     pretrained("resnet18")
-    command = [*TRANSFER, f"data.root={pictures}", "callbacks.classifier_figures=null"]
+    command = [*TRANSFER, f"data.root={image_folder}", "callbacks.classifier_figures=null"]
     (whole,) = train(*command, "trainer.max_epochs=4")
     for epochs in (1, 3):  # the backbone is frozen; it is thawed
         (parts,) = train(*command, f"trainer.max_epochs={epochs}")
@@ -227,9 +227,9 @@ def test_it_is_resumed_to_the_bit(pretrained, train, script, pictures):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["step", "plateau", "cosine", "one_cycle"])
-def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretrained, train, pictures, scheduler):
+def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretrained, train, image_folder, scheduler):
     pretrained("resnet18")
-    command = [*TRANSFER, f"data.root={pictures}", f"scheduler={scheduler}", "trainer.max_epochs=3"]
+    command = [*TRANSFER, f"data.root={image_folder}", f"scheduler={scheduler}", "trainer.max_epochs=3"]
     if scheduler in ("step", "plateau"):
         assert train(*command)
     else:
@@ -238,9 +238,9 @@ def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretraine
 
 
 @pytest.mark.slow
-def test_a_network_without_a_backbone_is_not_fine_tuned(train, pictures):
+def test_a_network_without_a_backbone_is_not_fine_tuned(train, image_folder):
     with pytest.raises(SystemExit, match=r"Without it: callbacks\.fine_tuning=null"):
-        train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={pictures}", "data.num_workers=0")
+        train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={image_folder}", "data.num_workers=0")
 
 
 # torch.compile
@@ -339,8 +339,8 @@ IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs
 
 
 @pytest.mark.slow
-def test_transfer_from_a_run_of_ones_own(train, pictures, tmp_path):
-    small = ["experiment=transfer", f"data.root={pictures}", *IMAGES[1:]]
+def test_transfer_from_a_run_of_ones_own(train, image_folder, tmp_path):
+    small = ["experiment=transfer", f"data.root={image_folder}", *IMAGES[1:]]
     train(*small, "model.weights=null", "hydra.run.dir=first")
     frozen = "callbacks.fine_tuning.unfreeze_backbone_at_epoch=9"
     train(*small, "weights=first", frozen, "hydra.run.dir=second")  # and downloads nothing
@@ -362,8 +362,8 @@ def test_transfer_from_a_run_of_ones_own(train, pictures, tmp_path):
         (["model=resnet18", "weights=RUN", "model.weights=DEFAULT"], r"add model\.weights=(null)"),
     ],
 )
-def test_what_is_advised_is_typed(train, pictures, arguments, remedy):
-    command = [*IMAGES, f"data.root={pictures}", "optimizer=sgd"]
+def test_what_is_advised_is_typed(train, image_folder, arguments, remedy):
+    command = [*IMAGES, f"data.root={image_folder}", "optimizer=sgd"]
     if "weights=RUN" in arguments:
         (run,) = train(*command, "model=resnet18")
         arguments[1] = f"weights={run}/checkpoints/best.ckpt"

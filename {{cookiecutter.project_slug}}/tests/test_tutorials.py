@@ -233,7 +233,7 @@ def test_it_runs_as_a_script_and_its_numbers_are_right(project, chapter):
     saved = {path.name for path in (project / "outputs/tutorials").glob("*.png")}
     assert saved == set(re.findall(r'"(\w+\.png)"', (TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8")))
     for name in saved:
-        assert (TUTORIALS / "pictures" / name).exists(), "tutorials/README.md shows it"
+        assert (TUTORIALS / "figures" / name).exists(), "tutorials/README.md shows it"
         assert len(Image.open(project / "outputs/tutorials" / name).convert("L").getcolors()) > 20
 
 
@@ -257,7 +257,7 @@ def test_what_it_tells_to_type_composes(chapter):
 
 def test_the_way_in_shows_every_chapter_and_picture_in_both_languages():
     english, vietnamese = ((TUTORIALS / name).read_text(encoding="utf-8") for name in ("README.md", "README.vi.md"))
-    pictures = {path.name for path in (TUTORIALS / "pictures").iterdir()}
+    pictures = {path.name for path in (TUTORIALS / "figures").iterdir()}
     for page in (english, vietnamese):
         assert re.findall(r"\]\((\d\w+)\.py\)", page) == CHAPTERS
         assert set(re.findall(r"\(pictures/(.+?)\)", page)) == pictures

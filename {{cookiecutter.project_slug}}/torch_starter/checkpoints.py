@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from . import processes
-from .files import read_json, shown
-from .mistakes import Mistake
+from .files import display_path, read_json
+from .mistakes import UserError
 from .run_lookup import find_folder, has_checkpoint, is_run
 from .saved_config import is_job_of_multirun, read_saved, refuse_without_effect, save, typed_overrides
 from .trust import refuse_checkpoint_paths
@@ -52,15 +52,15 @@ def find_start(config: DictConfig) -> str | None:
         saved = read(path)
         refuse_checkpoint_paths(saved, path)
         if _is_complete(saved):
-            _refuse_shorter(config, saved, f"{shown(folder.parent)} was trained for", "")
+            _refuse_shorter(config, saved, f"{display_path(folder.parent)} was trained for", "")
             return str(path)
         # That there is no last.ckpt, although it is written after each epoch, says that none has ended.
         if saved["epoch"] == 0 and there == [folder / "best.ckpt"] and config.callbacks.get("last_checkpoint"):
-            log.warning(f"No epoch of {shown(folder.parent)} has ended; it starts from the beginning.")
+            log.warning(f"No epoch of {display_path(folder.parent)} has ended; it starts from the beginning.")
             return None
         log.warning(f"{path} is from the middle of an epoch, from where a run cannot go on as it was.")
     if there:
-        raise Mistake(
+        raise UserError(
             f"No checkpoint in {folder} is whole and from the end of an epoch. Delete them to start this run once more "
             "from the beginning."
         )
@@ -90,12 +90,12 @@ def _refuse_start(config: DictConfig) -> None:
         Mistake: if there is no such checkpoint, it leaves nothing to train, or the config contradicts it.
     """
     if config.weights is not None:
-        raise Mistake("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
+        raise UserError("ckpt_path and weights are both set, and a run starts from one of them. Leave out the other.")
     path = _existing("ckpt_path", config.ckpt_path)
     weights = f"begin anew with its weights: weights={path} instead of ckpt_path"
     saved = read(path)
     if not _is_complete(saved):
-        raise Mistake(
+        raise UserError(
             f"ckpt_path is {path}, from the middle of an epoch, from where a run cannot go on as it was. Take its "
             f"last.ckpt, or {weights}."
         )
@@ -108,13 +108,13 @@ def _refuse_start(config: DictConfig) -> None:
 def _refuse_shorter(config: DictConfig, saved: dict[str, Any], what: str, remedy: str, least: int = 0) -> None:
     """Raises Mistake if the limits of the trainer leave fewer than ``least`` epochs or steps after the checkpoint."""
     if config.trainer.get("fast_dev_run"):
-        raise Mistake(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
+        raise UserError(f"trainer.fast_dev_run tries out a new run, and this one goes on from a checkpoint{remedy}.")
     is_within_epoch = WITHIN_EPOCH in saved
     least = max(least, is_within_epoch)  # for the rest of the epoch
     for key, done, count in (("max_epochs", "epoch", 0 if is_within_epoch else 1), ("max_steps", "global_step", 0)):
         limit, trained = config.trainer.get(key), saved[done] + count
         if isinstance(limit, int) and 0 <= limit < trained + least:
-            raise Mistake(
+            raise UserError(
                 f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, which leaves none to train. Take more, as "
                 f"in trainer.{key}={2 * trained}{remedy}."
             )
@@ -130,9 +130,9 @@ def _existing(key: str, value: object) -> Path:
     if not path.is_file():
         what = "a run folder or a checkpoint" if key == "weights" else "a checkpoint"
         found = "this folder is no run" if key == "weights" and path.is_dir() else "there is no such file"
-        raise Mistake(f"{key} is {value}: {found}. Name {what}, such as RUN/checkpoints/best.ckpt.")
+        raise UserError(f"{key} is {value}: {found}. Name {what}, such as RUN/checkpoints/best.ckpt.")
     if not is_whole(path):
-        raise Mistake(f"{key} is {value}, which is damaged. Name another checkpoint.")
+        raise UserError(f"{key} is {value}, which is damaged. Name another checkpoint.")
     return path
 
 
@@ -146,14 +146,14 @@ def _find_weights(config: DictConfig) -> None:
     """
     value, before = str(config.weights), OmegaConf.to_container(config)
     if value == "latest" and is_job_of_multirun():
-        raise Mistake("weights=latest would be another run for each job of a multirun. Name the run: weights=RUN")
+        raise UserError("weights=latest would be another run for each job of a multirun. Name the run: weights=RUN")
     if value == "latest" or is_run(Path(value)):
         run = find_folder(value, has_checkpoint)
         has_best = any((run / "checkpoints").glob("best*.ckpt"))
-        config.weights = str(shown(find(run, "best" if has_best else "last")))
+        config.weights = str(display_path(find(run, "best" if has_best else "last")))
     if config.model.get("weights"):
         if any(line.startswith("model.weights=") for line in typed_overrides()):
-            raise Mistake(
+            raise UserError(
                 f"weights and model.weights={config.model.weights} both say what the network starts from. Leave out "
                 "the former, or add model.weights=null."
             )
@@ -187,7 +187,7 @@ def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str |
     is_akin = any(name in fitting for name, _ in model.named_parameters())
     if config.get("weights_strict", True) or not is_akin:
         remedy = "weights_strict=false takes the others." if is_akin else "Name a run of such a network."
-        raise Mistake(f"The weights of {path} do not fit this network. {remedy}\n{listed}")
+        raise UserError(f"The weights of {path} do not fit this network. {remedy}\n{listed}")
     model.load_state_dict(fitting, strict=False)
     log.info(f"{len(fitting)} of {len(own)} weights are from {path}; the others are as initialized:\n{listed}")
     return model
@@ -213,7 +213,9 @@ def find(run: Path, name: str) -> Path:
         Mistake: if it is not there or damaged; it says which are whole.
     """
     if Path(name).name != name:
-        raise Mistake(f"--checkpoint {name}: write the name of a file in {shown(run) / 'checkpoints'}, without .ckpt.")
+        raise UserError(
+            f"--checkpoint {name}: write the name of a file in {display_path(run) / 'checkpoints'}, without .ckpt."
+        )
     path = run / "checkpoints" / f"{name.removesuffix('.ckpt')}.ckpt"
     if name == "best" and not path.exists():
         best = (read_json(run / "results.json") or {}).get("best_checkpoint") or path.name
@@ -224,6 +226,6 @@ def find(run: Path, name: str) -> Path:
     remedy = "There is no other: train first."
     if others:
         remedy = f"Whole ones: {', '.join(others)}; choose by --checkpoint, as in --checkpoint={others[-1]}"
-    raise Mistake(
-        f"{shown(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}"
+    raise UserError(
+        f"{display_path(run) / 'checkpoints' / path.name} is {'damaged' if path.exists() else 'not there'}. {remedy}"
     )

@@ -60,13 +60,13 @@ if not IS_HYDRA_1_3:
 
 
 # What is public raises it once more, after a line on standard error.
-def error_of(job_return: "JobReturn") -> BaseException | None:
+def get_job_error(job_return: "JobReturn") -> BaseException | None:
     """What a job of Hydra has raised; None if it is completed."""
     return job_return._return_value if job_return.status.name == "FAILED" else None
 
 
 # Until Optuna goes on with a trial whose process has died (optuna/optuna#6283); Study.ask makes a new one in this way.
-def resumed_trial(study: "Study", frozen: "FrozenTrial") -> "Trial":
+def reopen_trial(study: "Study", frozen: "FrozenTrial") -> "Trial":
     """A trial that a process has left, to go on with."""
     from optuna.trial import Trial
 
@@ -99,7 +99,7 @@ def file_writer(experiment: "SummaryWriter") -> Any:
 
 # Module.compile has no counterpart that undoes it, and what it has made cannot be traced.
 @contextlib.contextmanager
-def uncompiled(model: "Module") -> Iterator[None]:
+def disable_compiled_modules(model: "Module") -> Iterator[None]:
     """Within, the modules of ``model`` are called as if none of them were compiled."""
     compiled = {module: module._compiled_call_impl for module in model.modules()}
     try:
@@ -129,7 +129,7 @@ def epoch_results(trainer: "Trainer") -> dict[str, Any]:
 
 
 # torch walks through nested tuples, lists and dicts under a private name alone.
-def leaves(value: Any) -> list[Any]:
+def flatten(value: Any) -> list[Any]:
     """What is in ``value``, however nested."""
     from torch.utils._pytree import tree_leaves
 

@@ -27,10 +27,10 @@ from omegaconf.errors import (
 )
 
 from . import project
-from .mistakes import FULL_ERROR, Mistake, close_to, first_line, nearest, printable
+from .mistakes import FULL_ERROR, UserError, close_to, first_line, nearest, printable
 
 
-def explained(main: Callable[..., Any]) -> Callable[..., Any]:
+def explain_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     """Where ``main`` fails by a mistake of the user: a message on standard error, and exit status 1.
 
     Such are a Mistake, what Hydra and OmegaConf raise, Lightning's MisconfigurationException, files that cannot be read
@@ -76,7 +76,7 @@ def _stop(number: int, frame: Any) -> None:
 def explanation(error: BaseException) -> str | None:
     """What is wrong, with the value, and what to do; None if the user cannot mend it."""
     cause = error.__cause__
-    if isinstance(error, Mistake):
+    if isinstance(error, UserError):
         return str(error)
     if surroundings := _surroundings(error):
         return surroundings

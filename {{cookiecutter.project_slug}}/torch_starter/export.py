@@ -8,8 +8,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import replacing
-from .mistakes import FULL_ERROR, Mistake, first_line
+from .files import replace_atomically
+from .mistakes import FULL_ERROR, UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +38,7 @@ def write_model(model: "nn.Module", inputs: "Tensor", path: Path, format: str) -
 
     example = torch.cat([inputs, inputs])[:2]  # exporters take a batch size of 1 for a constant
     write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_pt2, _read_pt2)
-    with replacing(path) as unfinished:
+    with replace_atomically(path) as unfinished:
         _export(write, model, example, unfinished)
         return _largest_difference(model, read(unfinished), inputs)
 
@@ -56,11 +56,11 @@ def _export(
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             write(model, example, path)
-    except (Mistake, OSError):
+    except (UserError, OSError):
         raise
     except Exception as error:  # of many types, depending on what it is
         reason = first_line(error.__cause__ or error)
-        raise Mistake(f"The model cannot be exported: {reason}\n{FULL_ERROR}=1 shows where.") from error
+        raise UserError(f"The model cannot be exported: {reason}\n{FULL_ERROR}=1 shows where.") from error
     finally:
         logging.disable(logging.NOTSET)
 
@@ -79,7 +79,7 @@ def _largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor
             expected = model(batch)
         difference = (exported(batch) - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise Mistake(f"The exported model is {difference:.2g} away from the model: nothing was written.")
+            raise UserError(f"The exported model is {difference:.2g} away from the model: nothing was written.")
         largest = max(largest, difference)
     return largest
 
@@ -91,7 +91,7 @@ def _write_onnx(model: "nn.Module", example: "Tensor", path: Path) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise Mistake(f'{error}. Install what export.py needs: pip install -e ".[export]"') from error
+        raise UserError(f'{error}. Install what export.py needs: pip install -e ".[export]"') from error
     names = {"input_names": ["input"], "output_names": ["output"]}
     dynamic = (({0: torch.export.Dim("batch")}),)
     torch.onnx.export(

@@ -54,7 +54,7 @@ def gather_rows(values: Tensor) -> Tensor:
     return values if count == 1 else torch.cat(gather_all_tensors(values.contiguous()))
 
 
-def show(trainer: Trainer, tag: str, figure: Figure) -> None:
+def log_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
     """Draws a figure once, as one PNG, for ``figures/`` in the run folder and for the loggers.
 
     Args:
@@ -85,7 +85,7 @@ def show(trainer: Trainer, tag: str, figure: Figure) -> None:
             summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             file_writer(logger.experiment).add_summary(summary, step)
         else:
-            tracking.show(logger, tag, path, step)
+            tracking.log_figure(logger, tag, path, step)
 
 
 @contextlib.contextmanager

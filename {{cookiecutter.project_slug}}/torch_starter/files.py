@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .mistakes import Mistake
+from .mistakes import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """Yields a path to write to, and afterwards puts what was written in the place of ``path``.
 
     If the process is killed meanwhile, or an exception is raised, ``path`` is as it was.
@@ -28,12 +28,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    with replacing(path) as unfinished:
+    with replace_atomically(path) as unfinished:
         unfinished.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as unfinished:
+    with replace_atomically(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
@@ -59,13 +59,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def shown(folder: str | Path) -> Path:
+def display_path(folder: str | Path) -> Path:
     """A folder as somebody would type it: relative where it is beneath the current one."""
     folder = Path(folder).resolve()
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def make_folder_of(path: Path, option: str = "--output") -> None:
+def create_parent_folder(path: Path, option: str = "--output") -> None:
     """Makes sure, before the work, that the file of an ``--output`` can be written.
 
     Raises:
@@ -76,4 +76,4 @@ def make_folder_of(path: Path, option: str = "--output") -> None:
         with tempfile.TemporaryFile(dir=path.parent, suffix=path.name):
             pass
     except OSError as error:
-        raise Mistake(f"{option} {path} cannot be written: {error.strerror}. Choose another.") from None
+        raise UserError(f"{option} {path} cannot be written: {error.strerror}. Choose another.") from None

@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 from . import project, run_folder
 from .compat import VERSION_BASE
 from .explanations import explanation
-from .files import shown
+from .files import display_path
 from .loaded_run import Run, load_run
-from .mistakes import FULL_ERROR, Mistake
+from .mistakes import FULL_ERROR, UserError
 from .run_lookup import has_checkpoint
 
 
@@ -43,7 +43,7 @@ def train_run(*overrides: str) -> Run:
     def task(config: DictConfig) -> None:
         nonlocal folder
         folder = config.run_dir
-        with run_folder.opened(config):
+        with run_folder.open_run_folder(config):
             _train_of_the_project()(config)
 
     with _as_command("train.py", overrides):
@@ -56,12 +56,12 @@ def train_run(*overrides: str) -> Run:
             raise
         except Exception as error:
             message = explanation(error)
-            if message is None or isinstance(error, Mistake):
+            if message is None or isinstance(error, UserError):
                 raise
-            raise Mistake(message) from error
+            raise UserError(message) from error
     assert folder is not None
     if not has_checkpoint(Path(folder)):
-        raise Mistake(f"{shown(folder)} was trained, and has no checkpoint that could be loaded.")
+        raise UserError(f"{display_path(folder)} was trained, and has no checkpoint that could be loaded.")
     is_best = (Path(folder) / "checkpoints/best.ckpt").exists()
     return load_run(folder, "best" if is_best else "last")
 
@@ -108,7 +108,7 @@ def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
     """What reads the command line reads this one; afterwards it, the log and the signals are as they were."""
     argv, path, root, full = sys.argv, sys.path[:], logging.getLogger(), os.environ.get(FULL_ERROR)
     handlers, level, at_interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
-    sys.argv = [str(shown(project.ROOT / script)), *arguments]
+    sys.argv = [str(display_path(project.ROOT / script)), *arguments]
     os.environ[FULL_ERROR] = "1"
     try:
         yield

@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import checkpoints, project, saved_config
-from .files import replacing, shown
-from .mistakes import Mistake
+from .files import display_path, replace_atomically
+from .mistakes import UserError
 
 if TYPE_CHECKING:
     from .callbacks.rate_range import RangeTest
@@ -48,17 +48,17 @@ def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     """
     typed = {key: value for key, _, value in (line.partition("=") for line in saved_config.typed_overrides())}
     if not isinstance(config.get("find_lr", False), bool) and "find_lr" in typed and config.ckpt_path is None:
-        raise Mistake(f"find_lr is {config.find_lr}; it must be true or false. A rate is typed as optimizer.lr=…")
+        raise UserError(f"find_lr is {config.find_lr}; it must be true or false. A rate is typed as optimizer.lr=…")
     if config.get("find_lr") is not True or checkpoint:
         return
     if "optimizer.lr" in typed:
-        raise Mistake(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both say the rate: leave out one.")
+        raise UserError(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both say the rate: leave out one.")
     test = _range_test(config)
     smoothed = _smoothed(test.losses)
     rate = _steepest(test.rates, smoothed)
     path = Path(config.run_dir, "figures/learning_rate.png")
     if rate is None:
-        raise Mistake(
+        raise UserError(
             f"find_lr=true finds no learning rate: in {len(test.losses)} steps, with rates up to "
             f"{max(test.rates, default=0):.2g}, the loss does not fall. Set it: optimizer.lr=…"
         )
@@ -67,7 +67,7 @@ def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     OmegaConf.update(config, "optimizer.lr", rate, force_add=True)
     config.find_lr = rate
     saved_config.save(config, before)
-    log.info(f"find_lr: optimizer.lr={rate} (see {shown(path)})")
+    log.info(f"find_lr: optimizer.lr={rate} (see {display_path(path)})")
 
 
 def _range_test(config: DictConfig) -> "RangeTest":
@@ -83,13 +83,17 @@ def _range_test(config: DictConfig) -> "RangeTest":
         config.model.compile = False  # it takes longer than the test
     test = RangeTest()
     # Those that freeze a part of the network, or say what does not fit.
-    kept = [entry for entry in project.entries(config, "callbacks") if isinstance(entry, BaseFinetuning | KnownBatches)]
+    kept = [
+        entry
+        for entry in project.instantiate_entries(config, "callbacks")
+        if isinstance(entry, BaseFinetuning | KnownBatches)
+    ]
     with isolate_rng(), tempfile.TemporaryDirectory() as folder:
         trainer = instantiate(
             config.trainer, callbacks=[*kept, test], max_steps=STEPS, default_root_dir=folder, **TRAINER
         )
         if (count := trainer.num_devices * trainer.num_nodes) > 1:
-            raise Mistake(
+            raise UserError(
                 f"find_lr=true tests learning rates in one process, and this run has {count}. Find it with "
                 "trainer=auto trainer.devices=1, and then type it: optimizer.lr=…"
             )
@@ -132,5 +136,5 @@ def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> 
     axes.set(xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
+    with replace_atomically(path) as unfinished:
         figure.savefig(unfinished, format="png")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from . import checkpoints, processes, project, run_lookup
 from .compat import instantiate_only_targets_of
 from .files import read_json
-from .mistakes import Mistake
+from .mistakes import UserError
 from .saved_config import read_config
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Run:
                 self.trainer.limit_val_batches = limit
             found = [{name.replace("val/", "train/", 1): value for name, value in metrics.items()} for metrics in found]
         if not found:
-            raise Mistake(f"Nothing was measured: {split} has no batch, or trainer.limit_…_batches is 0.")
+            raise UserError(f"Nothing was measured: {split} has no batch, or trainer.limit_…_batches is 0.")
         (metrics,) = found
         return dict(metrics)
 
@@ -131,7 +131,7 @@ class Run:
         names = find_inputs(self, [str(word) for word in words])
         unreadable = predict(self, names, rows.extend, top=top, has_probabilities=probabilities)
         if unreadable:
-            raise Mistake("\n".join(unreadable))
+            raise UserError("\n".join(unreadable))
         return rows
 
 
@@ -179,7 +179,7 @@ def load_run(
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
         if trainer.num_devices * trainer.num_nodes > 1:  # each process would start the command once more
-            raise Mistake(
+            raise UserError(
                 f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: evaluate.py, "
                 "predict.py and export.py use one device. Remove these overrides, or choose one GPU of several: "
                 "trainer.devices=[1]"

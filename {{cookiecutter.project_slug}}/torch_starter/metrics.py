@@ -111,7 +111,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             "and indent the rest."
         )
     kind, example = ("classes", "cross_entropy") if targets.dtype == torch.int64 else ("numbers", "mse")
-    takes = f"outputs {kind_of(outputs)} and targets {kind_of(targets)}, as a model of {kind} has them"
+    takes = f"outputs {describe_type(outputs)} and targets {describe_type(targets)}, as a model of {kind} has them"
     try:
         # What is counted in a loss, or drawn by it, is not changed by this. Shapes that differ are a warning of torch.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -124,7 +124,8 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
         raise MisconfigurationException(
-            f"The loss {type(loss).__name__} gives {kind_of(value)}; training needs a single number: reduction=mean."
+            f"The loss {type(loss).__name__} gives {describe_type(value)}; "
+            "training needs a single number: reduction=mean."
         )
     for name, metric in metrics.items():
         try:
@@ -137,12 +138,12 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             ) from error
 
 
-def kind_of(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """Dtype and shape of a tensor; the keys of a dict; otherwise a type."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, dict):
-        return f"a dict of {', '.join(f'{key}: {kind_of(entry)}' for key, entry in value.items())}"
+        return f"a dict of {', '.join(f'{key}: {describe_type(entry)}' for key, entry in value.items())}"
     return f"a {type(value).__name__}"
 
 

@@ -10,7 +10,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 IS_FULL = os.environ.get(FULL_ERROR) == "1"  # as the user set it; ``explained`` sets it for Hydra
 
 
-class Mistake(Exception):
+class UserError(Exception):
     """Something that the user can mend; its text says what is wrong, with the value, and what to do."""
 
 

@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 from .comparison.runs import from_results
 from .comparison.settings import best_first, differing_keys, group_by
 from .comparison.table import Column, print_table, run_columns, tables_of
-from .compat import error_of
+from .compat import get_job_error
 from .explanations import explanation
 from .files import read_json, write_json, write_text
-from .mistakes import IS_FULL, Mistake, printable
-from .run_folder import InUse, locked, remove_empty
+from .mistakes import IS_FULL, UserError, printable
+from .run_folder import InUse, hold_lock, remove_empty
 from .trust import refuse_links
 
 log = logging.getLogger(__name__)
@@ -51,15 +51,15 @@ class Multirun(Callback):
         atexit.register(_during_multirun.close)  # where Hydra refuses an override before the first job
         try:
             refuse_links(folder)
-            _during_multirun.enter_context(locked(folder))
+            _during_multirun.enter_context(hold_lock(folder))
             _during_multirun.callback(_take_back, folder, there)
-        except Mistake as mistake:
+        except UserError as mistake:
             sys.exit(printable(str(mistake)))
         shutil.rmtree(folder / JOBS, ignore_errors=True)
         (folder / JOBS).mkdir(parents=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        error = error_of(job_return)
+        error = get_job_error(job_return)
         message = explanation(error) if error else None
         if config.hydra.mode != RunMode.MULTIRUN:
             if message and not IS_FULL:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .mistakes import Mistake
+from .mistakes import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,11 @@ def find_inputs(run: "Run", words: Sequence[str], is_inverted: bool = False) -> 
         Mistake: if the data module cannot read inputs, or invert them.
     """
     if not hasattr(run.data, "read_input"):
-        raise Mistake(
+        raise UserError(
             f"{type(run.data).__name__} has no find_inputs and read_input: see torch_starter/protocols.py for both."
         )
     if is_inverted and not hasattr(run.data, "invert"):
-        raise Mistake(f"{type(run.data).__name__} has nothing to invert. Remove --invert.")
+        raise UserError(f"{type(run.data).__name__} has nothing to invert. Remove --invert.")
     return list(run.data.find_inputs(words))
 
 
@@ -123,7 +123,7 @@ def _rows(
     output = dict(output)
     probabilities = output.pop("probabilities", None)
     if probabilities is None and (top or has_probabilities):
-        raise Mistake("The model gives no probabilities of classes. Remove --probabilities and --top.")
+        raise UserError("The model gives no probabilities of classes. Remove --probabilities and --top.")
 
     def name(label: int) -> Any:
         return classes[label] if classes else label

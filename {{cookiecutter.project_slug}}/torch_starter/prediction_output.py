@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import make_folder_of, to_json
-from .mistakes import Mistake
+from .files import create_parent_folder, to_json
+from .mistakes import UserError
 from .run_lookup import is_run
 
 Row = dict[str, Any]
@@ -36,12 +36,12 @@ def hide_numbers(words: Sequence[str]) -> list[str]:
 def refuse_output(path: Path) -> None:
     """Raises Mistake if the predictions could not be written there, before they are made."""
     if path.suffix not in (".csv", ".json"):
-        raise Mistake(f"--output {path}: the name must end in .csv or .json.")
-    make_folder_of(path)
+        raise UserError(f"--output {path}: the name must end in .csv or .json.")
+    create_parent_folder(path)
     if is_run(path.parent) and path.name in ("results.json", "environment.json", "split.csv"):
-        raise Mistake(f"--output {path} is a file of the run. Choose another: {path.with_name('predictions.csv')}")
+        raise UserError(f"--output {path} is a file of the run. Choose another: {path.with_name('predictions.csv')}")
     if path.is_dir():
-        raise Mistake(f"--output {path} is a folder. Name a file in it: {path / 'predictions.csv'}")
+        raise UserError(f"--output {path} is a folder. Name a file in it: {path / 'predictions.csv'}")
 
 
 @contextlib.contextmanager

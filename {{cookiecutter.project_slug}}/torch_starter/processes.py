@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .mistakes import FULL_ERROR, IS_FULL, Mistake
+from .mistakes import FULL_ERROR, IS_FULL, UserError
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -60,7 +60,7 @@ def _number(name: str) -> int:
     try:
         return int(os.environ[name])
     except (KeyError, ValueError):
-        raise Mistake(
+        raise UserError(
             f"{name} is {os.environ.get(name, 'not set')}, but {_as_assignments(_set_ranks())}. torchrun and srun set "
             f"both. To train with one process: unset {' '.join(_set_ranks())}"
         ) from None
@@ -104,7 +104,7 @@ def _run_on_rank_zero(train: Callable[[DictConfig], None], main: Callable[..., A
         if (_started() or 1) == 1:
             return main(*args)
         if {"-m", "--multirun"} & set(sys.argv):
-            raise Mistake(
+            raise UserError(
                 f"{_started()} processes were started for one run, and a multirun is many. Let Lightning start the "
                 "processes of each: python train.py -m … trainer=ddp trainer.devices=…"
             )
@@ -132,7 +132,7 @@ def _follow(train: Callable[[DictConfig], None]) -> None:
 
 
 @contextlib.contextmanager
-def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> Iterator[None]:
+def run_on_all_ranks(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> Iterator[None]:
     """What is done within is done by all processes of the run; afterwards this one is alone again.
 
     Args:
@@ -173,7 +173,7 @@ def together(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> 
         if not _is_first_failure():
             sys.exit(1)  # the process that failed first says why
         if _is_lost_connection(error):
-            raise Mistake("Another process of this run has ended.") from error
+            raise UserError("Another process of this run has ended.") from error
         raise
     finally:
         _end(trainer)
@@ -186,18 +186,18 @@ def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
     if _started() not in (None, count):
         variables = ("WORLD_SIZE", "RANK") if "RANK" in os.environ else ("SLURM_NTASKS", "SLURM_PROCID")
         alone = "unset RANK WORLD_SIZE" if "RANK" in os.environ else "export SLURM_JOB_NAME=bash"
-        raise Mistake(
+        raise UserError(
             f"{_started()} processes were started ({_as_assignments(variables)}), but {shape} means {count}. Make them "
             f"agree; or, if these are left over, and for a shell within a job: {alone}"
         )
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
-        raise Mistake(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
+        raise UserError(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
     batch_size = OmegaConf.select(config, "data.batch_size")  # a data module of your own may have none
     if isinstance(batch_size, int) and batch_size % count:
         below = batch_size // count * count
         nearest = f"{below}, {below + count}" if below else str(count)
-        raise Mistake(
+        raise UserError(
             f"data.batch_size is {batch_size}, which {shape} cannot share evenly among {count} processes. "
             f"Nearest: {nearest}."
         )
@@ -233,7 +233,7 @@ def _store() -> Any:
             ranks = " ".join(_set_ranks())
             why = _as_assignments(_set_ranks()) or "trainer.num_nodes is more than 1"
             end = f"To train with one process, unset them: unset {ranks}" if ranks else "One node: trainer.num_nodes=1"
-            raise Mistake(
+            raise UserError(
                 f"{name} is {os.environ.get(name, 'not set')}, but {why}. Each node needs MASTER_ADDR and MASTER_PORT, "
                 f"those of the first node, and its NODE_RANK; or start it by torchrun. {end}"
             ) from None

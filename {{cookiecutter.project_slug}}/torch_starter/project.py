@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from . import resolvers  # noqa: F401  (which the configs use)
 from .compat import VERSION_BASE
-from .mistakes import Mistake
+from .mistakes import UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +40,20 @@ def compose(overrides: Sequence[str], **options: Any) -> DictConfig:
         return hydra.compose("train", list(overrides), **options)
 
 
-def entries(config: DictConfig, group: str) -> list[Any]:
+def instantiate_entries(config: DictConfig, group: str) -> list[Any]:
     """Instantiates what a group of callbacks or loggers holds, one per name; null leaves one out.
 
     Raises:
         Mistake: if the file of the group has no names in it, or an entry is neither null nor has arguments.
     """
     if "_target_" in config[group]:
-        raise Mistake(
+        raise UserError(
             f"{group}._target_ is {config[group]._target_}: each entry of {group} has a name. Put a line such as "
             "`mine:` above it in its file, and indent the rest."
         )
     for name, entry in config[group].items():
         if entry is not None and not isinstance(entry, DictConfig):
-            raise Mistake(
+            raise UserError(
                 f"{group}.{name} is {entry}. It has a _target_ and its arguments, in a file in configs/{group}, or is "
                 "left out: null"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import environment
-from .files import shown, write_json
+from .files import display_path, write_json
 from .run_lookup import has_checkpoint
 from .saved_config import read_choices, read_hyperparameters, read_overrides
 
@@ -57,7 +57,7 @@ def final_metrics(results: dict[str, Any]) -> dict[str, float]:
 
 def report(run_dir: str, results: dict[str, Any]) -> str:
     """The lines that end a run: its test metrics, its folder, and what to type next."""
-    folder = shown(run_dir)
+    folder = display_path(run_dir)
     # The folder that all runs are in, unless the run is elsewhere or right here.
     log_dir = folder if folder.is_absolute() or not folder.parts else folder.parts[0]
     tests = {name: f"{value:.4f}" for name, value in final_metrics(results).items()}
@@ -66,7 +66,7 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
         "epochs": results["epochs"],
         "seconds": results["seconds"],
         "run folder": folder,
-        **({"pictures": folder / "figures"} if Path(run_dir, "figures").exists() else {}),
+        **({"figures": folder / "figures"} if Path(run_dir, "figures").exists() else {}),
         "look at it": f"tensorboard --logdir {log_dir}",
         **(
             {"predict": f"python predict.py {'latest' if folder.parts[:1] == ('outputs',) else folder} INPUT…"}

@@ -35,18 +35,18 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from . import processes, project
-from .files import read_json, shown, write_json, write_text
-from .mistakes import Mistake
-from .run_lookup import has_checkpoint, note
+from .files import display_path, read_json, write_json, write_text
+from .mistakes import UserError
+from .run_lookup import has_checkpoint, record_in_journal
 from .saved_config import (
     is_job_of_multirun,
-    keep_found,
+    merge_overrides,
     read_overrides,
     read_saved,
     refuse_without_effect,
+    save_found_values,
     swept_keys,
     typed_overrides,
-    with_changes,
 )
 from .trust import refuse_links
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class InUse(Mistake):
+class InUse(UserError):
     """A run folder holds another run, or is being trained by another process: nothing in it was changed."""
 
 
@@ -66,12 +66,12 @@ def is_finished(config: DictConfig) -> bool:
     results = read_json(run / "results.json") if config.ckpt_path == "last" else None
     if not results or results["overrides"] != read_overrides(run):
         return False
-    log.info(f"{shown(run)} is finished. resume.py trainer.max_epochs=… lengthens it.")
+    log.info(f"{display_path(run)} is finished. resume.py trainer.max_epochs=… lengthens it.")
     return True
 
 
 @contextlib.contextmanager
-def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = False) -> Iterator[None]:
+def open_run_folder(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = False) -> Iterator[None]:
     """Keeps a run folder for this process, and writes into it what the run is.
 
     What is refused changes nothing: Hydra writes nothing into the folder (``hydra.output_subdir`` is null, and its log
@@ -97,15 +97,15 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
     found = {*run.iterdir(), run / ".lock", run / ".lock.json"}
     logged = _times(run, "train.log")[0]
     try:
-        with locked(run):
-            overrides = typed_overrides() or with_changes(run, changes)
+        with hold_lock(run):
+            overrides = typed_overrides() or merge_overrides(run, changes)
             saved = read_saved(run)
             if config.ckpt_path == "last":
-                keep_found(config, saved)
+                save_found_values(config, saved)
             _refuse_another(config, overrides, run, saved)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
             if before:
-                note(run)  # a new one is found without
+                record_in_journal(run)  # a new one is found without
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")
             if HydraConfig.initialized() or changes:
                 _write_config(run, config, overrides)
@@ -116,7 +116,7 @@ def opened(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = Fals
                     for path, text in before.items():
                         write_text(path, text)
                 if _times(run, "environment.json") != started:
-                    note(run)
+                    record_in_journal(run)
                 elif before or not is_kept:
                     _remove(set(run.iterdir()) - found)
                     if logged:  # by which it would be the latest run
@@ -173,14 +173,14 @@ def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path, sav
     if config.ckpt_path != "last":
         key = "sweep" if is_job_of_multirun() else "run"
         raise InUse(
-            f"{shown(run)} holds a run, which was not changed. Choose another hydra.{key}.dir, or go on with that run "
-            "by ckpt_path=last."
+            f"{display_path(run)} holds a run, which was not changed. "
+            f"Choose another hydra.{key}.dir, or go on with that run by ckpt_path=last."
         )
     if is_job_of_multirun():
         _refuse_another_job(overrides, run)
     try:
-        refuse_without_effect(saved, config, overrides, shown(run), "Start another run for it.")
-    except Mistake as error:
+        refuse_without_effect(saved, config, overrides, display_path(run), "Start another run for it.")
+    except UserError as error:
         raise InUse(str(error)) from None
 
 
@@ -195,13 +195,13 @@ def _refuse_another_job(overrides: Sequence[str], run: Path) -> None:
     if others:
         there = " ".join(before.get(key, f"no {key}") for key in others)
         raise InUse(
-            f"{shown(run)} holds {there}, not {' '.join(now[key] for key in others)}; it was not changed. In the same "
-            "folder a grid can grow at the end of its first key alone. Choose another hydra.sweep.dir."
+            f"{display_path(run)} holds {there}, not {' '.join(now[key] for key in others)}; it was not changed. "
+            "In the same folder a grid can grow at the end of its first key alone. Choose another hydra.sweep.dir."
         )
 
 
 @functools.cache
-def lock_of(folder: Path) -> "BaseFileLock":
+def get_lock(folder: Path) -> "BaseFileLock":
     """The lock of a run folder, an absolute path; in a process always the same one, which it can take repeatedly."""
     from filelock import FileLock
 
@@ -209,7 +209,7 @@ def lock_of(folder: Path) -> "BaseFileLock":
 
 
 @contextlib.contextmanager
-def locked(run_dir: str | Path) -> Iterator[None]:
+def hold_lock(run_dir: str | Path) -> Iterator[None]:
     """Keeps other processes from training in a run folder. The system takes the lock from a process that dies.
 
     Raises:
@@ -225,15 +225,15 @@ def locked(run_dir: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         try:
-            lock_of(folder).acquire(timeout=0)
+            get_lock(folder).acquire(timeout=0)
         except Timeout:
             if not _is_dead(_read_holder(holder)):
                 raise
-            lock_of(folder).acquire(timeout=15)  # until the workers notice that load data for it, and inherit the lock
+            get_lock(folder).acquire(timeout=15)  # until the workers notice that load data for it, and inherit the lock
     except Timeout:
         by = _read_holder(holder)
         who = f"process {by['pid']} on {by['host']}, since {by['since']}" if by else "another process"
-        raise InUse(f"{shown(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
+        raise InUse(f"{display_path(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
     except (OSError, NotImplementedError) as error:
         is_held = False
         _warn_once(f"{folder} cannot be locked ({error}): do not train in it twice at once.")
@@ -245,7 +245,7 @@ def locked(run_dir: str | Path) -> Iterator[None]:
     finally:
         if is_held:
             holder.unlink(missing_ok=True)
-            lock_of(folder).release()
+            get_lock(folder).release()
 
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
@@ -274,7 +274,7 @@ def _warn_once(message: str) -> None:
     log.warning(message)
 
 
-def log_to(run: Path) -> None:
+def configure_logging(run: Path) -> None:
     """Sends the log where ``train.py`` sends it: to the console, and to the train.log of the run."""
     config = project.compose([], return_hydra_config=True)
     config.hydra.runtime.output_dir = str(run)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
-from .files import shown, write_bytes
-from .mistakes import Mistake, close_to
+from .files import display_path, write_bytes
+from .mistakes import UserError, close_to
 from .trust import refuse_links
 
 OUTPUTS = Path("outputs")
@@ -25,7 +25,7 @@ def find_folder(run: str | Path, is_usable: Callable[[Path], bool], outputs: Pat
         Mistake: see ``find``.
     """
     if run != "latest" and not is_run(Path(run)):
-        raise Mistake(_no_run(str(run)))
+        raise UserError(_no_run(str(run)))
     return find([str(run)], is_usable, outputs)[0]
 
 
@@ -47,11 +47,13 @@ def find(words: Sequence[str], is_usable: Callable[[Path], bool], outputs: Path 
     runs = latest_first(outputs)
     latest = next(runs, None)
     if not latest:
-        raise Mistake(f"There is no run in {outputs.resolve()}. Make one: python train.py")
+        raise UserError(f"There is no run in {outputs.resolve()}. Make one: python train.py")
     for run in itertools.chain([latest], runs):
         if is_usable(run):
             return _checked(run), rest
-    raise Mistake(f"No run in {outputs.resolve()} has a checkpoint; the latest is {latest}. Make one: python train.py")
+    raise UserError(
+        f"No run in {outputs.resolve()} has a checkpoint; the latest is {latest}. Make one: python train.py"
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -124,7 +126,7 @@ def _walk(top: Path, known: Set[str]) -> set[str]:
     return found
 
 
-def note(run: Path) -> None:
+def record_in_journal(run: Path) -> None:
     """Notes in the journal that a run, an absolute path, is resumed or ends, if it is beneath ``OUTPUTS``."""
     outputs = OUTPUTS.resolve()
     if run.is_relative_to(outputs):
@@ -168,11 +170,11 @@ def find_with_overrides(words: Sequence[str], is_usable: Callable[[Path], bool])
     """
     for word in words:
         if "=" not in word and not word.startswith("~") and word != "latest" and not is_run(Path(word)):
-            raise Mistake(_no_run(word))
+            raise UserError(_no_run(word))
     run, overrides = find(words, is_usable)
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise Mistake(f"{word} is a second run, after {shown(run)}. Name one.")
+            raise UserError(f"{word} is a second run, after {display_path(run)}. Name one.")
     return run, overrides
 
 
@@ -188,7 +190,7 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
     """
     path = Path(word)
     if _run_around(path):
-        raise Mistake(_no_run(word))
+        raise UserError(_no_run(word))
     if word == "latest" or is_run(path) or is_input or path.is_file():
         return
     if path.is_dir():
@@ -197,7 +199,7 @@ def refuse_mistyped(word: str, is_input: bool) -> None:
         is_beside_runs = path.parent != Path() and any(map(is_run, path.parent.glob("*")))
         is_mistyped = is_beside_runs or not re.search(r"\.[A-Za-z]\w*$", path.name)
     if is_mistyped:
-        raise Mistake(_no_run(word))
+        raise UserError(_no_run(word))
 
 
 def _run_around(path: Path) -> Path | None:

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import project
 from .compat import REPLACE, VERSION_BASE
-from .files import shown, write_text
-from .mistakes import Mistake
+from .files import display_path, write_text
+from .mistakes import UserError
 from .run_lookup import has_checkpoint
 from .trust import (
     is_trusted,
@@ -41,7 +41,7 @@ LABELS = ("name", "run_name", "group", "job_type", "notes", "tags")
 REFERENCE = re.compile(r"\$\{(?!run_dir\}|[\w.]+:)")
 
 
-def complete(config: DictConfig, data: Any) -> None:
+def complete_config(config: DictConfig, data: Any) -> None:
     """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
 
     The run folder keeps it, so that the run can be read later without the data.
@@ -58,11 +58,11 @@ def complete(config: DictConfig, data: Any) -> None:
     for key, value in data.facts().items() if hasattr(data, "facts") else ():
         for name in _texts(value):
             if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
-                raise Mistake(f"data.{key} has {name!a}, which means something else in a config: rename it.")
+                raise UserError(f"data.{key} has {name!a}, which means something else in a config: rename it.")
         OmegaConf.update(config, f"data.{key}", value)
     if _is_balanced(config):
         if not hasattr(data, "class_counts"):
-            raise Mistake(
+            raise UserError(
                 f"loss.weight=balanced needs to know how many samples each class has, and {type(data).__name__} has no "
                 "class_counts. Give a number per class: loss.weight=[1,2]"
             )
@@ -85,7 +85,7 @@ def save(config: DictConfig, before: Any) -> None:
         write_text(folder / "found.yaml", yaml.safe_dump(sorted(set(found))))
 
 
-def keep_found(config: DictConfig, saved: dict[str, Any]) -> None:
+def save_found_values(config: DictConfig, saved: dict[str, Any]) -> None:
     """Lets the command of a run that goes on have what its start has found: the rate, and whose weights it took."""
     rate = saved.get("find_lr")
     if config.get("find_lr") is True and isinstance(rate, float):
@@ -158,7 +158,7 @@ def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | i
         yield name, str(config)
 
 
-def with_changes(run: Path, overrides: Sequence[str]) -> list[str]:
+def merge_overrides(run: Path, overrides: Sequence[str]) -> list[str]:
     """The overrides of a run that goes on with some more."""
     changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
     kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
@@ -179,7 +179,9 @@ def multirun_command() -> str | None:
     if not is_job_of_multirun() or Path(sys.argv[0]).name != "train.py":
         return None
     kept = [word for word in sys.argv if not word.startswith(("ckpt_path=", "hydra.sweep.dir="))]
-    return shlex.join(["python", *kept, f"hydra.sweep.dir={shown(HydraConfig.get().sweep.dir)}", "ckpt_path=last"])
+    return shlex.join(
+        ["python", *kept, f"hydra.sweep.dir={display_path(HydraConfig.get().sweep.dir)}", "ckpt_path=last"]
+    )
 
 
 def swept_keys() -> set[str]:
@@ -218,18 +220,18 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
     for override in parsed:
         line, key = str(override.input_line), override.key_or_group
         if key.startswith(("optimizer.", "scheduler.")):
-            raise Mistake(
+            raise UserError(
                 f"{line}: a checkpoint holds the state of optimizer and scheduler, so it would have no effect. Start "
                 f"another run: {_command_of_another(run, line)}"
             )
         if project.is_group(key):
-            raise Mistake(
+            raise UserError(
                 f"{line}: a run keeps the choices that it was started with. Change a key, as in trainer.max_epochs=20, "
                 f"or start another: {_command_of_another(run, line)}"
             )
         is_of_start = key in ("weights", "weights_strict") and has_checkpoint(run)
         if key in ("ckpt_path", "run_dir") or key.startswith("hydra.") or is_of_start:
-            raise Mistake(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
+            raise UserError(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
     if not is_trained:
         config["logger"] = {}  # so that a run with any logger can be asked
     typed = {override.key_or_group for override in parsed}
@@ -252,12 +254,14 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         resolved, run, typed | known, ("callbacks", "logger", "trainer") if is_trained else ("trainer",)
     )
     if overrides:
-        refuse_without_effect(config, composed, overrides, shown(run), "Start another run for it: python train.py …")
+        refuse_without_effect(
+            config, composed, overrides, display_path(run), "Start another run for it: python train.py …"
+        )
     return composed
 
 
 def _command_of_another(run: Path, override: str) -> str:
-    return f"python train.py {shlex.join(with_changes(run, [override]))}"
+    return f"python train.py {shlex.join(merge_overrides(run, [override]))}"
 
 
 def read_saved(run: Path) -> dict[str, Any]:
@@ -268,7 +272,7 @@ def read_saved(run: Path) -> dict[str, Any]:
         if not isinstance(saved, dict):
             raise ValueError("it is a list")
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise Mistake(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     return _with_present_targets(saved)
 
 
@@ -414,7 +418,7 @@ def _known_destinations(loggers: Any, ours: dict[str, tuple[Any, Any]], typed: s
             differing.add(key)
             is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
             if not is_typed and not (key.split(".")[2] in LABELS and _is_text(found)):
-                raise Mistake(
+                raise UserError(
                     f"{key} of the run's config is {found}, and {value} in this project's configs; a run folder does "
                     "not choose where its curves are sent: refused, and nothing was run.\n"
                     f"If you trust it, type it: {key}=…; or leave it out: logger.{name}=null"
@@ -461,7 +465,7 @@ def refuse_without_effect(
     """
     now: Any = OmegaConf.to_container(config)
     if now.get("find_lr") is True and saved.get("find_lr") is not True:
-        raise Mistake(f"find_lr is true, but {source} has a learning rate, so that it would have no effect. {remedy}")
+        raise UserError(f"find_lr is true, but {source} has a learning rate, so that it would have no effect. {remedy}")
     for key, value in (saved.get("data") or {}).items():
         if now["data"].get(key, "") is None:
             now["data"][key] = value  # what only the data know
@@ -473,7 +477,7 @@ def refuse_without_effect(
         refuse_resolvers(saved, set())
         before, after = (OmegaConf.to_container(OmegaConf.create(c).model, resolve=True) for c in (saved, now))
         refuse_untrusted_targets(before)
-    except (Mistake, OmegaConfBaseException):
+    except (UserError, OmegaConfBaseException):
         return  # an untrusted or an old run, which cannot be compared
     typed = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
     found = [
@@ -485,7 +489,7 @@ def refuse_without_effect(
         if key.startswith(("model.optimizer.", "model.scheduler.")):
             key = key.removeprefix("model.")
             part = "an optimizer" if key.startswith("optimizer") else "a scheduler"
-            raise Mistake(
+            raise UserError(
                 f"{key.removesuffix('._target_')} is {new}, but {source} holds the state of {part} with {old}, so that "
                 f"it would have no effect. {remedy}"
             )
@@ -495,9 +499,9 @@ def refuse_without_effect(
         key, old, new = found[0]
         what = f"{key.removesuffix('._target_')} is {new}, but {source} has the weights of a model with {old}"
         if [(name, w.shape) for name, w in of_before.items()] != [(name, w.shape) for name, w in of_after.items()]:
-            raise Mistake(f"{what}, which do not fit. Start another run for it.")
+            raise UserError(f"{what}, which do not fit. Start another run for it.")
         if not all(value.equal(of_after[name]) for name, value in of_before.items()):
-            raise Mistake(f"{what}, so that it would have no effect. {remedy}")
+            raise UserError(f"{what}, so that it would have no effect. {remedy}")
 
 
 def _initial_weights(model: Any) -> "dict[str, Tensor]":

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import processes, project
 from .files import read_json, write_json
-from .mistakes import Mistake, first_line
+from .mistakes import UserError, first_line
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -28,7 +28,7 @@ SERVICES = {"WandbLogger": ("wandb", "id"), "MLFlowLogger": ("mlflow", "run_id")
 FILE = "tracking.json"
 
 
-def loggers(config: DictConfig) -> list[Any]:
+def make_loggers(config: DictConfig) -> list[Any]:
     """Instantiates the loggers of a config; one that tracks runs goes on with the one that the run folder names.
 
     Raises:
@@ -37,13 +37,13 @@ def loggers(config: DictConfig) -> list[Any]:
     config, run = copy.deepcopy(config), Path(config.run_dir)
     ids = _read_ids(run)
     if (run / "wandb/settings").exists():
-        raise Mistake(f"{run / 'wandb/settings'} could send runs elsewhere: refused. Remove it.")
+        raise UserError(f"{run / 'wandb/settings'} could send runs elsewhere: refused. Remove it.")
     for name, (package, argument) in _services(config).items():
         if importlib.util.find_spec(package) is None:
-            raise Mistake(f'logger.{name} needs {package}, which is not installed: pip install -e ".[{package}]"')
+            raise UserError(f'logger.{name} needs {package}, which is not installed: pip install -e ".[{package}]"')
         if name in ids and config.logger[name].get(argument) is None:
             OmegaConf.update(config, f"logger.{name}.{argument}", ids[name], force_add=True)
-    return project.entries(config, "logger")
+    return project.instantiate_entries(config, "logger")
 
 
 def _services(config: DictConfig) -> dict[str, tuple[str, str]]:
@@ -64,12 +64,14 @@ def _read_ids(run: Path) -> dict[str, str]:
     # The folder may be untrusted, and an id becomes a part of paths and addresses.
     values = ids.values() if isinstance(ids, dict) else [None]
     if not all(isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value, re.ASCII) for value in values):
-        raise Mistake(f"{path} has other ids than letters, digits, - and _: refused. Without it a new run is tracked.")
+        raise UserError(
+            f"{path} has other ids than letters, digits, - and _: refused. Without it a new run is tracked."
+        )
     return ids
 
 
 @contextlib.contextmanager
-def tracked(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
+def track_run(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
     """Begins the tracked runs, or goes on with them, and ends them when what is done within ends.
 
     They are then finished; killed after Ctrl-C, SIGTERM, and as a trial that is pruned; otherwise failed. (Lightning's
@@ -139,7 +141,7 @@ def _start(logger: Any, entry: DictConfig) -> None:
     mode = "offline" if entry.get("offline") else entry.get("mode") or wandb.setup().settings.mode
     # Otherwise wandb would ask for a key, in the middle of a run.
     if wandb.run is None and mode not in ("offline", "dryrun", "disabled") and not _has_wandb_key(entry):
-        raise Mistake(
+        raise UserError(
             "wandb: nobody is logged in on this machine. Log in once: wandb login\n"
             "Or keep the run here, for `wandb sync` later: WANDB_MODE=offline before the command"
         )
@@ -187,7 +189,7 @@ def _end(logger: Any, status: str) -> None:
         log.warning(f"{_service(logger)} was not told that the run is {status}: {first_line(error)}")
 
 
-def describe(logger: Any, values: dict[str, Any], config: str) -> None:
+def log_config(logger: Any, values: dict[str, Any], config: str) -> None:
     """Gives the hyperparameters of a run to any logger; to one that tracks runs also the composed config.
 
     Args:
@@ -210,7 +212,7 @@ def describe(logger: Any, values: dict[str, Any], config: str) -> None:
         Path(logger.experiment.dir, "hydra_config.yaml").write_text(config, encoding="utf-8")
 
 
-def show(logger: Any, tag: str, path: Path, step: int) -> None:
+def log_figure(logger: Any, tag: str, path: Path, step: int) -> None:
     """Gives a figure to a logger that tracks runs.
 
     Args:

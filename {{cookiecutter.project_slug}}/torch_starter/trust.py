@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 
-from .mistakes import Mistake, printable
+from .mistakes import UserError, printable
 from .project import PACKAGES
 
 # What the config of a run folder may name as `_target_`: the public classes of these modules, and the functions of
@@ -129,14 +129,14 @@ def refuse_links(folder: Path) -> None:
                 if entry.is_symlink() or (hasattr(entry, "is_junction") and entry.is_junction()):
                     target = os.path.realpath(entry.path)
                     if not Path(target).is_relative_to(root):
-                        raise Mistake(
+                        raise UserError(
                             f"{entry.path} is a link that leads out of the run folder, to {target}: refused, and "
                             "nothing was written. Put what it points to in its place."
                         )
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 elif not entry.is_file(follow_symlinks=False):
-                    raise Mistake(
+                    raise UserError(
                         f"{entry.path} is neither a file nor a folder: refused, and nothing was written. Remove it."
                     )
 
@@ -156,7 +156,7 @@ def refuse_resolvers(config: Any, replaced: set[str], key: str = "") -> None:
         path = f"{key}.{name}" if key else str(name)
         # Nested ones too, such as ${${a}:b}.
         if isinstance(value, str) and "${" in value and ":" in value.partition("${")[2] and path not in replaced:
-            raise Mistake(f"{path} of the run's config is {value}, which could run code: refused. Set {path}=…")
+            raise UserError(f"{path} of the run's config is {value}, which could run code: refused. Set {path}=…")
         refuse_resolvers(value, replaced, path)
 
 
@@ -173,7 +173,7 @@ def refuse_control_characters(config: Any, where: str) -> None:
     for name, value in _items(config):
         for text, is_clean in ((name, str(name).isprintable()), (value, True)):
             if isinstance(text, str) and (printable(text) != text or not is_clean):
-                raise Mistake(f"{where} has control characters in {text!a}: refused. Remove them.")
+                raise UserError(f"{where} has control characters in {text!a}: refused. Remove them.")
         refuse_control_characters(value, where)
 
 
@@ -196,7 +196,7 @@ def refuse_untrusted_targets(config: Any, known: Collection[str] = (), key: str 
             is_missing = package not in sys.modules and importlib.util.find_spec(package) is None
             if isinstance(value, str) and package.isidentifier() and is_missing:
                 ours = ", ".join(PACKAGES)
-                raise Mistake(
+                raise UserError(
                     f"{path} of the run's config is {value}, but there is no package {package} here; this project's is "
                     f"{ours}.\nIf it was renamed, write {ours}. for {package}. in each _target_ of the run's "
                     ".hydra/config.yaml. Otherwise install it."
@@ -206,7 +206,7 @@ def refuse_untrusted_targets(config: Any, known: Collection[str] = (), key: str 
             module = str(value).rpartition(".")[0] if is_in_parts else package
             parts = key.split(".")
             skip = f", or leave it out: {key}=null" if parts[0] in ("callbacks", "logger") and len(parts) == 2 else ""
-            raise Mistake(
+            raise UserError(
                 f"{path} of the run's config is {value}, which a run may not use: refused, and nothing was run.\n"
                 f'If your own project needs it, add "{module}" in torch_starter/trust.py: to CLASSES_OF for a class, '
                 f"to FUNCTIONS_OF for a function{skip}."
@@ -248,7 +248,7 @@ def refuse_paths_outside(
         if is_in_group and str(value).startswith(("deepspeed", "xla")) and name in ("strategy", "profiler"):
             reason = "it opens files or a port of its own"
         if reason:
-            raise Mistake(
+            raise UserError(
                 f"{path} of the run's config is {value}: {reason}; refused, and nothing was run.\n"
                 f"If you trust it, type it: {path}=…"
             )
@@ -293,7 +293,7 @@ def refuse_checkpoint_paths(saved: dict[str, Any], checkpoint: Path) -> None:
             # Windows' paths may have either slash, so that this reads what any system wrote.
             pure = PureWindowsPath(path)
             if not pure.is_relative_to(str(state["dirpath"])) or ".." in pure.parts or "://" in path:
-                raise Mistake(f"{checkpoint} refers to {path}, outside of its folder {state['dirpath']}: refused.")
+                raise UserError(f"{checkpoint} refers to {path}, outside of its folder {state['dirpath']}: refused.")
 
 
 def _items(config: Any) -> Iterator[tuple[Any, Any]]:

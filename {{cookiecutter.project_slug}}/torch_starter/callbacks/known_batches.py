@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from ..data.evaluation import run_on_black_image
-from ..metrics import kind_of
+from ..metrics import describe_type
 
 # Of a batch of images.
 IMAGES = re.compile(r"uint8 \(N, \w+, \w+, \w+\)")
@@ -124,12 +124,12 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
     end = "or choose another data= or model=."
     is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
     if not is_batch or len(batch) != len(formats):
-        found = ", ".join(map(kind_of, batch)) if isinstance(batch, list | tuple) else kind_of(batch)
+        found = ", ".join(map(describe_type, batch)) if isinstance(batch, list | tuple) else describe_type(batch)
         raise MisconfigurationException(
             f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n"
             f"Let the data module give a tuple ({', '.join(formats)}), {end}"
         )
-    found = ", ".join(f"{name} {kind_of(tensor)}" for name, tensor in zip(formats, batch, strict=True))
+    found = ", ".join(f"{name} {describe_type(tensor)}" for name, tensor in zip(formats, batch, strict=True))
     for (name, text), tensor in zip(formats.items(), batch, strict=True):
         if not _fits(tensor, text, model.dtype):
             conversion = _conversion(name, tensor, text, model.dtype)

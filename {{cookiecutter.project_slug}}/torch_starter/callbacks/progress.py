@@ -12,7 +12,7 @@ import rich.console
 import rich.progress
 from lightning import Callback, LightningModule, Trainer
 
-from ..files import shown
+from ..files import display_path
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _start_line(trainer: Trainer, model: LightningModule) -> str:
     samples = f", {len(dataset):,} samples" if isinstance(dataset, Sized) else ""
     device = f"{trainer.world_size} x {model.device.type}" if trainer.world_size > 1 else model.device
     model_and_data = f"{network_name(model)}, {parameters:,} parameters | {data}{samples}"
-    return f"{model_and_data} | {device} | {shown(trainer.default_root_dir)}"
+    return f"{model_and_data} | {device} | {display_path(trainer.default_root_dir)}"
 
 
 def _metrics(trainer: Trainer) -> str:

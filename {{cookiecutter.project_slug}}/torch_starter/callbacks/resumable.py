@@ -22,7 +22,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..checkpoints import WITHIN_EPOCH
-from ..files import shown, write_bytes
+from ..files import display_path, write_bytes
 from ..optimization import is_validated
 from ..run_lookup import has_checkpoint
 from ..saved_config import multirun_command, read_saved
@@ -195,7 +195,7 @@ class Resumable(Callback):
 def _words_of_resume(run: Path) -> list[str]:
     """A run and, before its first checkpoint, the weights that it starts from, which must be typed."""
     weights = None if has_checkpoint(run) else read_saved(run).get("weights")
-    return [str(shown(run)), *([f"weights={weights}"] if weights else [])]
+    return [str(display_path(run)), *([f"weights={weights}"] if weights else [])]
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard.summary import hparams
 
 from .. import tracking
-from ..compat import uncompiled
+from ..compat import disable_compiled_modules
 from ..figures import remove_callback
 from ..saved_config import hyperparameters
 
@@ -41,7 +41,7 @@ class RunDescription(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            tracking.describe(logger, self.values, self.text)
+            tracking.log_config(logger, self.values, self.text)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{self.text}```")
                 # torch takes true and false for 1 and 0.
@@ -62,7 +62,7 @@ class RunDescription(Callback):
 def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:
     try:
         # Tracing runs the model, and must not change what is drawn at random after it.
-        with uncompiled(model), torch.random.fork_rng(), warnings.catch_warnings():
+        with disable_compiled_modules(model), torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit, on which TensorBoard's graphs are built, is deprecated
             logger.experiment.add_graph(model, batch[0][:1])
     except Exception as error:  # whatever there is in a batch, or a network does, that cannot be traced

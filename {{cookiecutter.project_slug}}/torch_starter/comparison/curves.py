@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
-from ..mistakes import Mistake, printable
+from ..files import replace_atomically
+from ..mistakes import UserError, printable
 from ..trust import refuse_links
 from .runs import FinishedRun
 from .settings import NO_VALUE, Group, deviation, monitors, value_of
@@ -26,7 +26,7 @@ def plotted_metric(runs: Sequence[FinishedRun], sort: str | None) -> str:
     """The metric whose curves are drawn: that of ``--sort`` if it has any, otherwise the monitored one."""
     names = [sort] if sort and sort.startswith(("train/", "val/")) else list(monitors(runs))
     if not names:
-        raise Mistake("--plot: no run monitors a metric. Say which to draw: --sort train/loss")
+        raise UserError("--plot: no run monitors a metric. Say which to draw: --sort train/loss")
     return names[0]
 
 
@@ -58,7 +58,7 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
     for folder in missing:
         print(printable(f"{folder} has no curve of {metric}: left out of the plot"))
     if not drawn:
-        raise Mistake(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
+        raise UserError(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
     keys = [key for key in keys if len({value_of(run, key) for run, _ in drawn}) > 1]
     for (run, present), color, style in zip(drawn, COLORS, STYLES, strict=False):
         # As far as all runs of the setting went: a mean over others would jump where one of them ends.
@@ -80,7 +80,7 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     _add_legend(figure)
-    with replacing(path) as unfinished:
+    with replace_atomically(path) as unfinished:
         figure.savefig(unfinished, format="png")
 
 
@@ -105,7 +105,7 @@ def read_curve(run: Path, metric: str) -> dict[int, float]:
     """
     try:
         refuse_links(run)
-    except Mistake:
+    except UserError:
         return {}
     rows = list(_events(run, metric))
     rows = rows or [row for path in sorted(run.rglob("metrics.csv")) for row in _csv(path, metric)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..mistakes import Mistake, close_to
+from ..mistakes import UserError, close_to
 from ..run_lookup import OUTPUTS, find_runs
 
 # Of a run, beside its metrics.
@@ -65,7 +65,7 @@ def find_finished(folders: Sequence[str]) -> Found:
     for word in words:
         if folders and not Path(word).is_dir():
             near = close_to(word, [str(path) for path in Path(word).parent.glob("*") if path.is_dir()])
-            raise Mistake(f"{word} is no folder." + "".join(f" Did you mean {name}?" for name in near))
+            raise UserError(f"{word} is no folder." + "".join(f" Did you mean {name}?" for name in near))
     # Each once, also where one of the folders is in another.
     folders_of_runs = {os.path.realpath(run): run for word in words for run in find_runs(Path(word))}
     for folder in sorted(folders_of_runs.values()):
@@ -81,7 +81,7 @@ def find_finished(folders: Sequence[str]) -> Found:
     if not runs:
         where = " and ".join(words)
         rest = f" Not finished: {unfinished}; go on with one by python resume.py RUN." if unfinished else ""
-        raise Mistake("\n".join([f"There is no finished run in {where}.{rest} Make one: python train.py", *damaged]))
+        raise UserError("\n".join([f"There is no finished run in {where}.{rest} Make one: python train.py", *damaged]))
     return Found(runs, unfinished, damaged)
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..mistakes import Mistake, nearest
+from ..mistakes import UserError, nearest
 from ..results import final_metrics
 from .runs import MEASURES, FinishedRun, parse
 
@@ -65,17 +65,17 @@ def select(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[Finis
     selected = list(runs)
     for condition in conditions:
         if "=" not in condition:
-            raise Mistake(f"--where {condition}: write a key and its value, as in --where optimizer=adam")
+            raise UserError(f"--where {condition}: write a key and its value, as in --where optimizer=adam")
         key, value = parse(condition)
         values = {run.settings[key] for run in runs if key in run.settings}
         if not values:
             keys = {name for run in runs for name in run.settings}
-            raise Mistake(f"--where {condition}: no run has the key {key}." + nearest(key, keys))
+            raise UserError(f"--where {condition}: no run has the key {key}." + nearest(key, keys))
         if value not in values:
-            raise Mistake(f"--where {condition}: no run has this value." + nearest(value, values))
+            raise UserError(f"--where {condition}: no run has this value." + nearest(value, values))
         selected = [run for run in selected if run.settings.get(key) == value]
     if not selected:
-        raise Mistake(f"No run matches all of {' '.join(conditions)}. Remove a condition.")
+        raise UserError(f"No run matches all of {' '.join(conditions)}. Remove a condition.")
     return selected
 
 
@@ -106,7 +106,7 @@ def check_sort(runs: Sequence[FinishedRun], name: str | None) -> None:
     """Raises Mistake if no run has the metric ``name``."""
     if name and not any(measured([run], name) for run in runs):
         names = {*MEASURES, *(metric for run in runs for metric in run.metrics)}
-        raise Mistake(f"--sort {name}: no run has this metric." + nearest(name, names))
+        raise UserError(f"--sort {name}: no run has this metric." + nearest(name, names))
 
 
 def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bool = False) -> list[Group]:

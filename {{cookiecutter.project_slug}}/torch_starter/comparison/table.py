@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..files import make_folder_of, shown, to_json, write_text
-from ..mistakes import Mistake, printable
+from ..files import create_parent_folder, display_path, to_json, write_text
+from ..mistakes import UserError, printable
 from .runs import MEASURES, FinishedRun, Found
 from .settings import (
     AVERAGED,
@@ -230,7 +230,7 @@ def remarks(found: Found, groups: Sequence[Group], count: int, folder: Path) -> 
         lines.append(f"runs that repeat the setting and the seed of another, and count as runs: {repeated}")
     if found.unfinished:
         lines.append(f"runs that are not finished, and left out: {found.unfinished}")
-    return "\n".join([*lines, *found.damaged, f"run folders  {shown(folder)}"])
+    return "\n".join([*lines, *found.damaged, f"run folders  {display_path(folder)}"])
 
 
 def refuse_output(path: Path | None, endings: Sequence[str], option: str) -> None:
@@ -238,10 +238,10 @@ def refuse_output(path: Path | None, endings: Sequence[str], option: str) -> Non
     if path is None:
         return
     if path.suffix not in endings:
-        raise Mistake(f"{option} {path}: the name must end in {' or '.join(endings)}.")
+        raise UserError(f"{option} {path}: the name must end in {' or '.join(endings)}.")
     if path.is_dir():
-        raise Mistake(f"{option} {path} is a folder. Name a file in it.")
-    make_folder_of(path, option)
+        raise UserError(f"{option} {path} is a folder. Name a file in it.")
+    create_parent_folder(path, option)
 
 
 def write_table(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Sequence[Column]]) -> None:

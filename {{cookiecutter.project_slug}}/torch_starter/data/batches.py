@@ -268,7 +268,7 @@ class Workers:
             self.datasets,
             batch_sampler=requests,
             num_workers=self.count,
-            collate_fn=shared,
+            collate_fn=to_shared_memory,
             worker_init_fn=begin_worker,
             persistent_workers=True,  # until they are stopped
             pin_memory=torch.cuda.is_available(),
@@ -289,7 +289,7 @@ class _Several(Dataset[Any]):
         return self.datasets[number].batch(epoch, indices)
 
 
-def shared(batch: Any) -> tuple[Tensor, ...]:
+def to_shared_memory(batch: Any) -> tuple[Tensor, ...]:
     """A batch of tensors in shared memory, as it travels to another process.
 
     Left to torch's queue, its tensors are moved there by a thread, which prints that the memory is full and goes on:
@@ -319,7 +319,7 @@ def suggested_workers() -> int:
     return min(cores, 8 if multiprocessing.get_all_start_methods()[0] == "fork" else 4)
 
 
-def workers_for(datasets: Sequence[protocols.Dataset], num_workers: int | None) -> Workers | None:
+def make_workers(datasets: Sequence[protocols.Dataset], num_workers: int | None) -> Workers | None:
     """Worker processes for some data sets.
 
     Args:

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from ..compat import leaves
+from ..compat import flatten
 
 # Bytes of the activations of a batch. On a CPU, about its cache: beyond it, each image takes longer. Other devices are
 # the faster the more they have to do at once.
@@ -62,7 +62,7 @@ def activation_bytes(model: LightningModule, image_shape: Sequence[int]) -> int:
 
     def count(layer: nn.Module, inputs: Any, output: Any) -> None:
         # Recurrent layers return tuples.
-        found.extend(value.nbytes for value in leaves(output) if isinstance(value, Tensor))
+        found.extend(value.nbytes for value in flatten(output) if isinstance(value, Tensor))
 
     layers = [layer for layer in model.modules() if not any(layer.children())]
     handles = [layer.register_forward_hook(count) for layer in layers]

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from .augmentation import Augmentation
-from .images import fit, read_picture
+from .images import read_image, resize_and_crop
 
 
 class ImageFiles:
@@ -63,7 +63,7 @@ class ImageFiles:
         for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
             path = self._path(index)
             try:
-                image = read_picture(path, self.image_shape[0])
+                image = read_image(path, self.image_shape[0])
             except (OSError, ValueError) as error:
                 if not self.skip_broken and not os.path.exists(path):
                     raise MisconfigurationException(
@@ -79,7 +79,7 @@ class ImageFiles:
                 continue
             if self.augment:
                 image = self.augment(image, epoch, draw)
-            images.append(fit(image, self.image_shape, self.center_crop_share))
+            images.append(resize_and_crop(image, self.image_shape, self.center_crop_share))
             labels.append(self.labels[index])
         if not images:
             raise MisconfigurationException(

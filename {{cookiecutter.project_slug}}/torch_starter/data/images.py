@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 
-def find_pictures(words: Sequence[str]) -> Iterator[str]:
+def find_images(words: Sequence[str]) -> Iterator[str]:
     """Files, in order: those named, those that match a pattern, and those in a folder and its subfolders.
 
     Hidden files in a folder, which people did not put there, are left out. A word that matches nothing, and
@@ -59,7 +59,7 @@ def _is_stub(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
 
 
-def read_picture(path: str | Path, channels: int) -> Tensor:
+def read_image(path: str | Path, channels: int) -> Tensor:
     """A picture of any kind, in its own size, as uint8 (channels, H, W), 0 to 255.
 
     Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured. Wide pixels are scaled by
@@ -146,7 +146,7 @@ def _refuse_twelve_bits(high: int) -> None:
         )
 
 
-def fit(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:
+def resize_and_crop(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:
     """Scales an image and cuts out its centre; one that has the size already is not changed.
 
     Args:

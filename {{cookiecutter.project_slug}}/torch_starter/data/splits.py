@@ -68,7 +68,9 @@ def make_splits(
     missing = {split: shares[split] for split in ("test", "val") if split not in found}
     if num_folds is not None:
         del missing["val"]
-    return sorted([row for row in rows if row[0] != "train"] + cut(found["train"], missing, seed, num_folds, fold))
+    return sorted(
+        [row for row in rows if row[0] != "train"] + split_by_class(found["train"], missing, seed, num_folds, fold)
+    )
 
 
 def check_folds(num_folds: int | None, fold: int) -> None:
@@ -93,7 +95,7 @@ def check_folds(num_folds: int | None, fold: int) -> None:
         )
 
 
-def take_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
+def split_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
     """Splits samples into those outside and those in a fold: every ``num_folds``-th, beginning with number ``fold``.
 
     Each sample is in exactly one fold, and the sizes of the folds differ by at most one. If ``order`` is sorted by
@@ -214,7 +216,7 @@ def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, li
     return classes
 
 
-def cut(
+def split_by_class(
     pictures: Sequence[tuple[str, str]],
     shares: Mapping[str, float],
     seed: int,
@@ -273,7 +275,7 @@ def cut(
         remaining += [(name, path) for path in rest]
     if num_folds is None:
         return rows + [("train", *picture) for picture in remaining]
-    for split, indices in zip(("train", "val"), take_fold(torch.arange(len(remaining)), num_folds, fold), strict=True):
+    for split, indices in zip(("train", "val"), split_fold(torch.arange(len(remaining)), num_folds, fold), strict=True):
         rows += [(split, *remaining[index]) for index in indices.tolist()]
     return rows
 
@@ -304,7 +306,7 @@ def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # file names need not be text
 
 
-def cut_rows(
+def split_rows(
     count: int, labels: Tensor | None, shares: Mapping[str, float], seed: int, num_folds: int | None, fold: int
 ) -> dict[str, Tensor]:
     """Deals out rows to ``train``, ``val`` and ``test``; of labeled rows, to each the same share of each class.
@@ -347,7 +349,7 @@ def cut_rows(
         parts["train"].append(rows)
     splits = {split: torch.cat(rows) for split, rows in parts.items()}
     if num_folds is not None:
-        splits["train"], splits["val"] = take_fold(splits["train"], num_folds, fold)
+        splits["train"], splits["val"] = split_fold(splits["train"], num_folds, fold)
     return splits
 
 

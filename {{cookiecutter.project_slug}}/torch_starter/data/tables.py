@@ -228,7 +228,7 @@ def is_text(column: "Series") -> bool:
     return column.dtype == polars.String and as_numbers(column).null_count() > column.null_count()
 
 
-def describe(table: "DataFrame", features: Sequence[str], categories: Sequence[str]) -> list[Column]:
+def describe_columns(table: "DataFrame", features: Sequence[str], categories: Sequence[str]) -> list[Column]:
     """What the training rows say about the columns that a network reads.
 
     Args:
@@ -379,7 +379,7 @@ def _ignore(names: Sequence[str]) -> str:
     return override if quoted == list(names) else f"'{override}'"
 
 
-def encode(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
+def encode_rows(table: "DataFrame", columns: Sequence[Column]) -> Tensor:
     """The rows of a table as tensors can hold them.
 
     Args:
@@ -497,7 +497,7 @@ class TableEncoder(nn.Module):
         return {"intercept": intercept, **dict(zip(self.names, added, strict=True))}
 
 
-def one_row(cells: Mapping[str, str]) -> "DataFrame":
+def make_row(cells: Mapping[str, str]) -> "DataFrame":
     """A table of a single row, as text, from its cells by column; a number may have a decimal comma."""
     import polars
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..mistakes import Mistake, first_line
+from ..mistakes import UserError, first_line
 from .predictor import Predictor
 
 COUNT, WRONG = 12, 6
@@ -36,7 +36,7 @@ def find_examples(predictor: Predictor) -> list[Example]:
         images, labels, predictions, probabilities = _examine(predictor)
     except (MisconfigurationException, RuntimeError, OSError, ValueError) as error:  # torchvision raises RuntimeError
         reason = first_line(error).partition(" You can use")[0]
-        raise Mistake(f"{reason} Where the data set is: data.root=FOLDER") from error
+        raise UserError(f"{reason} Where the data set is: data.root=FOLDER") from error
     wrong = (predictions != labels).nonzero().flatten()
     wrong = wrong[probabilities[wrong].argsort(descending=True)][:WRONG]
     others = (predictions == labels).nonzero().flatten()[: COUNT - len(wrong)]
@@ -71,7 +71,7 @@ def _examine(predictor: Predictor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _test_set(data: Any) -> Any:
     split_file = getattr(data, "split_file", None)
     if split_file and not Path(split_file).exists():
-        raise Mistake(f"{Path(split_file).name} is not in the run folder, and nothing is written there.")
+        raise UserError(f"{Path(split_file).name} is not in the run folder, and nothing is written there.")
     data.num_workers = 0
     data.setup("test")
     return data.test_dataloader().dataset

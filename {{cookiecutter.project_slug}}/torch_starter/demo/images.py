@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..mistakes import Mistake
+from ..mistakes import UserError
 from . import display
 from .examples import Example, find_examples
 from .predictor import Predictor
@@ -44,7 +44,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
     """
     channels, height, width = predictor.run.data.image_shape
     if "probabilities" not in predictor.predict(torch.zeros((1, channels, height, width), dtype=torch.uint8)):
-        raise Mistake("The model gives no probabilities of classes; of images demo.py shows nothing else.")
+        raise UserError("The model gives no probabilities of classes; of images demo.py shows nothing else.")
     if channels == 1 and max(height, width) <= LARGEST_DRAWING:
         _add_sketchpad(predictor)
     shown = gradio.State()  # the image that is answered
@@ -55,7 +55,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
             try:
                 if not examples:
                     examples.extend(find_examples(predictor))
-            except Mistake as mistake:
+            except UserError as mistake:
                 return display.message(f"No test images: {mistake}")
         return display.gallery([example.image for example in examples], [example.caption for example in examples])
 

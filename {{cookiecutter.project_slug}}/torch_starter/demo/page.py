@@ -7,9 +7,9 @@ from typing import Any
 import gradio
 
 from ..callbacks.progress import data_name, network_name
-from ..files import shown
+from ..files import display_path
 from ..loaded_run import Run
-from ..mistakes import Mistake
+from ..mistakes import UserError
 from ..results import final_metrics
 from .images import add_images
 from .line import add_line
@@ -33,7 +33,7 @@ def make_page(run: Run) -> gradio.Blocks:
     elif _is_number(predictor):
         add = add_line
     else:
-        raise Mistake(
+        raise UserError(
             f"demo.py has no page for {type(run.data).__name__}: it has no image_shape and no columns, and its "
             "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
         )
@@ -42,7 +42,7 @@ def make_page(run: Run) -> gradio.Blocks:
     with contextlib.suppress(ValueError, AttributeError):  # of a file that is damaged
         values = final_metrics({"metrics": run.metrics})
         metrics = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
-    about = " · ".join([str(shown(run.folder)), run.checkpoint.name, *metrics])
+    about = " · ".join([str(display_path(run.folder)), run.checkpoint.name, *metrics])
     title = f"{network_name(run.model)}, {data}"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=HOURLY) as page:
         gradio.HTML(f"<h1>{escape(title)}</h1><p>{escape(about)}</p>")

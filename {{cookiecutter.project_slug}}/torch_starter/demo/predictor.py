@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..loaded_run import Run
-from ..mistakes import Mistake
+from ..mistakes import UserError
 from ..prediction import find_inputs
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Predictor:
         with self._lock, torch.inference_mode(), self._precision.predict_step_context():
             output = self._model.predict_step(self._model.on_after_batch_transfer(samples, 0), *self._index)
         if not isinstance(output, Mapping):
-            raise Mistake(f"predict_step of {type(self.run.model).__name__} must return a dict: see protocols.py.")
+            raise UserError(f"predict_step of {type(self.run.model).__name__} must return a dict: see protocols.py.")
         return {name: values.cpu() for name, values in output.items()}
 
     def class_names(self, count: int) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..mistakes import Mistake
+from ..mistakes import UserError
 
 if TYPE_CHECKING:
     from ..loaded_run import Run
@@ -21,12 +21,12 @@ LARGEST_UPLOAD = "20mb"  # photographs of phones are smaller
 def refuse(host: str, port: int | None) -> None:
     """Raises Mistake if there can be no page, before the seconds that loading takes."""
     if importlib.util.find_spec("gradio") is None:
-        raise Mistake('demo.py needs Gradio, which is not installed: pip install -e ".[demo]"')
+        raise UserError('demo.py needs Gradio, which is not installed: pip install -e ".[demo]"')
     try:
         socket.create_server((host, port or 0)).close()
     except (OSError, OverflowError) as error:
         where = f"--host {host}" + (f" --port {port}" if port else "")
-        raise Mistake(f"There can be no page at {where}: {error}. Choose another.") from error
+        raise UserError(f"There can be no page at {where}: {error}. Choose another.") from error
 
 
 def serve(run: "Run", host: str, port: int | None, is_shared: bool) -> None:

@@ -57,7 +57,7 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
 
 def encode_row(cells: Mapping[str, str], columns: Sequence[Column]) -> Tensor:
     """Float32 (columns,), of text by the name of the column; as `predict.py` reads COLUMN=VALUE."""
-    return tables.encode(tables.one_row(cells), columns)[0]
+    return tables.encode_rows(tables.make_row(cells), columns)[0]
 
 
 def _field(column: Column) -> Any:

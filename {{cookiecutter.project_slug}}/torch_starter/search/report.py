@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..comparison.runs import from_results
 from ..comparison.settings import shown_metrics
 from ..comparison.table import Column, metric_columns, print_table, setting_columns, short_names
-from ..files import read_json, replacing
-from ..mistakes import Mistake, printable
+from ..files import read_json, replace_atomically
+from ..mistakes import UserError, printable
 from ..results import final_metrics
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     failed = f"{count['FAIL']} of {len(trials)} trials failed; their folders have error.txt and train.log.\n"
     failed += "\n".join(f"  {number} x  {reason}" for reason, number in reasons.most_common(3))
     if count["FAIL"] == len(trials):
-        raise Mistake(failed + f"\nDelete {folder} to start once more.")
+        raise UserError(failed + f"\nDelete {folder} to start once more.")
     if reasons:
         print(printable(failed))
     if count["RUNNING"]:
@@ -161,6 +161,6 @@ def draw(study: "Study", folder: Path, metric: str) -> None:
                 print(f"There is no {name}: {error}")
                 continue
             axes.figure.set_size_inches(8, 4.5)
-            with replacing(folder / name) as unfinished:
+            with replace_atomically(folder / name) as unfinished:
                 axes.figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
             pyplot.close("all")

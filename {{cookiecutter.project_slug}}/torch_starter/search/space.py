@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .. import project
 from ..explanations import explanation
-from ..files import shown
-from ..mistakes import Mistake, nearest
+from ..files import display_path
+from ..mistakes import UserError, nearest
 
 SPACES = project.CONFIGS / "sweep"
 # What a trial may not choose: it would not be comparable with the others, or not be in its folder.
@@ -34,11 +34,13 @@ def find_space(words: Sequence[str]) -> Path:
     """
     names = sorted(path.stem for path in SPACES.glob("*.yaml"))
     if not words or "=" in words[0]:
-        raise Mistake(f"Say which space to search: python sweep.py SPACE\nChoices: {', '.join(names)}, or a file")
+        raise UserError(f"Say which space to search: python sweep.py SPACE\nChoices: {', '.join(names)}, or a file")
     for path in (SPACES / f"{words[0]}.yaml", Path(words[0])):
         if path.is_file():
-            return shown(path)
-    raise Mistake(f"{words[0]}: there is no such file, and no such space in configs/sweep." + nearest(words[0], names))
+            return display_path(path)
+    raise UserError(
+        f"{words[0]}: there is no such file, and no such space in configs/sweep." + nearest(words[0], names)
+    )
 
 
 def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -57,35 +59,35 @@ def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[s
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))  # which reads 1e-4 as a number; PyYAML does not
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        raise Mistake(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     keys = content if isinstance(content, dict) else {}
     for key in keys:
         if key not in ("overrides", "space"):
-            raise Mistake(f"{path}: {key}: there is no such key." + nearest(str(key), ["overrides", "space"]))
+            raise UserError(f"{path}: {key}: there is no such key." + nearest(str(key), ["overrides", "space"]))
     space, overrides = keys.get("space"), keys.get("overrides") or []
     if not isinstance(space, dict) or not space:
-        raise Mistake(f"{path} has no space. It needs, for example:\nspace:\n  optimizer: [sgd, adam]")
+        raise UserError(f"{path} has no space. It needs, for example:\nspace:\n  optimizer: [sgd, adam]")
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise Mistake(f"{path}: overrides is {overrides}: write a list, as in overrides: [experiment=mnist]")
+        raise UserError(f"{path}: overrides is {overrides}: write a list, as in overrides: [experiment=mnist]")
     for key, values in space.items():
         if problem := problem_of(key, values) if isinstance(key, str) else "write a key, as in optimizer.lr":
-            raise Mistake(f"{path}: {key}: {problem}")
+            raise UserError(f"{path}: {key}: {problem}")
 
     for word in words:
         if "=" not in word and not word.startswith("~"):
-            raise Mistake(f"{word}: write key=value after the space, as in trainer.max_epochs=5")
+            raise UserError(f"{word}: write key=value after the space, as in trainer.max_epochs=5")
     parser = OverridesParser.create()
     said = {override.key_or_group for override in parser.parse_overrides(list(words))}
     kept = [line for line in overrides if parser.parse_override(line).key_or_group not in said]
     for override in parser.parse_overrides([*kept, *words]):
         if override.key_or_group in space:
             source = "on the command line" if override.key_or_group in said else "in its overrides"
-            raise Mistake(
+            raise UserError(
                 f"{override.key_or_group} is in the space of {path} and {source} ({override.input_line}): "
                 "take it out of one of them."
             )
         if override.key_or_group.split(".")[0] in ("hydra", "run_dir"):
-            raise Mistake(f"{override.input_line}: a study has its own folders. --study NAME chooses where.")
+            raise UserError(f"{override.input_line}: a study has its own folders. --study NAME chooses where.")
     return space, [*kept, *words]
 
 
@@ -153,16 +155,18 @@ def compose_all(path: Path, space: dict[str, Any], overrides: list[str]) -> Dict
             message = explanation(error)
             if message is None:
                 raise
-            raise Mistake(message + where) from error
+            raise UserError(message + where) from error
         best = composed.callbacks.get("best_checkpoint")
         if not best or not best.monitor:
-            raise Mistake("callbacks.best_checkpoint is left out: its monitor is what trials are compared by." + where)
+            raise UserError(
+                "callbacks.best_checkpoint is left out: its monitor is what trials are compared by." + where
+            )
         if best.mode not in ("min", "max"):
-            raise Mistake(f"callbacks.best_checkpoint.mode is {best.mode}; it must be min or max." + where)
+            raise UserError(f"callbacks.best_checkpoint.mode is {best.mode}; it must be min or max." + where)
         if config is None:
             config, metric = composed, f"{best.mode} {best.monitor}"
         elif metric != f"{best.mode} {best.monitor}":
-            raise Mistake(
+            raise UserError(
                 f"callbacks.best_checkpoint looks for {best.mode} {best.monitor}, and in other trials for {metric}: "
                 f"they could not be compared." + where
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from ..files import write_json
-from ..mistakes import Mistake
+from ..mistakes import UserError
 from ..trust import refuse_links
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def study_folder(name: str) -> Path:
         Mistake: if ``name`` cannot be that of a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise Mistake(f"{name} cannot be the name of a study: use letters, digits, _, - and dots, as in --study first")
+        raise UserError(
+            f"{name} cannot be the name of a study: use letters, digits, _, - and dots, as in --study first"
+        )
     return Path("outputs/sweeps", name)
 
 
@@ -52,7 +54,7 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
-        raise Mistake(f'{error}. Install what sweep.py needs: pip install -e ".[sweep]"') from error
+        raise UserError(f'{error}. Install what sweep.py needs: pip install -e ".[sweep]"') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
@@ -66,7 +68,7 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
         if path.exists():
             refuse_another(path, search, optuna.__version__)
         if not journal.exists() and any(folder.glob("[0-9]*")):
-            raise Mistake(f"{folder} has trials and no study.log. Delete it, or choose another by --study NAME.")
+            raise UserError(f"{folder} has trials and no study.log. Delete it, or choose another by --study NAME.")
         write_json(path, {"format": FORMAT, "optuna": optuna.__version__, **search})
         lock = FileLock(folder / ".study.log.lock")
         try:
@@ -82,7 +84,7 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
                 load_if_exists=True,
             )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise Mistake(
+            raise UserError(
                 f"{journal} cannot be read: it is damaged, or from a newer optuna than {optuna.__version__} "
                 f"({type(error).__name__}: {error}).\nStart another study: --study NAME"
             ) from error
@@ -101,13 +103,13 @@ def refuse_another(path: Path, search: dict[str, Any], version: str) -> None:
         newer_optuna = int(saved["optuna"].partition(".")[0]) > int(version.partition(".")[0])
         differences = list(differences_of({key: saved.get(key) for key in search}, search)) if not newer else []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Mistake(f"{path} cannot be read: {type(error).__name__}: {error}{remedy}") from error
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}{remedy}") from error
     if newer:
-        raise Mistake(f"{path} has format {saved['format']}, of a newer sweep.py; this one reads {FORMAT}.{remedy}")
+        raise UserError(f"{path} has format {saved['format']}, of a newer sweep.py; this one reads {FORMAT}.{remedy}")
     if newer_optuna:
-        raise Mistake(f"{path} is from optuna {saved['optuna']}; {version} is installed. Update it.{remedy}")
+        raise UserError(f"{path} is from optuna {saved['optuna']}; {version} is installed. Update it.{remedy}")
     if differences:
-        raise Mistake(f"{path.parent} is another search:\n" + "\n".join(differences) + remedy)
+        raise UserError(f"{path.parent} is another search:\n" + "\n".join(differences) + remedy)
 
 
 def differences_of(saved: Any, now: Any, key: str = "") -> Iterator[str]:

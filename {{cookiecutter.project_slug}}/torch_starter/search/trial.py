@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from .. import run_folder
-from ..compat import resumed_trial
+from ..compat import reopen_trial
 from ..explanations import explanation
 from ..files import write_text
 from ..job import run_job
-from ..mistakes import Mistake, nearest
+from ..mistakes import UserError, nearest
 from ..run_lookup import has_checkpoint
 from .report import assignments, best_value, line, table
 from .space import as_text
@@ -93,7 +93,7 @@ def claim(
 
     def lock_of(number: int) -> "BaseFileLock":
         (folder / str(number)).mkdir(exist_ok=True)
-        lock = run_folder.lock_of((folder / str(number)).resolve())
+        lock = run_folder.get_lock((folder / str(number)).resolve())
         lock.acquire(timeout=0)
         return lock
 
@@ -105,7 +105,7 @@ def claim(
                 with suppress(Timeout):
                     lock = lock_of(frozen.number)
                     if study.trials[frozen.number].state == TrialState.RUNNING:
-                        found = resumed_trial(study, frozen), lock, True
+                        found = reopen_trial(study, frozen), lock, True
                         break
                     lock.release()  # its process has just finished it
         if not found:
@@ -166,10 +166,10 @@ def run(
         if goes_on and has_checkpoint(folder):
             config.ckpt_path = "last"
         try:
-            with run_folder.opened(config, is_kept=True):
+            with run_folder.open_run_folder(config, is_kept=True):
                 train(config, watch(study, trial, metric))
             if not study.trials[trial.number].intermediate_values:
-                raise Mistake(f"{metric} was never measured: there was no validation.")
+                raise UserError(f"{metric} was never measured: there was no validation.")
         except TrialPruned as pruned:
             state = TrialState.PRUNED
             log.info(str(pruned))
@@ -201,10 +201,10 @@ def watch(study: "Study", trial: "Trial", metric: str) -> "Callback":
             return
         epoch = trainer.current_epoch + 1
         if metric not in trainer.callback_metrics:
-            raise Mistake(f"{metric} is not measured." + nearest(metric, trainer.callback_metrics))
+            raise UserError(f"{metric} is not measured." + nearest(metric, trainer.callback_metrics))
         value = float(trainer.callback_metrics[metric])
         if not math.isfinite(value):
-            raise Mistake(f"{metric} is {value} after epoch {epoch}.")
+            raise UserError(f"{metric} is {value} after epoch {epoch}.")
         if epoch not in reported:
             trial.report(value, epoch)
             reported.add(epoch)

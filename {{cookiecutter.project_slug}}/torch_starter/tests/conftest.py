@@ -14,7 +14,7 @@ from project_for_tests import (  # first: it chooses which torch_starter is test
     PACKAGE,
     ROOT,
     write_idx_pair,
-    write_pictures,
+    write_images,
 )
 
 import torch_starter  # isort: skip
@@ -105,10 +105,10 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def image_folder(tmp_path) -> Path:
     """A folder of small pictures of all sizes, one subfolder per colour."""
-    write_pictures(tmp_path / "pictures", 30, seed=0)
-    return tmp_path / "pictures"
+    write_images(tmp_path / "images", 30, seed=0)
+    return tmp_path / "images"
 
 
 def _in_child(arguments, output, sent, at, limit, calls):

@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
 COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 
-def write_pictures(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
+def write_images(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
     """For each colour ``count`` JPEG files that are named by seed and number."""
     generator = numpy.random.default_rng(seed)
     for color in colors:

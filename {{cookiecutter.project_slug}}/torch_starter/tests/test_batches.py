@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from project_for_tests import ROOT
 from torch_starter.data import batches
 from torch_starter.data.augmentation import Augmentation
-from torch_starter.data.batches import BatchLoader, TensorBatches, balanced_weights, workers_for
+from torch_starter.data.batches import BatchLoader, TensorBatches, balanced_weights, make_workers
 
 
 def make(*overrides: str):
@@ -145,7 +145,7 @@ def balanced(num_workers: int = 0, seed: int = 42) -> BatchLoader:
     images = torch.randint(256, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     augment = Augmentation({"crop": v2.RandomCrop(8, padding=8)}, seed)
     dataset = TensorBatches(images, LABELS, torch.arange(100), augment=augment)
-    return BatchLoader(dataset, 32, seed, workers_for([dataset], num_workers), balanced_weights(LABELS))
+    return BatchLoader(dataset, 32, seed, make_workers([dataset], num_workers), balanced_weights(LABELS))
 
 
 def epoch_of(loader: BatchLoader, epoch: int) -> list[torch.Tensor]:

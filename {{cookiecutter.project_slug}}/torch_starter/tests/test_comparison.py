@@ -156,8 +156,8 @@ def test_a_changed_config_file_tells_runs_apart(write, compare):
 
 
 @pytest.mark.slow
-def test_what_the_data_say_is_no_setting(train, pictures, compare):
-    options = ["data=image_folder", f"data.root={pictures}", "model=cnn", "data.image_shape=[3,16,16]"]
+def test_what_the_data_say_is_no_setting(train, image_folder, compare):
+    options = ["data=image_folder", f"data.root={image_folder}", "model=cnn", "data.image_shape=[3,16,16]"]
     runs = [train(*options, "trainer.max_epochs=1", f"seed={seed}")[0] for seed in (1, 2)]
     assert all("data.num_classes" not in results(run)["hyperparameters"] for run in runs)
     settings, _ = tables(compare())

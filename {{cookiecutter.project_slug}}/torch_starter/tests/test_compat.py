@@ -100,7 +100,7 @@ def test_a_closed_event_file_is_opened_anew(tmp_path):
 def test_a_compiled_module_can_be_traced():
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     model[0].compile()
-    with compat.uncompiled(model):
+    with compat.disable_compiled_modules(model):
         traced = torch.jit.trace(model, torch.ones(1, 1))
         assert traced(torch.ones(1, 1)).equal(model(torch.ones(1, 1)))
     assert model[0]._compiled_call_impl
@@ -179,7 +179,7 @@ def test_a_trial_is_gone_on_with():
     study = optuna.create_study()
     trial = study.ask()
     value = trial.suggest_float("x", 0, 1)
-    resumed = compat.resumed_trial(study, study.trials[0])
+    resumed = compat.reopen_trial(study, study.trials[0])
     assert resumed.suggest_float("x", 0, 1) == value
     study.tell(resumed, value)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
@@ -187,5 +187,5 @@ def test_a_trial_is_gone_on_with():
 
 def test_error_of_a_job_is_known():
     error = ValueError("wrong")
-    assert compat.error_of(JobReturn(status=JobStatus.FAILED, _return_value=error)) is error
-    assert compat.error_of(JobReturn(status=JobStatus.COMPLETED, _return_value=1)) is None
+    assert compat.get_job_error(JobReturn(status=JobStatus.FAILED, _return_value=error)) is error
+    assert compat.get_job_error(JobReturn(status=JobStatus.COMPLETED, _return_value=1)) is None

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import torch_starter
-from project_for_tests import ROOT, environment, write_pictures
-from torch_starter.mistakes import Mistake
+from project_for_tests import ROOT, environment, write_images
+from torch_starter.mistakes import UserError
 
 pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
 
@@ -39,7 +39,7 @@ def test_answers_are_those_of_predict(line, classifier, folder):
     (row,) = predictor.run.predict([4.25])
     assert predictor.predict(predictor.read(["4.25"])[None])["y"].tolist() == [row["y"]]
 
-    write_pictures(folder / "new", count=1, seed=5)
+    write_images(folder / "new", count=1, seed=5)
     predictor = Predictor(torch_starter.load_run(classifier))
     for path in (folder / "new").rglob("*.jpg"):
         (row,) = predictor.run.predict([path], probabilities=True)
@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(line, script, monke
 def test_data_without_a_page_are_named(line, folder):
     run = torch_starter.load_run(line)
     run.data.read_input = lambda word: torch.zeros(2)
-    with pytest.raises(Mistake, match="no page for Points: it has no image_shape and no columns"):
+    with pytest.raises(UserError, match="no page for Points: it has no image_shape and no columns"):
         make_page(run)
     run.data.image_shape = (1, 8, 8)
     with pytest.raises(RuntimeError):  # a model that takes no images: its own error
@@ -129,11 +129,11 @@ def test_examples_are_wrong_ones_first_and_are_of_the_test_set(classifier, folde
 
 def test_test_images_that_are_not_here_are_said_to_be_missing(classifier, folder):
     run = torch_starter.load_run(classifier, overrides=["data.root=gone"])
-    with pytest.raises(Mistake, match="Dataset not found"):
+    with pytest.raises(UserError, match="Dataset not found"):
         examples.find_examples(Predictor(run))
     assert not Path("gone").exists()  # nothing is downloaded
     run.data.split_file = classifier / "split.csv"  # which would be written anew
-    with pytest.raises(Mistake, match=r"split\.csv is not in the run folder"):
+    with pytest.raises(UserError, match=r"split\.csv is not in the run folder"):
         examples.find_examples(Predictor(run))
 
 

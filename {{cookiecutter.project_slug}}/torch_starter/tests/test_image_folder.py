@@ -18,10 +18,10 @@ from lightning import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
-from project_for_tests import ROOT, environment, write_pictures
+from project_for_tests import ROOT, environment, write_images
 from torch_starter.data.image_files import ImageFiles
-from torch_starter.data.images import read_picture
-from torch_starter.data.splits import read_splits, take_fold, write_splits
+from torch_starter.data.images import read_image
+from torch_starter.data.splits import read_splits, split_fold, write_splits
 
 SMALL = ["data=image_folder", "data.image_shape=[3,16,16]", "data.batch_size=16", "model=cnn"]
 
@@ -88,44 +88,44 @@ def test_images_have_names_of_any_length(tmp_path):
     assert images.broken_files() == [str(tmp_path / name) for name in names[1:4]]
 
 
-def test_it_learns_from_a_folder_of_pictures(train, script, pictures, tmp_path):
-    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=8")
+def test_it_learns_from_a_folder_of_pictures(train, script, image_folder, tmp_path):
+    (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=8")
     assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
-    script("predict.py", run, pictures / "red/0_03.jpg", pictures / "blue", "--output", tmp_path / "out.json")
+    script("predict.py", run, image_folder / "red/0_03.jpg", image_folder / "blue", "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows[0]["label"] == "red"
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
-def test_predictions_are_those_of_the_test(train, script, pictures, tmp_path):
-    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=2")
+def test_predictions_are_those_of_the_test(train, script, image_folder, tmp_path):
+    (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=2")
     test = sorted(splits(run / "split.csv")["test"])
-    script("predict.py", run, *(pictures / picture for picture in test), "--output", tmp_path / "out.json")
+    script("predict.py", run, *(image_folder / picture for picture in test), "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     right = sum(row["label"] == picture.partition("/")[0] for row, picture in zip(rows, test, strict=True))
     assert right / len(test) == pytest.approx(metrics(run)["test/acc"])
 
 
-def test_too_few_images_name_all_classes(train, pictures):
-    for path in [*sorted((pictures / "red").iterdir())[2:], *sorted((pictures / "blue").iterdir())[1:]]:
+def test_too_few_images_name_all_classes(train, image_folder):
+    for path in [*sorted((image_folder / "red").iterdir())[2:], *sorted((image_folder / "blue").iterdir())[1:]]:
         path.unlink()
     with pytest.raises(SystemExit) as exit_:
-        train(*SMALL, f"data.root={pictures}")
+        train(*SMALL, f"data.root={image_folder}")
     assert "blue (1), red (2)" in exit_.value.code
     assert "green" not in exit_.value.code
-    shutil.copy(pictures / "red/0_00.jpg", pictures / "red/third.jpg")
+    shutil.copy(image_folder / "red/0_00.jpg", image_folder / "red/third.jpg")
     for name in ("second", "third"):
-        shutil.copy(pictures / "red/0_00.jpg", pictures / f"blue/{name}.jpg")
-    assert train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+        shutil.copy(image_folder / "red/0_00.jpg", image_folder / f"blue/{name}.jpg")
+    assert train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
 
 
 # Which picture is in which split
 
 
-def test_without_splits_each_class_is_cut_alike_by_the_seed(pictures, tmp_path):
-    shutil.rmtree(pictures / "green")
-    write_pictures(pictures, 20, seed=1, colors=("blue",))
-    data = make(pictures, tmp_path, "data.val_share=0.1", "data.test_share=0.2")
+def test_without_splits_each_class_is_cut_alike_by_the_seed(image_folder, tmp_path):
+    shutil.rmtree(image_folder / "green")
+    write_images(image_folder, 20, seed=1, colors=("blue",))
+    data = make(image_folder, tmp_path, "data.val_share=0.1", "data.test_share=0.2")
     assert Counter(data.train_set.labels.tolist()) == {0: 35, 1: 21}
     assert Counter(data.val_set.labels.tolist()) == {0: 5, 1: 3}
     assert Counter(data.test_set.labels.tolist()) == {0: 10, 1: 6}
@@ -134,15 +134,15 @@ def test_without_splits_each_class_is_cut_alike_by_the_seed(pictures, tmp_path):
 
     for seed, same in ((42, True), (0, False)):
         (tmp_path / str(seed)).mkdir()
-        make(pictures, tmp_path / str(seed), f"seed={seed}")
+        make(image_folder, tmp_path / str(seed), f"seed={seed}")
         assert (splits(tmp_path / str(seed) / "split.csv") == found) == same
 
 
 @pytest.mark.parametrize("given", [["test"], ["val"], ["test", "val"], []], ids="+".join)
 def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tmp_path, given):
     for seed, split in enumerate(["train", *given]):
-        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
-    make(tmp_path / "pictures", tmp_path)
+        write_images(tmp_path / "images" / split, 10, seed=seed)
+    make(tmp_path / "images", tmp_path)
     found = splits(tmp_path / "split.csv")
     for split in ("val", "test"):
         if split in given:
@@ -155,24 +155,24 @@ def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tm
 
 
 def test_a_class_of_trains_is_no_split(tmp_path):
-    write_pictures(tmp_path / "pictures", 10, seed=0)
-    (tmp_path / "pictures/red").rename(tmp_path / "pictures/train")
-    assert make(tmp_path / "pictures", tmp_path).class_names == ["blue", "green", "train"]
+    write_images(tmp_path / "images", 10, seed=0)
+    (tmp_path / "images/red").rename(tmp_path / "images/train")
+    assert make(tmp_path / "images", tmp_path).class_names == ["blue", "green", "train"]
 
 
 @pytest.mark.slow
-def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_path, capfd):
-    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+def test_pictures_that_arrive_later_do_not_leak(train, script, image_folder, tmp_path, capfd):
+    (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
     before = splits(run / "split.csv")
     loss = metrics(run)["test/loss"]
-    write_pictures(pictures, 10, seed=9)
+    write_images(image_folder, 10, seed=9)
     capfd.readouterr()
     script("evaluate.py", run, "--json")
     assert json.loads(capfd.readouterr().out)["metrics"]["test/loss"] == loss
     script("resume.py", run, "trainer.max_epochs=2")
     assert splits(run / "split.csv") == before
 
-    (other,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1", f"data.split_of={run}", "seed=3")
+    (other,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1", f"data.split_of={run}", "seed=3")
     after = splits(other / "split.csv")
     assert (after["val"], after["test"]) == (before["val"], before["test"])
     assert after["train"] == before["train"] | {
@@ -182,24 +182,24 @@ def test_pictures_that_arrive_later_do_not_leak(train, script, pictures, tmp_pat
 
 def test_a_folder_test_stays_one_beside_the_splits_of_another_run(tmp_path):
     for seed, split in enumerate(["train", "test"]):
-        write_pictures(tmp_path / "pictures" / split, 10, seed=seed)
+        write_images(tmp_path / "images" / split, 10, seed=seed)
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
-    make(tmp_path / "pictures", tmp_path / "first")
+    make(tmp_path / "images", tmp_path / "first")
     before = splits(tmp_path / "first/split.csv")
     for seed, split in enumerate(["train", "test"], start=8):
-        write_pictures(tmp_path / "pictures" / split, 2, seed=seed)
-    make(tmp_path / "pictures", tmp_path / "second", f"data.split_of={tmp_path / 'first'}")
+        write_images(tmp_path / "images" / split, 2, seed=seed)
+    make(tmp_path / "images", tmp_path / "second", f"data.split_of={tmp_path / 'first'}")
     after = splits(tmp_path / "second/split.csv")
     assert after["val"] == before["val"]
     assert len(after["train"] - before["train"]) == len(after["test"] - before["test"]) == 6
     assert all(picture.startswith("test/") for picture in after["test"])
 
 
-def test_a_run_can_be_used_without_its_pictures(train, script, pictures, tmp_path):
-    (run,) = train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
-    shutil.copy(pictures / "red/0_00.jpg", tmp_path / "one.jpg")
-    shutil.rmtree(pictures)
+def test_a_run_can_be_used_without_its_pictures(train, script, image_folder, tmp_path):
+    (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
+    shutil.copy(image_folder / "red/0_00.jpg", tmp_path / "one.jpg")
+    shutil.rmtree(image_folder)
     script("predict.py", run, tmp_path / "one.jpg")
 
 
@@ -211,12 +211,12 @@ def test_folds_have_each_sample_once_and_are_stratified():
     order = torch.randperm(24)
     folds = []
     for fold in range(5):
-        rest, taken = take_fold(order, 5, fold)
+        rest, taken = split_fold(order, 5, fold)
         assert sorted([*rest.tolist(), *taken.tolist()]) == list(range(24))
         assert rest.tolist() == [sample for sample in order.tolist() if sample in rest], "their order is kept"
         folds += taken.tolist()
         assert len(taken) in (4, 5)
-        counts = labels[take_fold(torch.arange(24), 5, fold)[1]].bincount(minlength=3)
+        counts = labels[split_fold(torch.arange(24), 5, fold)[1]].bincount(minlength=3)
         assert all(abs(count - share / 5) < 1 for count, share in zip(counts.tolist(), (7, 12, 5), strict=True))
     assert sorted(folds) == list(range(24))
 
@@ -234,15 +234,15 @@ def test_folds_have_each_sample_once_and_are_stratified():
 )
 def test_folds_that_do_not_exist_are_refused(num_folds, fold, message):
     with pytest.raises(MisconfigurationException, match=message):
-        take_fold(torch.arange(10), num_folds, fold)
+        split_fold(torch.arange(10), num_folds, fold)
 
 
 @pytest.mark.parametrize("has_test", [False, True])
 def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
-    root = tmp_path / "pictures"
-    write_pictures(root / "train" if has_test else root, 11, seed=0)
+    root = tmp_path / "images"
+    write_images(root / "train" if has_test else root, 11, seed=0)
     if has_test:
-        write_pictures(root / "test", 3, seed=1)
+        write_images(root / "test", 3, seed=1)
     make(root, tmp_path)
     without = splits(tmp_path / "split.csv")
     folds = []
@@ -269,21 +269,21 @@ def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
         ),
     ],
 )
-def test_folds_that_do_not_fit_are_explained(train, pictures, arguments, message):
+def test_folds_that_do_not_fit_are_explained(train, image_folder, arguments, message):
     with pytest.raises(SystemExit, match=message):
-        train(*SMALL, f"data.root={pictures}", *arguments)
+        train(*SMALL, f"data.root={image_folder}", *arguments)
 
 
 def test_folds_of_a_folder_with_a_validation_set_are_refused(train, tmp_path):
     for seed, name in enumerate(("train", "valid")):
-        write_pictures(tmp_path / "P" / name, 10, seed=seed)
+        write_images(tmp_path / "P" / name, 10, seed=seed)
     with pytest.raises(SystemExit, match=r"but the folder \S+valid fixes the validation set already\. Remove data"):
         train(*SMALL, f"data.root={tmp_path / 'P'}", "data.num_folds=5")
 
 
 @pytest.mark.slow
-def test_a_multirun_over_folds_validates_each_image_once(train, pictures):
-    quick = [*SMALL, f"data.root={pictures}", "data.num_workers=0", "trainer.max_epochs=1"]
+def test_a_multirun_over_folds_validates_each_image_once(train, image_folder):
+    quick = [*SMALL, f"data.root={image_folder}", "data.num_workers=0", "trainer.max_epochs=1"]
     runs = train("-m", *quick, "data.num_folds=3", "data.fold=0,1,2")
     found = [splits(run / "split.csv") for run in runs]
     validated = [picture for split in found for picture in split["val"]]
@@ -295,15 +295,15 @@ def test_a_multirun_over_folds_validates_each_image_once(train, pictures):
 # Rare classes
 
 
-def make_rare(pictures):
-    for path in sorted((pictures / "red").iterdir())[5:]:
+def make_rare(image_folder):
+    for path in sorted((image_folder / "red").iterdir())[5:]:
         path.unlink()
 
 
-def test_a_balanced_epoch_sees_a_rare_class_as_often(pictures, tmp_path):
-    make_rare(pictures)
-    data = make(pictures, tmp_path, "data.balance=true", "data.num_workers=0")
-    plain = make(pictures, tmp_path, "data.num_workers=0")
+def test_a_balanced_epoch_sees_a_rare_class_as_often(image_folder, tmp_path):
+    make_rare(image_folder)
+    data = make(image_folder, tmp_path, "data.balance=true", "data.num_workers=0")
+    plain = make(image_folder, tmp_path, "data.num_workers=0")
     assert torch.cat([labels for _, labels in plain.train_dataloader()]).bincount().tolist() == [21, 21, 3]
     loader, seen = data.train_dataloader(), []
     for epoch in range(20):
@@ -314,16 +314,18 @@ def test_a_balanced_epoch_sees_a_rare_class_as_often(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(train, script, pictures, tmp_path, capfd):
-    make_rare(pictures)
-    quick = [*SMALL, f"data.root={pictures}", "data.balance=true", "scheduler=constant"]
+def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(
+    train, script, image_folder, tmp_path, capfd
+):
+    make_rare(image_folder)
+    quick = [*SMALL, f"data.root={image_folder}", "data.balance=true", "scheduler=constant"]
     (whole,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=2")
     (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
     script("resume.py", parts, "trainer.max_epochs=2")
     assert all(weights(whole)[name].equal(weights(parts)[name]) for name in weights(whole))
 
     images = sorted(splits(whole / "split.csv")["train"])
-    script("predict.py", whole, *(pictures / image for image in images), "--output", tmp_path / "out.json")
+    script("predict.py", whole, *(image_folder / image for image in images), "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     right = sum(row["label"] == image.partition("/")[0] for row, image in zip(rows, images, strict=True))
     capfd.readouterr()
@@ -335,10 +337,10 @@ def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(tra
 # What people's folders have in them
 
 
-def test_pictures_of_every_kind(pictures, tmp_path):
+def test_pictures_of_every_kind(image_folder, tmp_path):
     noise = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8)
     image = Image.fromarray(noise)
-    red = pictures / "red"
+    red = image_folder / "red"
     shutil.rmtree(red)
     red.mkdir()
     image.save(red / "plain.png")
@@ -356,8 +358,8 @@ def test_pictures_of_every_kind(pictures, tmp_path):
     # What nobody means to be a picture:
     (red / "notes.txt").write_text("red ones")
     (red / "._plain.png").write_bytes(b"macOS")
-    (pictures / ".ipynb_checkpoints").mkdir()
-    data = make(pictures, tmp_path, "data.num_workers=0")
+    (image_folder / ".ipynb_checkpoints").mkdir()
+    data = make(image_folder, tmp_path, "data.num_workers=0")
     assert data.class_names == ["blue", "green", "red"]
     names = {path for split in splits(tmp_path / "split.csv").values() for path in split if path.startswith("red/")}
     assert len(names) == 11
@@ -366,7 +368,7 @@ def test_pictures_of_every_kind(pictures, tmp_path):
             assert images.shape[1:] == (3, 16, 16)
             assert images.dtype == torch.uint8
             assert labels.dtype == torch.int64
-    grey = make(pictures, tmp_path / "grey", "data.image_shape=[1,16,16]", "data.num_workers=0")
+    grey = make(image_folder, tmp_path / "grey", "data.image_shape=[1,16,16]", "data.num_workers=0")
     assert next(iter(grey.train_dataloader()))[0].shape[1:] == (1, 16, 16)
 
 
@@ -385,24 +387,24 @@ MISTAKES = {
     ),
     "a class that only the test has": (
         lambda f: (
-            write_pictures(f / "train", 5, seed=0, colors=("red", "blue")),
-            write_pictures(f / "test", 2, seed=1),
+            write_images(f / "train", 5, seed=0, colors=("red", "blue")),
+            write_images(f / "test", 2, seed=1),
         ),
         ["test has classes that", "train does not have: green"],
     ),
     "an empty test": (
-        lambda f: (write_pictures(f / "train", 5, seed=0), (f / "test").mkdir()),
+        lambda f: (write_images(f / "train", 5, seed=0), (f / "test").mkdir()),
         ["test has no pictures"],
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_folder_that_is_not_right_is_explained(train, pictures, mistake):
+def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
     make_mistake, messages = MISTAKES[mistake]
-    make_mistake(pictures)
+    make_mistake(image_folder)
     with pytest.raises(SystemExit) as exit_:
-        train(*SMALL, f"data.root={pictures}")
+        train(*SMALL, f"data.root={image_folder}")
     for message in messages:
         assert message in exit_.value.code
     assert len(exit_.value.code.splitlines()) <= 4
@@ -425,9 +427,9 @@ def test_a_folder_that_is_not_right_is_explained(train, pictures, mistake):
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_a_setting_that_does_not_fit_is_explained(train, pictures, arguments, messages):
+def test_a_setting_that_does_not_fit_is_explained(train, image_folder, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
-        train(*SMALL, f"data.root={pictures}", *arguments)
+        train(*SMALL, f"data.root={image_folder}", *arguments)
     for message in messages:
         assert message in exit_.value.code
     assert len(exit_.value.code.splitlines()) <= 4
@@ -438,9 +440,9 @@ def test_the_folder_has_no_default(train):
         train(*SMALL)
 
 
-def damage(pictures, count=3):
+def damage(image_folder, count=3):
     """Breaks training pictures in three ways; returns their paths."""
-    paths = sorted((pictures / "train/red").iterdir())[:count]
+    paths = sorted((image_folder / "train/red").iterdir())[:count]
     paths[0].write_bytes(paths[0].read_bytes()[:400])
     if count > 1:
         paths[1].write_text("no picture")
@@ -450,10 +452,10 @@ def damage(pictures, count=3):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, capfd, workers):
-    write_pictures(tmp_path / "pictures/train", 30, seed=0)
-    (path,) = damage(tmp_path / "pictures", count=1)
+    write_images(tmp_path / "images/train", 30, seed=0)
+    (path,) = damage(tmp_path / "images", count=1)
     with pytest.raises(SystemExit) as exit_:
-        train(*SMALL, f"data.root={tmp_path / 'pictures'}", f"data.num_workers={workers}", "data.test_share=0.01")
+        train(*SMALL, f"data.root={tmp_path / 'images'}", f"data.num_workers={workers}", "data.test_share=0.01")
     assert exit_.value.code.startswith(f"{path}: it cannot be read")
     assert exit_.value.code.endswith("data.skip_broken=true.")
     assert len(exit_.value.code.splitlines()) == 1
@@ -463,12 +465,12 @@ def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, ca
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_pictures_can_be_skipped_and_are_counted(train, tmp_path, capfd, workers):
-    write_pictures(tmp_path / "pictures/train", 30, seed=0)
-    write_pictures(tmp_path / "pictures/test", 5, seed=1)
-    write_pictures(tmp_path / "pictures/val", 5, seed=2)
-    broken = damage(tmp_path / "pictures")
+    write_images(tmp_path / "images/train", 30, seed=0)
+    write_images(tmp_path / "images/test", 5, seed=1)
+    write_images(tmp_path / "images/val", 5, seed=2)
+    broken = damage(tmp_path / "images")
     quick = [f"data.num_workers={workers}", "data.skip_broken=true", "trainer.max_epochs=2"]
-    (run,) = train(*SMALL, f"data.root={tmp_path / 'pictures'}", *quick)
+    (run,) = train(*SMALL, f"data.root={tmp_path / 'images'}", *quick)
     (line,) = (line for line in capfd.readouterr().out.splitlines() if "skipped" in line)
     assert line.startswith("3 files were skipped")
     for path in broken:
@@ -484,8 +486,8 @@ def weights(run):
 
 
 @pytest.mark.slow
-def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, pictures):
-    quick = [*SMALL, f"data.root={pictures}", "scheduler=constant"]
+def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, image_folder):
+    quick = [*SMALL, f"data.root={image_folder}", "scheduler=constant"]
     (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")
     (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
     (parts,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=1")
@@ -499,9 +501,9 @@ def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, scrip
 
 
 @pytest.mark.slow
-def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, pictures, tmp_path):
+def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, image_folder, tmp_path):
     """Spawned: each begins with nothing and imports what it needs."""
-    quick = [*SMALL, f"data.root={pictures}", "data.num_workers=1", "trainer.max_epochs=1"]
+    quick = [*SMALL, f"data.root={image_folder}", "data.num_workers=1", "trainer.max_epochs=1"]
     (here,) = train(*quick)
     start = (
         "import multiprocessing, runpy, sys; multiprocessing.set_start_method('spawn'); sys.argv = sys.argv[1:];"
@@ -529,17 +531,17 @@ class Count(Callback):
     on_validation_batch_end = on_train_batch_end
 
 
-def test_training_and_validation_share_workers_that_stay(train, pictures):
+def test_training_and_validation_share_workers_that_stay(train, image_folder):
     counted = ["+callbacks.count._target_=test_image_folder.Count", "data.num_workers=2", "trainer.max_epochs=3"]
-    train(*SMALL, f"data.root={pictures}", *counted)
+    train(*SMALL, f"data.root={image_folder}", *counted)
     assert len(Count.seen) > 10
     assert len(Count.seen[0]) == 2
     assert all(seen == Count.seen[0] for seen in Count.seen)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals to a group of processes are different elsewhere")
-def test_ctrl_c_ends_the_workers_without_a_word_from_them(pictures, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={pictures}", "data.num_workers=2"]
+def test_ctrl_c_ends_the_workers_without_a_word_from_them(image_folder, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={image_folder}", "data.num_workers=2"]
     with subprocess.Popen(
         [*command, "trainer.max_epochs=10000", "callbacks.progress.lines=10000"],
         cwd=tmp_path,
@@ -583,8 +585,8 @@ class LimitMemory(Strike):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a system does to a process is different elsewhere")
 @pytest.mark.parametrize("strike", ["Kill", "LimitMemory"])
-def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(train, pictures, strike):
-    small = [*SMALL, f"data.root={pictures}", "data.batch_size=2", "trainer.max_epochs=2"]
+def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(train, image_folder, strike):
+    small = [*SMALL, f"data.root={image_folder}", "data.batch_size=2", "trainer.max_epochs=2"]
     earlier = set(multiprocessing.active_children())
     with pytest.raises(SystemExit) as exit_:
         train(*small, "data.num_workers=2", f"+callbacks.strike._target_=test_image_folder.{strike}")
@@ -610,12 +612,14 @@ def small_shared_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])
-def test_full_shared_memory_ends_the_command_with_its_remedies(small_shared_memory, train, pictures, tmp_path, name):
-    arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={pictures}"]
+def test_full_shared_memory_ends_the_command_with_its_remedies(
+    small_shared_memory, train, image_folder, tmp_path, name
+):
+    arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={image_folder}"]
     arguments += ["data.num_workers=2", "trainer.max_epochs=1"]
     remedy = "data.num_workers=0"
     if name == "predict.py":
-        arguments = [*train(*arguments), pictures, "--output", tmp_path / "out.json"]
+        arguments = [*train(*arguments), image_folder, "--output", tmp_path / "out.json"]
         remedy = "--num-workers=0"
     command = [*small_shared_memory, sys.executable, str(ROOT / name), *map(str, arguments)]
     one_thread = environment() | {"OMP_NUM_THREADS": "1"}
@@ -632,7 +636,7 @@ def test_full_shared_memory_ends_the_command_with_its_remedies(small_shared_memo
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     """As uint8 tensors the pictures beyond the first 1,000 would take 111 MB."""
-    write_pictures(tmp_path / "few", 1, seed=0)
+    write_images(tmp_path / "few", 1, seed=0)
     (content,) = ((path.read_bytes()) for path in (tmp_path / "few/red").iterdir())
     peaks = {}
     for count in (1_000, 10_000):
@@ -672,14 +676,14 @@ IF = [*SMALL, "data.num_workers=0", "trainer.max_epochs=1"]
 @pytest.mark.parametrize(("train_name", "val_name"), [("train", "valid"), ("Training", "Validation"), ("TRAIN", "dev")])
 def test_usual_names_of_splits_are_understood(tmp_path, train_name, val_name):
     for number, name in enumerate((train_name, val_name, "Test")):
-        write_pictures(tmp_path / "P" / name, 10 + number, seed=number)
+        write_images(tmp_path / "P" / name, 10 + number, seed=number)
     data = make(tmp_path / "P", tmp_path)
     assert [len(dataset) for dataset in (data.train_set, data.val_set, data.test_set)] == [30, 33, 36]
 
 
 def test_two_folders_of_one_split_are_refused(train, tmp_path):
     for name in ("train", "val", "valid"):
-        write_pictures(tmp_path / "P" / name, 5, seed=0)
+        write_images(tmp_path / "P" / name, 5, seed=0)
     with pytest.raises(SystemExit, match="are both a folder for val"):
         train(*IF, f"data.root={tmp_path / 'P'}")
 
@@ -707,7 +711,7 @@ def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, 
 @pytest.mark.slow
 def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, capfd):
     for name in ("train", "test"):
-        write_pictures(tmp_path / "P" / name, 5, seed=0)
+        write_images(tmp_path / "P" / name, 5, seed=0)
     (tmp_path / "P/README.md").write_text("about")
     (tmp_path / "P/extra").mkdir()
     shutil.copy(tmp_path / "P/train/red/0_00.jpg", tmp_path / "P/train/stray.jpg")
@@ -726,9 +730,9 @@ def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_pictures_that_were_moved(train, script, pictures, capfd):
-    (run,) = train(*IF, f"data.root={pictures}")
-    moved = pictures.rename(pictures.with_name("elsewhere"))
+def test_pictures_that_were_moved(train, script, image_folder, capfd):
+    (run,) = train(*IF, f"data.root={image_folder}")
+    moved = image_folder.rename(image_folder.with_name("elsewhere"))
     with pytest.raises(SystemExit, match=r"moved, say where they are: data\.root=FOLDER"):
         script("evaluate.py", run)
     script("evaluate.py", run, f"data.root={moved}")
@@ -758,7 +762,7 @@ def saved(path, pixels, **options):
     ],
 )
 def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options):
-    found = read_picture(saved(tmp_path / name, pixels, **options), 1)
+    found = read_image(saved(tmp_path / name, pixels, **options), 1)
     assert found.flatten().tolist() == [0, 128, 255]
 
 
@@ -775,7 +779,7 @@ def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options
 )
 def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, reason):
     with pytest.raises(ValueError, match=reason):
-        read_picture(saved(tmp_path / name, pixels), 1)
+        read_image(saved(tmp_path / name, pixels), 1)
 
 
 # Names
@@ -790,29 +794,29 @@ def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
     values = numpy.full((8, 8), 60_000 if pixels == "uint16" else 1).astype(pixels)
     Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo=tags)
     with pytest.raises(ValueError, match="save it as a PNG"):
-        read_picture(str(tmp_path / "a.tif"), 1)
+        read_image(str(tmp_path / "a.tif"), 1)
 
 
 @pytest.mark.parametrize("folders", [("val", "test"), ("blue", "red", "test")])
 def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
     for folder in folders:
-        write_pictures(tmp_path / "P" / folder, 8, seed=0)
+        write_images(tmp_path / "P" / folder, 8, seed=0)
     with pytest.raises(SystemExit, match="with folders in it, and none of the training pictures: name that train"):
         train(*SMALL, f"data.root={tmp_path / 'P'}")
 
 
 @pytest.mark.parametrize("name", ["???", "${seed}", "a\nb"])
 @pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
-def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, pictures, name):
-    (pictures / "red").rename(pictures / name)
+def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, image_folder, name):
+    (image_folder / "red").rename(image_folder / name)
     with pytest.raises(SystemExit, match=r"data\.class_names has .* means something else"):
-        train(*SMALL, f"data.root={pictures}", "trainer.max_epochs=1")
+        train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
 def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
-    write_pictures(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
+    write_images(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
     os.rename(os.fsencode(tmp_path / "P/red"), os.fsencode(tmp_path / "P") + b"/caf\xe9")
     for color in (tmp_path / "P").iterdir():
         os.rename(color / "0_00.jpg", os.fsencode(color) + b"/caf\xe9.jpg")

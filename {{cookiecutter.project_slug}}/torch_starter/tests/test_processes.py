@@ -177,8 +177,8 @@ class SameWeights(Callback):
 
 
 @pytest.mark.slow
-def test_a_backbone_that_is_thawed_later_is_shared_as_well(pictures, tmp_path):
-    images = ["data=image_folder", f"data.root={pictures}", "data.image_shape=[3,32,32]", "model=cnn"]
+def test_a_backbone_that_is_thawed_later_is_shared_as_well(image_folder, tmp_path):
+    images = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model=cnn"]
     small = ["data.batch_size=16", "data.num_workers=0", "trainer.max_epochs=2"]
     fine = "+callbacks.fine_tuning"
     check = [

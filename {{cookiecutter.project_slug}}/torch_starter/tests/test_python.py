@@ -15,7 +15,7 @@ from PIL import Image
 
 import torch_starter
 from project_for_tests import ROOT, draw_digits, environment
-from torch_starter.mistakes import Mistake
+from torch_starter.mistakes import UserError
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_predictions_are_the_rows_of_predict(line, script, folder):
     assert run.predict([4, "-1e-3"]) == rows
     assert run.predict(4)[0]["y"] == pytest.approx(rows[0]["y"], rel=1e-6)
     assert run.predict(torch.tensor([[4.0], [-1e-3]])) == [row | {"input": str(i)} for i, row in enumerate(rows)]
-    with pytest.raises(Mistake, match="cat: skipped, it is not a number"):
+    with pytest.raises(UserError, match="cat: skipped, it is not a number"):
         run.predict([4, "cat"])
 
 
@@ -77,13 +77,13 @@ def test_loading_leaves_no_trace(line, folder):
 def test_an_untrusted_folder_is_refused(line, folder):
     config = line / ".hydra/config.yaml"
     config.write_text(config.read_text().replace("small_task.points.Points", "os.mkdir"))
-    with pytest.raises(Mistake, match=r"data\._target_ of the run's config is os\.mkdir"):
+    with pytest.raises(UserError, match=r"data\._target_ of the run's config is os\.mkdir"):
         torch_starter.load_run(line)
 
 
 @pytest.mark.parametrize(("run", "message"), [("nowhere", "is no run folder"), ("latest", "There is no run in")])
 def test_a_run_that_is_not_there(folder, run, message):
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         torch_starter.load_run(run)
 
 
@@ -120,7 +120,7 @@ def test_training_does_what_the_command_does(train, folder, capfd):
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(folder, overrides, message):
     before = logging.root.handlers[:]
-    with pytest.raises(Mistake, match=message):
+    with pytest.raises(UserError, match=message):
         torch_starter.train_run(*overrides)
     assert not list(folder.rglob("config.yaml"))
     assert logging.root.handlers == before

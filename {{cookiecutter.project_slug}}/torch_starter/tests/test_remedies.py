@@ -119,12 +119,12 @@ def test_what_is_advised_for_a_line_is_typed(train, arguments, remedy):
         (["model=cnn", "callbacks=fine", "scheduler=one_cycle"], r"or (callbacks\.fine_tuning=null)"),
     ],
 )
-def test_what_is_advised_for_images_is_typed(own_project, pictures, arguments, remedy):
+def test_what_is_advised_for_images_is_typed(own_project, image_folder, arguments, remedy):
     fine = "defaults: [default]\nfine_tuning:\n"
     fine += "  _target_: torch_starter.callbacks.fine_tuning.FineTuning\n"
     fine += "  unfreeze_backbone_at_epoch: 1\n  backbone_initial_ratio_lr: 0.1\n"
     Path("configs/callbacks/fine.yaml").write_text(fine, encoding="utf-8")
-    command = ["train.py", *IMAGES, f"data.root={pictures}", "hydra.run.dir=run", *arguments]
+    command = ["train.py", *IMAGES, f"data.root={image_folder}", "hydra.run.dir=run", *arguments]
     found = re.search(remedy, refusal(own_project, *command))
     assert not Path("run").exists()
     own_project(*command, "data.mean=[0.5,0.5,0.5]" if "image_shape" in found[0] else found[1])

@@ -66,10 +66,10 @@ def test_checkpoint_of_another_network_without_its_config(train, digits, tmp_pat
         train(*small, "model=mlp", "weights=alone.ckpt", "weights_strict=false")
 
 
-def test_weights_of_another_number_of_classes(train, digits, pictures, tmp_path, capfd):
+def test_weights_of_another_number_of_classes(train, digits, image_folder, tmp_path, capfd):
     small = ["experiment=mnist", "data.num_workers=0", "trainer.max_epochs=1"]
     train(*small, f"data.root={digits}", "data.num_val=100", "hydra.run.dir=outputs/r1")
-    new = [*small, "data=image_folder", f"data.root={pictures}", "data.image_shape=[1,28,28]", "optimizer.lr=0"]
+    new = [*small, "data=image_folder", f"data.root={image_folder}", "data.image_shape=[1,28,28]", "optimizer.lr=0"]
     new += ["optimizer.weight_decay=0", "weights=outputs/r1"]
     with pytest.raises(SystemExit, match=r"weights_strict=false takes the others\.\n.*\(3, 576\) here, \(10, 576"):
         train(*new)

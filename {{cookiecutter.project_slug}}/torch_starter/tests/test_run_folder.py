@@ -113,10 +113,10 @@ def test_refused_multirun_changes_nothing(line, tmp_path, mistake):
     assert not (tmp_path / "new").exists()
 
 
-def test_finished_run_that_is_requeued_stays_as_it_was(train, pictures, tmp_path):
+def test_finished_run_that_is_requeued_stays_as_it_was(train, image_folder, tmp_path):
     """What its data filled in, such as the number of classes, too."""
     small = ["data=image_folder", "data.image_shape=[3,16,16]", "model=cnn", "data.num_workers=0"]
-    command = [*small, f"data.root={pictures}", "trainer.max_epochs=1", "hydra.run.dir=r1"]
+    command = [*small, f"data.root={image_folder}", "trainer.max_epochs=1", "hydra.run.dir=r1"]
     train(*command)
     before = contents(tmp_path / "r1/.hydra")
     train(*command, "ckpt_path=last")
@@ -182,7 +182,7 @@ def make_run(tmp_path, monkeypatch):
         seconds = next(clock)
         os.utime(run / "train.log", (seconds, seconds))
         if is_noted:
-            run_lookup.note(run)
+            run_lookup.record_in_journal(run)
         return run
 
     return make_run
@@ -259,7 +259,7 @@ def test_latest_is_found_where_nothing_can_be_written(make_run, monkeypatch):
     (run_lookup.OUTPUTS / ".runs").mkdir()  # a file cannot be put there, not even by root
     for _ in range(2):
         assert latest() == "a/5"
-    run_lookup.note((run_lookup.OUTPUTS / "a/0").resolve())
+    run_lookup.record_in_journal((run_lookup.OUTPUTS / "a/0").resolve())
 
 
 def test_resumed_run_is_the_latest_and_noted(train, script, tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from torch_starter.data.splits import cut_rows, read_row_splits, rows_by_name, write_row_splits
+from torch_starter.data.splits import read_row_splits, rows_by_name, split_rows, write_row_splits
 from torch_starter.data.tables import (
     TableEncoder,
-    describe,
-    encode,
+    describe_columns,
+    encode_rows,
     is_text,
-    one_row,
+    make_row,
     read_table,
     refuse_missing,
     unknown_words,
@@ -113,7 +113,7 @@ def test_any_name_is_a_name(read, name):
     quoted = name.replace('"', '""')
     table = read(f'"{quoted}",b\n01,x\n2,y\n', categories=["b"])
     assert table.columns == [name, "b"]
-    assert [column["name"] for column in describe(table, table.columns, [])] == [name, "b"]
+    assert [column["name"] for column in describe_columns(table, table.columns, [])] == [name, "b"]
     assert read(f'b,"{quoted}"\nx,01\ny,2\n', categories=[name])[name].to_list() == ["01", "2"]
 
 
@@ -200,7 +200,7 @@ def test_separators_are_taken_as_typed(read):
 
 def described(**columns):
     table = polars.DataFrame(columns)
-    return describe(table, table.columns, [])
+    return describe_columns(table, table.columns, [])
 
 
 def test_numbers_and_words_are_described():
@@ -255,7 +255,7 @@ def test_columns_that_a_network_cannot_read_are_refused(values, said):
 
 def test_a_mix_is_words_if_it_is_said_to_be():
     table = polars.DataFrame({"a": ["1", "2", "many"], "plz": [10115, 80331, 10115]})
-    mix, plz = describe(table, ["a", "plz"], ["a", "plz"])
+    mix, plz = describe_columns(table, ["a", "plz"], ["a", "plz"])
     assert (mix["words"], plz["words"]) == (["1", "2", "many"], ["10115", "80331"])
 
 
@@ -275,7 +275,7 @@ def test_rows_are_encoded_by_name():
             "age": ["30", None, "50"],
         }
     )
-    rows = encode(table, COLUMNS)
+    rows = encode_rows(table, COLUMNS)
     assert rows.dtype == torch.float32
     nan = float("nan")
     wanted = torch.tensor([[30, 1, 1.5], [nan, nan, nan], [50, nan, nan]])
@@ -286,7 +286,7 @@ def test_rows_are_encoded_by_name():
 def test_booleans_are_read_again_as_text():
     columns = described(a=[True, False, True])
     as_text = polars.DataFrame({"a": ["True", "false", "TRUE", "1"]})
-    assert encode(as_text, columns).flatten().tolist() == [1, 0, 1, 1]
+    assert encode_rows(as_text, columns).flatten().tolist() == [1, 0, 1, 1]
     assert unreadable_cells(as_text, columns) == {}
 
 
@@ -308,17 +308,17 @@ def test_the_coefficients_predict_as_the_model_does(columns):
     linear = torch.nn.Linear(len(encoder.names), 1).requires_grad_(False)
     found = encoder.coefficients(linear.weight[0], linear.bias[0])
     rows = {"age": 55.0, "kind": "y", "size": 1.25}
-    row = one_row({column["name"]: str(rows[column["name"]]) for column in columns})
+    row = make_row({column["name"]: str(rows[column["name"]]) for column in columns})
     plain = found["intercept"]
     for column in columns:
         name = column["name"]
         plain += found[f"{name}={rows[name]}"] if "words" in column else found[name] * rows[name]
-    predicted = linear(encoder(encode(row, columns)))
+    predicted = linear(encoder(encode_rows(row, columns)))
     assert float(predicted) == pytest.approx(plain, abs=1e-4)
 
 
 def test_one_row_of_a_command_line():
-    assert one_row({" a": " 1,5", "b": "NA", "c": "x,y"}).rows(named=True) == [{"a": "1.5", "b": None, "c": "x,y"}]
+    assert make_row({" a": " 1,5", "b": "NA", "c": "x,y"}).rows(named=True) == [{"a": "1.5", "b": None, "c": "x,y"}]
 
 
 def test_missing_columns_are_named_with_the_nearest():
@@ -328,23 +328,23 @@ def test_missing_columns_are_named_with_the_nearest():
 
 
 def test_rows_are_cut_by_share():
-    splits = cut_rows(100, None, {"test": 0.2, "val": 0.1}, seed=0, num_folds=None, fold=0)
+    splits = split_rows(100, None, {"test": 0.2, "val": 0.1}, seed=0, num_folds=None, fold=0)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 70, "test": 20, "val": 10}
     assert torch.cat(list(splits.values())).sort().values.tolist() == list(range(100))
-    again, other = (cut_rows(100, None, {"test": 0.2, "val": 0.1}, seed, None, 0) for seed in (0, 1))
+    again, other = (split_rows(100, None, {"test": 0.2, "val": 0.1}, seed, None, 0) for seed in (0, 1))
     assert again["train"].equal(splits["train"])
     assert not other["train"].equal(splits["train"])
 
 
 def test_each_class_is_in_each_split():
     labels = torch.tensor([0] * 90 + [1] * 10)
-    splits = cut_rows(100, labels, {"test": 0.2, "val": 0.1}, seed=0, num_folds=None, fold=0)
+    splits = split_rows(100, labels, {"test": 0.2, "val": 0.1}, seed=0, num_folds=None, fold=0)
     assert {split: int(labels[rows].sum()) for split, rows in splits.items()} == {"train": 7, "test": 2, "val": 1}
 
 
 def test_each_row_is_in_one_fold():
     labels = torch.tensor([0, 1] * 50)
-    folds = [cut_rows(100, labels, {"test": 0.2, "val": 0.1}, seed=0, num_folds=5, fold=fold) for fold in range(5)]
+    folds = [split_rows(100, labels, {"test": 0.2, "val": 0.1}, seed=0, num_folds=5, fold=fold) for fold in range(5)]
     assert all(fold["test"].equal(folds[0]["test"]) for fold in folds)
     held_out = torch.cat([fold["val"] for fold in folds] + [folds[0]["test"]])
     assert held_out.sort().values.tolist() == list(range(100))
@@ -353,9 +353,9 @@ def test_each_row_is_in_one_fold():
 
 def test_too_few_rows_are_refused():
     shares = {"test": 0.2, "val": 0.1}
-    assert "The table has too few rows" in refused(cut_rows, 2, None, shares, 0, None, 0)
+    assert "The table has too few rows" in refused(split_rows, 2, None, shares, 0, None, 0)
     labels = torch.tensor([0] * 9 + [1])
-    assert "A class has too few rows" in refused(cut_rows, 10, labels, shares, 0, None, 0)
+    assert "A class has too few rows" in refused(split_rows, 10, labels, shares, 0, None, 0)
 
 
 def test_rows_are_split_by_names():
@@ -383,21 +383,21 @@ def test_written_splits_are_read(tmp_path):
 def test_numbers_that_are_written_as_text_are_refused(value):
     table = polars.DataFrame({"price": [value, "1", value]})
     with pytest.raises(MisconfigurationException, match=r"written as text.*data.decimal"):
-        describe(table, ["price"], [])
-    assert describe(table, ["price"], ["price"])[0]["words"] == sorted(["1", value])
+        describe_columns(table, ["price"], [])
+    assert describe_columns(table, ["price"], ["price"])[0]["words"] == sorted(["1", value])
 
 
 def test_words_that_training_had_not_are_found():
-    columns = describe(polars.DataFrame({"city": ["Bonn", "Ulm"]}), ["city"], [])
+    columns = describe_columns(polars.DataFrame({"city": ["Bonn", "Ulm"]}), ["city"], [])
     assert unknown_words(polars.DataFrame({"city": ["Ulm", "Rome", None]}), columns) == {"city": ["Rome"]}
 
 
 def test_an_unknown_word_is_the_average_row():
     table = polars.DataFrame({"city": ["Bonn", "Bonn", "Bonn", "Ulm"]})
-    columns = describe(table, ["city"], [])
+    columns = describe_columns(table, ["city"], [])
     encoder = TableEncoder(columns)
-    assert encoder(encode(table, columns)).mean(dim=0).abs().max() < 1e-6
-    assert encoder(encode(polars.DataFrame({"city": ["Rome", None]}), columns)).abs().max() == 0
+    assert encoder(encode_rows(table, columns)).mean(dim=0).abs().max() < 1e-6
+    assert encoder(encode_rows(polars.DataFrame({"city": ["Rome", None]}), columns)).abs().max() == 0
 
 
 def test_thousands_are_not_taken_for_decimals(read):

@@ -340,7 +340,7 @@ def test_a_metric_of_ones_own_can_be_monitored(train, monitor):
 def test_a_folder_is_trained_in_once_at_a_time(train, script, tmp_path, capfd):
     """By another process, which is then killed: the system takes the lock from it."""
     train(QUICK, "hydra.run.dir=mine")
-    code = "import os, sys\nfrom torch_starter import run_folder\nwith run_folder.locked('mine'):\n"
+    code = "import os, sys\nfrom torch_starter import run_folder\nwith run_folder.hold_lock('mine'):\n"
     code += "    print(os.getpid(), flush=True)\n    sys.stdin.read()"
     command = [sys.executable, "-c", code]
     other = subprocess.Popen(

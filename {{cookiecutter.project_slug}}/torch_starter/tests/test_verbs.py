@@ -153,7 +153,7 @@ def test_pictures_as_people_have_them(classifier, script, tmp_path):
     """One digit in many kinds of file, all recognised alike."""
     images = draw_digits(200, seed=1)[0]
     image = Image.fromarray(images[0].numpy())
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     image.save(folder / "grey.png")
     image.convert("RGB").save(folder / "colour.png")
@@ -270,7 +270,7 @@ def test_workers_find_what_one_process_finds(classifier, script, tmp_path):
 
 
 def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).resize((100, 100))
     image.save(folder / "whole.png")

@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from project_for_tests import write_pictures
+from project_for_tests import write_images
 from test_resume import assert_same, state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
@@ -112,8 +112,8 @@ WEEKLY = ("workers", "accumulated", "validated_within_epochs", "averaged", "data
 def test_killed_within_an_epoch(start, folder, digits, case):
     options, step = CASES[case]
     if case == "folder":
-        write_pictures(folder / "pictures", 30, seed=0)
-        options = [*options, f"data.root={folder / 'pictures'}", "data.batch_size=8"]
+        write_images(folder / "images", 30, seed=0)
+        options = [*options, f"data.root={folder / 'images'}", "data.batch_size=8"]
     elif options is not PLAIN:
         options = [*options, f"data.root={digits}"]
     options = ["train.py", *options, *QUICK, "callbacks.last_checkpoint.times=null"]

@@ -12,12 +12,12 @@ from torch import Tensor
 from torchvision import datasets
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, TensorBatches, make_workers, shuffle_seed
 from torch_starter.data.download import download
 from torch_starter.data.drawing import center_ink
 from torch_starter.data.evaluation import evaluation_batch_size
-from torch_starter.data.images import find_pictures, fit, mean_and_std, read_picture
-from torch_starter.data.splits import check_folds, take_fold
+from torch_starter.data.images import find_images, mean_and_std, read_image, resize_and_crop
+from torch_starter.data.splits import check_folds, split_fold
 from torch_starter.mistakes import close_to
 
 
@@ -127,7 +127,7 @@ class ImageDataModule(LightningDataModule):
         if not hasattr(self, "train_set"):
             self._read()
         is_slow = self.train_set.is_slow  # otherwise there is nothing to do that is worth another process
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if is_slow else None
+        self.workers = make_workers([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _read(self) -> None:
         """Training and validation set."""
@@ -141,7 +141,7 @@ class ImageDataModule(LightningDataModule):
         if self.num_folds is None:
             val, train = order[: self.num_val], order[self.num_val :]
         else:
-            train, val = take_fold(order, self.num_folds, self.fold)
+            train, val = split_fold(order, self.num_folds, self.fold)
         augment = augmentation(self.augmentation, self.seed)
         self.val_set = TensorBatches(images[val], labels[val])
         self.train_set = TensorBatches(images[train], labels[train], augment=augment)
@@ -206,14 +206,14 @@ class ImageDataModule(LightningDataModule):
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
         """The picture files that the command line of `predict.py` means."""
-        return find_pictures(words)
+        return find_images(words)
 
     def read_input(self, path: str) -> Tensor:
         """An image as the network takes it: scaled to cover ``image_shape`` and cut around its center, or its ink."""
-        image = read_picture(path, self.image_shape[0])
+        image = read_image(path, self.image_shape[0])
         if self.ink_size:
             return center_ink(image, self.image_shape, self.ink_size)  # dark on bright or not: it finds out
-        return fit(image, self.image_shape)
+        return resize_and_crop(image, self.image_shape)
 
     def invert(self, image: Tensor) -> Tensor:
         """An image with bright and dark exchanged; ``center_ink`` has found out by itself which is which."""

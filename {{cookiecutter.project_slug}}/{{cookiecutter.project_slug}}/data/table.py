@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_starter.data import tables
 from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
-from torch_starter.data.splits import check_folds, cut_rows, read_row_splits, rows_by_name, write_row_splits
+from torch_starter.data.splits import check_folds, read_row_splits, rows_by_name, split_rows, write_row_splits
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class TableDataModule(LightningDataModule):
         targets = self._read_targets(known)
         splits = self._split(known, targets)
         if not self.columns:
-            self.columns = tables.describe(known[splits["train"].numpy()], features, self.categories)
+            self.columns = tables.describe_columns(known[splits["train"].numpy()], features, self.categories)
             self.in_features = len(tables.TableEncoder(self.columns).names)
         if self.batch_size is None:
             self.batch_size = min(len(splits["train"]), 4096)
@@ -154,7 +154,10 @@ class TableDataModule(LightningDataModule):
             if not self.target_std:
                 raise MisconfigurationException(f"{self.target} is {values[0]} in every training row.")
             tables.refuse_lost_digits(self.target, self.target_mean, self.target_std)
-        rows, targets = tables.encode(known, self.columns), targets.float() if self.task == "regression" else targets
+        rows, targets = (
+            tables.encode_rows(known, self.columns),
+            targets.float() if self.task == "regression" else targets,
+        )
         self.train_set, self.val_set, self.test_set = (
             TensorBatches(rows[splits[split]], targets[splits[split]]) for split in ("train", "val", "test")
         )
@@ -241,10 +244,10 @@ class TableDataModule(LightningDataModule):
             splits = {split: torch.tensor(rows) for split, rows in named.items()}
             shares = {split: share for split, share in self.shares.items() if split not in splits}
             train = splits["train"]
-            cut = cut_rows(len(train), labels[train] if labels is not None else None, shares, self.seed, None, 0)
+            cut = split_rows(len(train), labels[train] if labels is not None else None, shares, self.seed, None, 0)
             splits |= {split: train[rows] for split, rows in cut.items()}
         elif self.shuffle:
-            splits = cut_rows(known.height, labels, self.shares, self.seed, self.num_folds, self.fold)
+            splits = split_rows(known.height, labels, self.shares, self.seed, self.num_folds, self.fold)
         else:
             counts = {split: max(2, round(share * known.height)) for split, share in self.shares.items()}
             sizes = [known.height - sum(counts.values()), counts["val"], counts["test"]]
@@ -265,7 +268,7 @@ class TableDataModule(LightningDataModule):
         columns = [column["name"] for column in self.columns]
         if all("=" in word and not Path(word).exists() for word in words):
             cells = {name: value for name, _, value in (word.partition("=") for word in words)}
-            table, file, names = tables.one_row(cells), "the command line", [" ".join(words)]
+            table, file, names = tables.make_row(cells), "the command line", [" ".join(words)]
         elif len(words) == 1:
             file = words[0]
             table = tables.read_table(file, **self.format, as_text=True)
@@ -279,7 +282,7 @@ class TableDataModule(LightningDataModule):
             log.warning(f"{column} has words that training had not, which count as the average: {', '.join(words[:5])}")
         self.inputs = {name: row for row, name in enumerate(names)}
         self.cells = table
-        self.rows = tables.encode(table, self.columns)
+        self.rows = tables.encode_rows(table, self.columns)
         self.unreadable = tables.unreadable_cells(table, self.columns)
         return names
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
-from torch_starter.figures import fonts_for, gather_rows, is_due, remove_callback, show
+from torch_starter.figures import fonts_for, gather_rows, is_due, log_figure, remove_callback
 
 ROWS, COLUMNS = 3, 5
 
@@ -93,12 +93,12 @@ class ClassifierFigures(Callback):
         # The name of a folder need not be text.
         names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
         with fonts_for(names):
-            show(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
-            show(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
+            log_figure(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
+            log_figure(trainer, f"{stage}/class_accuracy", class_accuracy(matrix, names))
             if wrong:
                 images, labels, predictions, probabilities = (part.cpu() for part in wrong)
                 figure = confidently_wrong(images, labels, predictions, probabilities, names)
-                show(trainer, f"{stage}/confidently_wrong", figure)
+                log_figure(trainer, f"{stage}/confidently_wrong", figure)
 
 
 def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:

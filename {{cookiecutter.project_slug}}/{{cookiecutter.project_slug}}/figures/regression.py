@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from torch_starter.figures import gather_rows, is_due, remove_callback, show
+from torch_starter.figures import gather_rows, is_due, log_figure, remove_callback
 
 from ..models.linear_regression import LinearRegression
 
@@ -66,8 +66,8 @@ class RegressionFigures(Callback):
         if batches and _is_finite(self.path):
             x, y = _points(batches)
             title, true_line = f"epoch {trainer.current_epoch + 1}", _true_line(trainer)
-            show(trainer, "train/fitted_line", fitted_line(x, y, self.path[-1], title, true_line, self.earlier))
-            show(trainer, "train/loss_surface", loss_surface(x, y, self.path, title, true_line))
+            log_figure(trainer, "train/fitted_line", fitted_line(x, y, self.path[-1], title, true_line, self.earlier))
+            log_figure(trainer, "train/loss_surface", loss_surface(x, y, self.path, title, true_line))
             self.earlier.append(self.path[-1])
             self.drawn = trainer.current_epoch + 1
 
@@ -88,7 +88,7 @@ class RegressionFigures(Callback):
         batches, self.batches = self.batches, []
         if batches and _is_finite([_line(pl_module)]):
             x, y = _points(batches)
-            show(trainer, "test/fitted_line", fitted_line(x, y, _line(pl_module), "test", _true_line(trainer)))
+            log_figure(trainer, "test/fitted_line", fitted_line(x, y, _line(pl_module), "test", _true_line(trainer)))
 
 
 def _points(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[numpy.ndarray]:

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from torch_starter.figures import fonts_for, gather_rows, is_due, remove_callback, show
+from torch_starter.figures import fonts_for, gather_rows, is_due, log_figure, remove_callback
 
 from ..models.table_model import TableModel
 
@@ -95,7 +95,7 @@ class TableFigures(Callback):
         effects = coefficients | dict(zip(encoder.names[: len(encoder.std)], weights.tolist(), strict=False))
         del effects["intercept"]
         with fonts_for([what, *encoder.names]):
-            show(trainer, "test/coefficients", coefficient_bars(effects, what))
+            log_figure(trainer, "test/coefficients", coefficient_bars(effects, what))
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
         columns = zip(*self.batches, strict=True)
@@ -103,8 +103,8 @@ class TableFigures(Callback):
         self.batches = []
         target = trainer.datamodule.target
         with fonts_for([target]):
-            show(trainer, f"{stage}/predicted_against_true", predicted_against_true(predictions, targets, target))
-            show(trainer, f"{stage}/residuals", residuals(predictions, targets, target))
+            log_figure(trainer, f"{stage}/predicted_against_true", predicted_against_true(predictions, targets, target))
+            log_figure(trainer, f"{stage}/residuals", residuals(predictions, targets, target))
 
 
 def predicted_against_true(predictions: numpy.ndarray, targets: numpy.ndarray, target: str) -> Figure:

@@ -12,9 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import MNIST
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, TensorBatches, make_workers, shuffle_seed
 from torch_starter.data.download import download
-from torch_starter.data.images import find_pictures, fit, normalization_constants, read_picture
+from torch_starter.data.images import find_images, normalization_constants, read_image, resize_and_crop
 from torch_starter.optimization import optimizer_and_scheduler
 
 
@@ -69,17 +69,17 @@ class Digits(LightningDataModule):
         self.val_set = TensorBatches(images[val], labels[val])
         self.train_set = TensorBatches(images[train], labels[train], augment=augment)
         is_slow = self.train_set.is_slow
-        self.workers = workers_for([self.train_set, self.val_set], self.num_workers) if is_slow else None
+        self.workers = make_workers([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _load(self, train):
         split = MNIST(self.root, train)
         return split.data[:, None], split.targets
 
     def find_inputs(self, words):
-        return find_pictures(words)
+        return find_images(words)
 
     def read_input(self, path):
-        return fit(read_picture(path, 1), self.image_shape)
+        return resize_and_crop(read_image(path, 1), self.image_shape)
 
     def invert(self, image):
         return 255 - image

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from torch_starter.data.augmentation import augmentation
-from torch_starter.data.batches import BatchLoader, balanced_weights, shuffle_seed, workers_for
+from torch_starter.data.batches import BatchLoader, balanced_weights, make_workers, shuffle_seed
 from torch_starter.data.image_files import ImageFiles
-from torch_starter.data.images import find_pictures, fit, read_picture
+from torch_starter.data.images import find_images, read_image, resize_and_crop
 from torch_starter.data.splits import check_folds, make_splits, read_splits, write_splits
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class ImageFolder(LightningDataModule):
         if not hasattr(self, "train_set"):
             self._read()
         if not hasattr(self, "workers"):
-            self.workers = workers_for([self.train_set, self.val_set, self.test_set], self.num_workers)
+            self.workers = make_workers([self.train_set, self.val_set, self.test_set], self.num_workers)
 
     def _read(self) -> None:
         """All three splits."""
@@ -108,11 +108,11 @@ class ImageFolder(LightningDataModule):
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
         """The picture files that the command line of `predict.py` means."""
-        return find_pictures(words)
+        return find_images(words)
 
     def read_input(self, path: str) -> Tensor:
         """A picture as the network takes it in validation and test."""
-        return fit(read_picture(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
+        return resize_and_crop(read_image(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
 
     def invert(self, image: Tensor) -> Tensor:
         return 255 - image

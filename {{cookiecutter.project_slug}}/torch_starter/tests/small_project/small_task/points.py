@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
-from torch_starter.figures import is_due, show
+from torch_starter.figures import is_due, log_figure
 from torch_starter.optimization import optimizer_and_scheduler
 
 
@@ -108,4 +108,4 @@ class LineFigure(Callback):
         figure = Figure(figsize=(6.4, 4.8))
         ends = torch.tensor([[-10.0], [10.0]])
         figure.add_subplot().plot(ends, model(ends.to(model.device, model.dtype)).detach().cpu())
-        show(trainer, f"{stage}/fitted_line", figure)
+        log_figure(trainer, f"{stage}/fitted_line", figure)

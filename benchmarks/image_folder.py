@@ -1,6 +1,6 @@
 """Pictures per second from a folder, beside a plain DataLoader over torchvision's ImageFolder on the same files.
 
-    python benchmarks/pictures.py --project build/my_project
+    python benchmarks/image_folder.py --project build/my_project
 
 Makes its files in a temporary folder, JPEG of 500 x 375, and times both sides in turn. Prints a table in Markdown.
 """
