@@ -1,4 +1,4 @@
-"""The chapters of the tutorials as notebooks, and what they say of OpenCV; the tests of the project do the rest."""
+"""Run the chapters as notebooks and check their statements about OpenCV; the project tests the rest."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 
 async def run_in(folder, notebooks):
-    """Two at a time, each in a kernel of its own, as Jupyter starts it: in the folder of the notebook."""
+    """Run notebooks two at a time, each in its own kernel, in a folder, as Jupyter does."""
     gate = asyncio.Semaphore(2)
 
     async def run(notebook):
@@ -48,7 +48,7 @@ def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
     assert not (project / "tutorials/outputs").exists()
 
 
-def test_what_opencv_reads_is_what_the_tutorials_say(tmp_path):
+def test_opencv_matches_the_tutorial(tmp_path):
     generator = numpy.random.default_rng(0)
     photo = Image.fromarray(generator.integers(256, size=(30, 40, 3), dtype=numpy.uint8))
     photo.save(tmp_path / "photo.png")
