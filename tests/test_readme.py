@@ -12,12 +12,11 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def outline(page: str) -> dict[str, list[str]]:
-    """What two languages have in common: commands, what a program printed, headings, rows, numbers, code, pictures."""
+    """What two languages have in common: commands, headings, rows, numbers, code, pictures."""
     blocks = BLOCK.findall(page)
     text = BLOCK.sub("", page)
     return {
         "commands": [re.sub(r" +#.*", "", block) for kind, block in blocks if kind == "sh"],
-        "printed": [block for _, block in blocks if block.startswith("LinearRegression")],
         "names in the tree": [name for _, block in blocks for name in re.findall(r"[├└]── (\S+)", block)],
         "headings": re.findall(r"^#+(?= )", text, re.MULTILINE),
         "cells": [line.count("|") for line in text.splitlines() if line.startswith("|")],
