@@ -243,8 +243,9 @@ for row, label in zip(trained.predict(test_digits.data[:5, None]), test_digits.t
 # (Lines of the cells above that are neither empty nor comments; the lines of Hydra come on top of the 20 of the
 # LightningModule.)
 #
-# The cost: you have to know where things are. The README has a table, "Where things are", and from the command line
-# to the loss there are three hops: `main` in `train.py`, `training_step`, `_step`. The same three as above.
+# The cost: you have to know where things are. The table of folders in `README.md` tells you, and from the command
+# line to the loss there are only three hops: `main` in `train.py`, `training_step`, `_step`. The last two are the
+# same as above.
 #
 # ## Exercise
 #
