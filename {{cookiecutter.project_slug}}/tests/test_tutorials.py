@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import ROOT, copy_project, environment, skip_if_deleted
 
 TUTORIALS = ROOT / "tutorials"
 CHAPTERS = sorted(path.stem for path in TUTORIALS.glob("[0-9]*.py"))
+WEAVE = runpy.run_path(str(TUTORIALS / "vi/weave.py"))
 # Parts of the project that a chapter trains, and that users may delete.
 TRAINED = {
     "5_linear_regression": ["experiment=linear_regression", "experiment=table"],
@@ -26,12 +28,16 @@ TRAINED = {
 }
 
 
-def cells(chapter: str) -> list[tuple[bool, str]]:
+def parse(source: str) -> list[tuple[bool, str]]:
     """Return the cells of a chapter: whether each is text, and its Markdown or Python."""
-    source = (TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8")
     parts = re.split(r"^# %%(.*)\n", source, flags=re.MULTILINE)[1:]
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return [(True, re.sub(r"^# ?", "", body, flags=re.M)) if kind.strip() else (False, body) for kind, body in pairs]
+
+
+def cells(chapter: str) -> list[tuple[bool, str]]:
+    """Return the cells of an English chapter."""
+    return parse((TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8"))
 
 
 def text(chapter: str) -> str:
@@ -286,6 +292,53 @@ def test_readme_numbers_are_in_the_chapter(page):
         source = (TUTORIALS / f"{chapter}.py").read_text(encoding="utf-8")
         for number in re.findall(r"\d+", re.sub(r"\(.*?\)", "", section.partition("\n## ")[0])):
             assert re.search(rf"\b{number}\b|{number}x", source), (chapter, number)
+
+
+def invariants(cell: str) -> dict[str, list[str]]:
+    """Return what the languages share in a text cell: headings, list items and rows, code, addresses, numbers."""
+    cell = " ".join(re.sub(r"^(\||#+|-)(?= )", r"<\1>", cell, flags=re.MULTILINE).split())
+    spans, addresses = r"`[^`]*`", r"https?://[^\s;)]+"
+    return {
+        "outline": re.findall(r"<\||<#+>|<->", cell),
+        "code": sorted(re.findall(spans, cell)),
+        "addresses": re.findall(addresses, cell),
+        "numbers": sorted(re.findall(r"\d+(?:[.,]\d+)*", re.sub(f"{spans}|{addresses}", "", cell))),
+        "columns": [str(cell.count("|"))],
+    }
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_vietnamese_cells_match_the_english_ones(chapter):
+    assert sorted(path.stem for path in (TUTORIALS / "vi").glob("*.md")) == CHAPTERS
+    english = [body for is_text, body in cells(chapter) if is_text]
+    vietnamese = WEAVE["read_cells"](chapter)
+    assert len(vietnamese) == len(english)
+    for number, (ours, theirs) in enumerate(zip(english, vietnamese, strict=True), start=1):
+        assert theirs.split() != ours.split()
+        for kind, found in invariants(ours).items():
+            assert invariants(theirs)[kind] == found, (number, kind)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_woven_chapter_has_the_english_code(chapter):
+    woven = parse(WEAVE["weave"](chapter))
+    assert [is_text for is_text, _ in woven] == [is_text for is_text, _ in cells(chapter)]
+    assert [body for is_text, body in woven if not is_text] == [body for is_text, body in cells(chapter) if not is_text]
+    assert [body.strip() for is_text, body in woven if is_text] == WEAVE["read_cells"](chapter)
+
+
+@pytest.mark.slow
+def test_woven_chapter_runs_as_a_script(project):
+    settings = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    woven = [f"outputs/tutorials/vi/{chapter}.py" for chapter in CHAPTERS]
+    for script in ("tutorials/vi/weave.py", woven[1]):
+        command = [sys.executable, script]
+        result = subprocess.run(
+            command, cwd=project, env=environment() | settings, capture_output=True, encoding="utf-8"
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert all((project / script).exists() for script in woven)
+    assert (project / "outputs/tutorials/finite_differences.png").exists()
 
 
 def commands_and_headings(page: str) -> tuple[list[str], list[int]]:
