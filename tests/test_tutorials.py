@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 
 async def run_in(folder, notebooks):
     """Run notebooks two at a time, each in its own kernel, in a folder, as Jupyter does."""
-    gate = asyncio.Semaphore(2)
+    semaphore = asyncio.Semaphore(2)
 
     async def run(notebook):
-        async with gate:
+        async with semaphore:
             resources = {"metadata": {"path": str(folder)}}
             await NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).async_execute()
 
@@ -38,12 +38,12 @@ def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
         assert text[0].startswith(f"# {chapter.name[0]}. "), "the title"
         assert "\n## Exercise" in "\n" + text[-1]
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-        assert pictures == chapter.read_text(encoding="utf-8").count("savefig("), chapter.name
+        figures = sum("image/png" in output.get("data", {}) for output in outputs)
+        assert figures == chapter.read_text(encoding="utf-8").count("savefig("), chapter.name
         if chapter.name.startswith(("5", "8")):
             printed = "".join(output.get("text", "") for output in outputs)
-            assert "look at it      tensorboard" in printed, "what train.py has printed"
-            assert not re.search("^epoch.*━", printed, re.MULTILINE), "without its progress bar"
+            assert "look at it      tensorboard" in printed, "train.py prints its report"
+            assert not re.search("^epoch.*━", printed, re.MULTILINE), "train.py prints no progress bar"
     assert (project / "outputs/tutorials/optimizers.png").exists()
     assert not (project / "tutorials/outputs").exists()
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3. A model and a loop
 #
-# Four points lie on the line y = 2x + 1. Your task: train a model that sees only the points to find the line.
+# Four points lie on the line y = 2x + 1. Your task: train a model to find the line from the points alone.
 
 # %%
 import matplotlib.pyplot as plt
@@ -108,8 +108,8 @@ print("same f(5):", copy(torch.tensor([[5.0]])).item() == at_5)
 # %% [markdown]
 # ## Exercise
 #
-# With the learning rate 0.2 the loss grows without end. Find by trial the rate from which this happens. Then compute
-# it: the loss is a quadratic function of weight and bias, and gradient descent diverges beyond 2 divided by the
-# largest eigenvalue of its matrix of second derivatives (`torch.autograd.functional.hessian`).
+# With the learning rate 0.2 the loss grows without end. Find the rate at which this starts, by trial and error. Then
+# compute it: the loss is a quadratic function of weight and bias, and gradient descent diverges beyond 2 divided by
+# the largest eigenvalue of its matrix of second derivatives (`torch.autograd.functional.hessian`).
 #
 # The answer is `test_exercise_3` in `tests/test_tutorials.py`.

@@ -93,7 +93,7 @@ figure.savefig(OUTPUTS / "optimizers.png")
 # ## The valley
 #
 # SGD takes 171 steps with the learning rate 0.03. A larger rate would be faster along the valley, but from 2/50 =
-# 0.04 on, SGD bounces out of the valley across. Momentum takes 107, RMSprop 83, Adagrad 101, Adam 102, each with a
+# 0.04 on, SGD bounces out of the valley sideways. Momentum takes 107, RMSprop 83, Adagrad 101, Adam 102, each with a
 # learning rate that suits it.
 #
 # ## When Adam helps
@@ -111,7 +111,7 @@ figure.savefig(OUTPUTS / "optimizers.png")
 # needs 136, Adagrad 312, and RMSprop never settles.
 #
 # In a round bowl there is nothing to correct. Adam takes 96 steps. SGD with the learning rate 1 reaches the middle in
-# 1. If you can afford to search for the learning rate, as for a convolutional network that is trained a hundred
+# 1 step. If you can afford to search for the learning rate, as for a convolutional network that is trained a hundred
 # times, SGD with momentum is often as good as Adam, and keeps one buffer less in memory.
 
 # %%
@@ -126,6 +126,6 @@ print("SGD in a round bowl, with the learning rate 1:", in_a_round_bowl)
 #
 # Momentum keeps nine tenths of its speed here. In theory there is a best value for this valley: with κ = 50, the
 # ratio of the curvatures, it is ((√κ − 1) / (√κ + 1))². The learning rate that goes with it is (2 / (1 + √κ))²,
-# because the flat curvature is 1. In how many steps does it arrive?
+# because the flat curvature is 1. How many steps does it take then?
 #
 # The answer is `test_exercise_4` in `tests/test_tutorials.py`.

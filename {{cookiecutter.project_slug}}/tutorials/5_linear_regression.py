@@ -156,9 +156,9 @@ print(f"all galaxies, closed form:      {slope:.0f} km/s faster")
 
 # %% [markdown]
 # The farther away a galaxy is, the faster it moves, by some 400 km/s for each million parsecs: the universe expands.
-# The closed form has 454 because it uses all galaxies; `train.py` holds some out for validation and test, and with so
-# few rows that makes a difference. The report shows the same number as `times distance`, and has one line per column
-# for a larger table. `README.md` has a recipe for a table of your own.
+# The closed form gives 454 because it uses all galaxies; `train.py` holds some out for validation and test, and with
+# so few rows that makes a difference. The report shows the same number as `times distance`, and has one line per
+# column for a larger table. `README.md` has a recipe for a table of your own.
 
 # %% [markdown]
 # ## Exercise

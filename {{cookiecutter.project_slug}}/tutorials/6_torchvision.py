@@ -59,7 +59,7 @@ for number, (top, bottom) in enumerate(every_axes.T):
     top.imshow(pil_image, cmap="gray")
     top.set_title(f"label {label}")
     bottom.imshow(augment(digits[0][0]), cmap="gray")
-    bottom.set_title("first, augmented")
+    bottom.set_title("augmented")
 for axes in every_axes.flat:
     axes.axis("off")
 figure.savefig(OUTPUTS / "digits.png")

@@ -63,9 +63,9 @@ def small_network():
 # %% [markdown]
 # ## By hand
 #
-# The five lines of chapter 3 are still there. Around them has grown everything you need to trust a result: validation
-# after each epoch, saving the best weights, curves, the final test; and everything the machine needs: devices,
-# training mode, evaluation mode.
+# The five lines of chapter 3 are still there. Now they are surrounded by everything you need to trust a result:
+# validation after each epoch, saving the best weights, curves, the final test; and by everything the machine needs:
+# devices, training mode, evaluation mode.
 
 # %%
 accelerated = torch.accelerator.is_available()
@@ -220,9 +220,8 @@ small = [f"data.root={root}", "data.num_val=400", "data.batch_size=50", "trainer
 print(run("train.py", "experiment=mnist", *small, "optimizer=sgd", "optimizer.lr=0.05"))
 
 # %% [markdown]
-# The run leaves a folder, which `python predict.py` can read. Python can read it too: it loads the model with its
-# best weights and predicts images that the model has never seen. In a program of your own, write `import
-# torch_starter`.
+# The run leaves a folder that `python predict.py` can read. So can your own Python code, with `import torch_starter`:
+# load the model with its best weights, and predict images that it has never seen.
 
 # %%
 trained = torch_starter.load_run("latest")
