@@ -1,4 +1,4 @@
-"""README.md and README.vi.md: that they keep in step, and that their links lead somewhere."""
+"""Test that README.md and README.vi.md match, and that their links resolve."""
 
 import re
 from urllib.parse import unquote
@@ -12,22 +12,22 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def outline(page: str) -> dict[str, list[str]]:
-    """What two languages have in common: commands, what a program printed, headings, rows, numbers, code, pictures."""
+    """Return what both languages share: commands, output, headings, rows, numbers, code, and images."""
     blocks = BLOCK.findall(page)
     text = BLOCK.sub("", page)
     return {
         "commands": [re.sub(r" +#.*", "", block) for kind, block in blocks if kind == "sh"],
-        "printed": [block for _, block in blocks if block.startswith("LinearRegression")],
+        "output": [block for _, block in blocks if block.startswith("LinearRegression")],
         "names in the tree": [name for _, block in blocks for name in re.findall(r"[├└]── (\S+)", block)],
         "headings": re.findall(r"^#+(?= )", text, re.MULTILINE),
         "cells": [line.count("|") for line in text.splitlines() if line.startswith("|")],
         "code": sorted(re.findall(r"`[^`]+`", text)),
         "figures": sorted(re.findall(r"\d+[.,]\d+", text)),
-        "pictures": re.findall(r"!\[.*?\]\((.*?)\)", text),
+        "images": re.findall(r"!\[.*?\]\((.*?)\)", text),
     }
 
 
-def test_both_languages_say_the_same():
+def test_readmes_in_both_languages_match():
     english, vietnamese = map(outline, PAGES.values())
     assert min(map(len, english.values())) > 0
     for kind, found in english.items():
@@ -35,7 +35,7 @@ def test_both_languages_say_the_same():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_its_links_lead_somewhere(name):
+def test_links_resolve(name):
     anchors = {
         re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
         for heading in re.findall(r"^#+ (.*)", PAGES[name], re.M)
