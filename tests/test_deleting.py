@@ -1,4 +1,4 @@
-"""Test that each part can be deleted with the commands of the generated README, and that the rest still works."""
+"""Test that each part can be deleted as docs/deleting.md describes, and that the rest still works."""
 
 import re
 import shlex
@@ -11,11 +11,10 @@ import pytest
 from conftest import TEMPLATE, commit
 from test_generated_project import run
 
-SECTION = (TEMPLATE / "{{cookiecutter.project_slug}}/README.md").read_text(encoding="utf-8")
-SECTION = SECTION.partition("## What you may delete\n")[2].partition("\n## ")[0]
-SECTION = re.sub(r"{%.*?%}", "", SECTION)
+PAGE = (TEMPLATE / "{{cookiecutter.project_slug}}/docs/deleting.md").read_text(encoding="utf-8")
+PAGE = re.sub(r"{%.*?%}", "", PAGE)
 # The name, the commands and the further edits of each part.
-PARTS = re.findall(r"\*\*(.+?):?\*\*.*?```sh\n(.*?)```\n(.*?)(?=\n\*\*|\Z)", SECTION, re.DOTALL)
+PARTS = re.findall(r"\*\*(.+?):?\*\*.*?```sh\n(.*?)```\n(.*?)(?=\n\*\*|\Z)", PAGE, re.DOTALL)
 CHANGE = re.compile(r"- `(?P<file>.+?)`: (the entry `(?P<entry>.+)` goes|`(?P<old>.+)` becomes `(?P<new>.+)`)")
 
 
@@ -33,7 +32,7 @@ def without_entry(text: str, beginning: str) -> str:
 
 
 def delete(project: Path, commands: str, changes: str) -> None:
-    """Run the commands and make the edits exactly as the README describes them."""
+    """Run the commands and make the edits exactly as docs/deleting.md describes them."""
     commands = commands.replace("{{ cookiecutter.project_slug }}", project.name)
     for command in commands.splitlines():
         subprocess.run(shlex.split(command), cwd=project, check=True, capture_output=True)
@@ -64,7 +63,7 @@ def without(bake):
     return without
 
 
-def test_readme_lists_deletable_parts():
+def test_page_lists_deletable_parts():
     names = ["Linear regression", "Images", "Tables", "The tutorials"]
     assert [name.partition(",")[0] for name, _, _ in PARTS] == names
 

@@ -121,8 +121,15 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     demo.py
+    AGENTS.md
+    docs/commands.md
+    docs/configuration.md
+    docs/deleting.md
     docs/demo.png
     docs/hparams.png
+    docs/recipes.md
+    docs/runs.md
+    docs/scaling.md
     evaluate.py
     export.py
     my_project/__init__.py
@@ -379,7 +386,7 @@ def test_declined_tutorials_leave_no_trace(bake, tmp_path):
     assert sorted(files(project)) == sorted(FILES.split())
     assert not (project / "tutorials").exists()
     assert files_mentioning(project, "tutorial|chapter") == []
-    assert files_mentioning(bake(), "tutorial|chapter") == ["README.md", "pyproject.toml"]
+    assert files_mentioning(bake(), "tutorial|chapter") == ["README.md", "docs/deleting.md", "pyproject.toml"]
 
 
 def test_regenerating_without_tutorials_keeps_user_files(bake, tmp_path):
