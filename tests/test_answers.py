@@ -219,7 +219,9 @@ def test_typed_answers_generate_valid_project(tmp_path, answers):
 def test_typed_jinja_is_refused(tmp_path, question, answer):
     done = type_in({question: answer, "project_slug": "net"}, tmp_path)
     assert done.returncode == 1
-    assert f"{question} is {answer!r}: it contains {answer.strip('open ')[:2]}, which Jinja would execute" in done.stderr
+    assert (
+        f"{question} is {answer!r}: it contains {answer.strip('open ')[:2]}, which Jinja would execute" in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -25,8 +25,8 @@ CHOICES = [
 ]
 # Limits every run, regardless of the number of epochs.
 SHORT = ["trainer.max_epochs=3", "trainer.max_time=00:00:00:02"]
-# Keys whose other values start processes or wait for other machines.
-SINGLE_PROCESS = {"trainer.devices": ["-1", "0", "0.5", "foo"], "trainer.num_nodes": ["-1", "0", "0.5", "foo"]}
+# Values that do not start processes or wait for other machines.
+SAFE_VALUES = {"trainer.devices": ["-1", "0", "0.5", "foo"], "trainer.num_nodes": ["-1", "0", "0.5", "foo"]}
 
 
 def leaves(config, parents=()):
@@ -98,7 +98,9 @@ def test_two_keys_work_or_fail_with_one_message(process):
     def arguments(draw):
         number = draw(st.integers(0, len(CHOICES) - 1))
         pair = draw(st.lists(st.sampled_from(sorted(defaults[number])), min_size=2, max_size=2, unique=True))
-        typed = [f"{key}={draw(st.sampled_from(SINGLE_PROCESS.get(key) or values(defaults[number][key])))}" for key in pair]
+        typed = [
+            f"{key}={draw(st.sampled_from(SAFE_VALUES.get(key) or values(defaults[number][key])))}" for key in pair
+        ]
         return [*CHOICES[number], *SHORT, *typed]
 
     @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
