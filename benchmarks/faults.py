@@ -93,7 +93,7 @@ class Run:
             after: output of the resuming process.
         """
         ended = [int(number) for number in re.findall(rf"^epoch (\d+)/{EPOCHS}", before, re.MULTILINE)]
-        again = re.search(r"goes on after epoch (\d+)", after)
+        again = re.search(r"resuming after epoch (\d+)", after)
         self.lost = max(self.lost, max(ended, default=0) - (int(again[1]) if again else 0))
 
     def state(self) -> tuple:
