@@ -30,12 +30,21 @@ TUTORIALS = """
     tutorials/figures/optimizers.png
     tutorials/figures/rgb_and_bgr.png
     tutorials/this_project.py
+    tutorials/vi/1_tensors.md
+    tutorials/vi/2_autograd.md
+    tutorials/vi/3_model_and_loop.md
+    tutorials/vi/4_optimizers.md
+    tutorials/vi/5_linear_regression.md
+    tutorials/vi/6_torchvision.md
+    tutorials/vi/7_dynamic_graphs.md
+    tutorials/vi/8_lightning_and_hydra.md
+    tutorials/vi/weave.py
 """
 
 if "{{ cookiecutter.tutorials }}" == "no":
     for name in TUTORIALS.split():
         Path(name).unlink()
-    for folder in (Path("tutorials/figures"), Path("tutorials")):
+    for folder in (Path("tutorials/figures"), Path("tutorials/vi"), Path("tutorials")):
         if not any(folder.iterdir()):
             folder.rmdir()
 

@@ -1,4 +1,4 @@
-"""The chapters of the tutorials as notebooks, and what they say of OpenCV; the tests of the project do the rest."""
+"""Run the chapters as notebooks and check their statements about OpenCV; the project tests the rest."""
 
 import asyncio
 import re
@@ -14,11 +14,11 @@ from torchvision.transforms import v2
 
 
 async def run_in(folder, notebooks):
-    """Two at a time, each in a kernel of its own, as Jupyter starts it: in the folder of the notebook."""
-    gate = asyncio.Semaphore(2)
+    """Run notebooks two at a time, each in its own kernel, in a folder, as Jupyter does."""
+    semaphore = asyncio.Semaphore(2)
 
     async def run(notebook):
-        async with gate:
+        async with semaphore:
             resources = {"metadata": {"path": str(folder)}}
             await NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).async_execute()
 
@@ -38,17 +38,17 @@ def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
         assert text[0].startswith(f"# {chapter.name[0]}. "), "the title"
         assert "\n## Exercise" in "\n" + text[-1]
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-        assert pictures == chapter.read_text(encoding="utf-8").count("savefig("), chapter.name
+        figures = sum("image/png" in output.get("data", {}) for output in outputs)
+        assert figures == chapter.read_text(encoding="utf-8").count("savefig("), chapter.name
         if chapter.name.startswith(("5", "8")):
             printed = "".join(output.get("text", "") for output in outputs)
-            assert "look at it      tensorboard" in printed, "what train.py has printed"
-            assert not re.search("^epoch.*━", printed, re.MULTILINE), "without its progress bar"
+            assert "look at it      tensorboard" in printed, "train.py prints its report"
+            assert not re.search("^epoch.*━", printed, re.MULTILINE), "train.py prints no progress bar"
     assert (project / "outputs/tutorials/optimizers.png").exists()
     assert not (project / "tutorials/outputs").exists()
 
 
-def test_what_opencv_reads_is_what_the_tutorials_say(tmp_path):
+def test_opencv_matches_the_tutorial(tmp_path):
     generator = numpy.random.default_rng(0)
     photo = Image.fromarray(generator.integers(256, size=(30, 40, 3), dtype=numpy.uint8))
     photo.save(tmp_path / "photo.png")

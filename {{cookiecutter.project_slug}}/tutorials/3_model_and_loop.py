@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3. A model and a loop
 #
-# Four points lie on the line y = 2x + 1. A model that knows only the points shall find the line.
+# Four points lie on the line y = 2x + 1. Your task: train a model to find the line from the points alone.
 
 # %%
 import matplotlib.pyplot as plt
@@ -16,9 +16,9 @@ y = 2 * x + 1
 # %% [markdown]
 # ## A model
 #
-# An `nn.Module` has its parts as attributes and says in `forward` how a batch goes through them. The first
-# dimension of a batch is the samples: here (4, 1), four samples of one number each. You call the model, not its
-# `forward`.
+# An `nn.Module` holds its layers as attributes and says in `forward` how a batch passes through them. The first
+# dimension of a batch counts the samples: here (4, 1), four samples of one number each. You call the model itself,
+# not its `forward`.
 
 # %%
 
@@ -32,16 +32,16 @@ class Line(nn.Module):
         return self.linear(x)
 
 
-torch.manual_seed(0)  # weights begin at random; this makes it the same random numbers each time
+torch.manual_seed(0)  # the initial weights are random; the seed makes them the same in every run
 model = Line()
 print(model, dict(model.named_parameters()))
 
 # %% [markdown]
 # ## A loop
 #
-# Five lines, and every training loop in the world is a variation of them: predict, measure, forget the old
-# gradients, differentiate, move. The learning rate, 0.01, says how far: each parameter moves by minus 0.01 times
-# its gradient.
+# Five lines, and every training loop in the world is a variation of them: predict, measure the loss, clear the old
+# gradients, compute the new ones, take a step. The learning rate, 0.01, says how far: each parameter changes by minus
+# 0.01 times its gradient.
 
 # %%
 criterion = nn.MSELoss()
@@ -63,9 +63,9 @@ with torch.no_grad():
 print(f"f(5) = {at_5:.3f}")
 
 # %% [markdown]
-# f(5) is near 11, which is 2 · 5 + 1, though there was no point at 5. After 50 epochs the line is y = 1.94 x +
-# 1.17, and 150 later only y = 1.96 x + 1.11: first fast, then creeping. Gradient descent goes down the steep
-# walls of a valley first and along its floor last; the next chapter draws it.
+# f(5) is near 11, which is 2 · 5 + 1, although there was no point at 5. After 50 epochs the line is y = 1.94 x +
+# 1.17, and 150 epochs later it is only y = 1.96 x + 1.11: fast at first, then slow. Gradient descent first goes down
+# the steep walls of a valley, then along its flat floor. The next chapter plots this.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 4))
@@ -81,21 +81,21 @@ figure.savefig(OUTPUTS / "model_and_loop.png")
 # %% [markdown]
 # ## Shapes
 #
-# `nn.Linear(3, 2)` takes 3 numbers per sample and gives 2. Its weight is (2, 3), out before in, for it computes x
-# Wᵀ + b; its bias is (2,). That is 8 parameters, whatever the size of the batch.
+# `nn.Linear(3, 2)` takes 3 numbers per sample and returns 2. Its weight is (2, 3), outputs before inputs, because the
+# layer computes x Wᵀ + b; its bias is (2,). That is 8 parameters, no matter how large the batch is.
 
 # %%
 layer = nn.Linear(3, 2)
 batch = torch.rand(5, 3)
 print(layer.weight.shape, layer.bias.shape, layer(batch).shape)
-print(torch.allclose(layer(batch), batch @ layer.weight.T + layer.bias), "is whether it is x Wᵀ + b")
+print("equals x Wᵀ + b:", torch.allclose(layer(batch), batch @ layer.weight.T + layer.bias))
 
 # %% [markdown]
 # ## Save and load
 #
-# `state_dict` has the numbers by name, without the code. To load them, make the model, then fill it. A file from
-# somebody else could hold code that runs when it is opened; `torch.load` refuses that by itself
-# (`weights_only=True` is its default since PyTorch 2.6), and a `state_dict` needs none.
+# `state_dict` holds the parameters by name, without the code. To load them, create the model, then fill it. A file
+# from an untrusted source could contain code that runs when you open it. `torch.load` refuses such files by default
+# (`weights_only=True` is its default since PyTorch 2.6), and a `state_dict` contains no code.
 
 # %%
 print(model.state_dict())
@@ -103,13 +103,13 @@ torch.save(model.state_dict(), OUTPUTS / "line.pt")
 
 copy = Line()
 copy.load_state_dict(torch.load(OUTPUTS / "line.pt"))
-print(copy(torch.tensor([[5.0]])).item() == at_5, "is whether it gives the same f(5)")
+print("same f(5):", copy(torch.tensor([[5.0]])).item() == at_5)
 
 # %% [markdown]
 # ## Exercise
 #
-# With the learning rate 0.2 the loss grows, without end. Find by trying from which rate on it does. Then compute
-# it: the loss is a quadratic function of weight and bias, and gradient descent diverges beyond 2 divided by the
-# largest eigenvalue of its matrix of second derivatives (`torch.autograd.functional.hessian`).
+# With the learning rate 0.2 the loss grows without end. Find the rate at which this starts, by trial and error. Then
+# compute it: the loss is a quadratic function of weight and bias, and gradient descent diverges beyond 2 divided by
+# the largest eigenvalue of its matrix of second derivatives (`torch.autograd.functional.hessian`).
 #
 # The answer is `test_exercise_3` in `tests/test_tutorials.py`.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 8. From loop to Lightning to Hydra
 #
-# The same training three times: a loop by hand, a LightningModule, a config. All three end with the same weights,
-# on the CPU to the last bit; what differs is what you have to write, and what you get.
+# The same training three times: a loop by hand, a LightningModule, a config. All three end with the same weights, on
+# the CPU bit for bit. They differ in what you have to write and in what you get.
 
 # %%
 import logging
@@ -24,27 +24,27 @@ from torchvision import datasets
 import drawn_digits
 from this_project import OUTPUTS, run, torch_starter
 
-# Lightning has much to say about itself.
+# Hide Lightning's hints; the chapter prints its own results.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", module="lightning")
 
 # %% [markdown]
-# ## What all three have
+# ## What all three share
 #
-# Images as numbers between 0 and 1, cut into training, validation and test; a small convolutional network; the
-# same seed. The digits are drawn. For the real ones: `root = "data"`, and `download=True` in both calls of
+# Images as numbers between 0 and 1, split into training, validation and test; a small convolutional network; the same
+# seed. The digits are drawn. For the real ones, set `root = "data"` and pass `download=True` in both calls of
 # `datasets.MNIST`.
 
 # %%
 root = drawn_digits.write(train=2000, test=500)
 digits, test_digits = datasets.MNIST(root, train=True), datasets.MNIST(root, train=False)
 images, test_images = digits.data[:, None] / 255, test_digits.data[:, None] / 255
-cut = torch.Generator().manual_seed(0)
-train_set, val_set = random_split(TensorDataset(images, digits.targets), [0.8, 0.2], generator=cut)
+generator = torch.Generator().manual_seed(0)
+train_set, val_set = random_split(TensorDataset(images, digits.targets), [0.8, 0.2], generator=generator)
 test_set = TensorDataset(test_images, test_digits.targets)
 
 
-# Without shuffle=True, so that all three see the same batches; `random_split` has shuffled once.
+# No shuffle=True, so that all three see the same batches; `random_split` has already shuffled once.
 train_loader = DataLoader(train_set, batch_size=50)
 val_loader, test_loader = DataLoader(val_set, batch_size=500), DataLoader(test_set, batch_size=500)
 
@@ -63,9 +63,9 @@ def small_network():
 # %% [markdown]
 # ## By hand
 #
-# The five lines of chapter 3 are still there. Around them has grown what one needs to believe a result:
-# validation after each epoch, the best weights kept, curves, the test at the end; and what the machine wants:
-# devices, training and evaluation mode.
+# The five lines of chapter 3 are still there. Now they are surrounded by everything you need to trust a result:
+# validation after each epoch, saving the best weights, curves, the final test; and by everything the machine needs:
+# devices, training mode, evaluation mode.
 
 # %%
 accelerated = torch.accelerator.is_available()
@@ -77,12 +77,12 @@ writer = SummaryWriter(OUTPUTS / "by_hand")
 
 def accuracy(loader):
     network.eval()
-    right = 0
+    correct = 0
     with torch.no_grad():
         for images, labels in loader:
             predicted = network(images.to(device)).argmax(dim=1)
-            right += (predicted == labels.to(device)).sum().item()
-    return right / len(loader.dataset)
+            correct += (predicted == labels.to(device)).sum().item()
+    return correct / len(loader.dataset)
 
 
 best, step, losses = -1.0, 0, []
@@ -112,10 +112,11 @@ print(f"test accuracy {test_accuracy:.3f}")
 # %% [markdown]
 # ## With Lightning
 #
-# A LightningModule says what is particular: the network, what a step is, the optimizer. The `Trainer` has what is
-# the same in each training. It zeroes, differentiates and steps; it moves batches to the device, switches modes,
-# averages metrics over batches, keeps the best checkpoint, with the optimizer in it, and draws the curves.
-# (`tensorboard --logdir outputs/tutorials` has those by hand too: they lie on each other.)
+# A LightningModule defines what is specific to your model: the network, the training step, the optimizer. The
+# `Trainer` does what is the same in every training. It clears gradients, computes new ones and takes the step; it
+# moves batches to the device, switches modes, averages metrics over batches, keeps the best checkpoint, including the
+# optimizer state, and plots the curves. (`tensorboard --logdir outputs/tutorials` also shows the curves of the loop
+# by hand: they coincide.)
 
 # %%
 
@@ -159,9 +160,10 @@ last_by_lightning = {name: weight.cpu().clone() for name, weight in model.networ
 # %% [markdown]
 # ## With Hydra
 #
-# What somebody may want to change is in a config: which class, `_target_`, and its arguments. `instantiate` makes
-# the object; with `_partial_` it keeps the arguments for later, as the optimizer needs it, which wants the
-# parameters too. Then no line of Python names AdamW any more, and another optimizer is another text.
+# A config holds everything that you may want to change: the class, `_target_`, and its arguments. `instantiate`
+# creates the object. With `_partial_` it stores the arguments for later; the optimizer needs this because it also
+# takes the parameters of the model. Now no line of Python names AdamW any more, and to change the optimizer you
+# change the config.
 
 # %%
 config = OmegaConf.create("""
@@ -191,7 +193,7 @@ def train(*overrides):
 
 network_by_config, with_hydra = train()
 _, with_sgd = train("optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1", "optimizer.momentum=0.9")
-print(f"test accuracy by AdamW {with_hydra['test/acc']:.3f}, by SGD {with_sgd['test/acc']:.3f}")
+print(f"test accuracy: AdamW {with_hydra['test/acc']:.3f}, SGD {with_sgd['test/acc']:.3f}")
 
 # %%
 largest = max(
@@ -199,7 +201,7 @@ largest = max(
     for weights in (last_by_lightning, network_by_config.state_dict())
     for name, weight in weights.items()
 )
-print(f"by hand, by Lightning and by a config, the weights differ by {largest} at most")
+print(f"by hand, with Lightning and with Hydra, the weights differ by at most {largest}")
 
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 axes.plot(losses, linewidth=1)
@@ -209,45 +211,45 @@ figure.savefig(OUTPUTS / "loop.png")
 # %% [markdown]
 # ## In this project
 #
-# Hydra reads the config from files, one for each choice, so that it is `optimizer=sgd` and not a path of a class.
-# It has your words from the command line, refuses those that do not exist, and writes what was chosen beside the
-# run. `train.py` is the function `train` above, in 60 lines:
+# Hydra reads the config from files, one for each choice, so that you write `optimizer=sgd` instead of the path of a
+# class. It takes overrides from the command line, refuses names that do not exist, and saves the final config with
+# the run. `train.py` is the function `train` above, in 60 lines:
 
 # %%
 small = [f"data.root={root}", "data.num_val=400", "data.batch_size=50", "trainer.max_epochs=2"]
 print(run("train.py", "experiment=mnist", *small, "optimizer=sgd", "optimizer.lr=0.05"))
 
 # %% [markdown]
-# What is left of it is a folder, which `python predict.py` reads, and Python too: the model with its best weights, and
-# what it says of images that it has never seen. In a program of your own it is `import torch_starter`.
+# The run leaves a folder that `python predict.py` can read. So can your own Python code, with `import torch_starter`:
+# load the model with its best weights, and predict images that it has never seen.
 
 # %%
 trained = torch_starter.load_run("latest")
 print(f"test accuracy {trained.metrics['test/acc']:.3f}")
 for row, label in zip(trained.predict(test_digits.data[:5, None]), test_digits.targets[:5].tolist(), strict=True):
-    print(f"a {label} is taken for a {row['label']}, with probability {row['probability']:.3f}")
+    print(f"a {label} is predicted as {row['label']}, with probability {row['probability']:.3f}")
 
 # %% [markdown]
-# ## What each step has bought
+# ## What each step gains
 #
-# | | lines | and for them one has, besides what is above |
+# | | lines | and what you get for them, in addition to the rows above |
 # | --- | --- | --- |
 # | by hand | 36 | training, validation, best weights, curves, test; on one device |
-# | with Lightning | 27 | more devices and processes, 16-bit numbers, resuming: arguments of `Trainer` |
-# | with Hydra | 24 | each class and number from outside; the next experiment is 0 lines of Python |
-# | in this project | 0 | a folder per run with config, pictures, results; searches; prediction; export |
+# | with Lightning | 27 | more devices and processes, 16-bit precision, resuming: arguments of `Trainer` |
+# | with Hydra | 24 | every class and number from the command line; the next experiment is 0 lines of Python |
+# | in this project | 0 | a folder per run with config, figures, results; sweeps; prediction; export |
 #
-# (Lines of the cells above that are neither empty nor comments; Hydra's come on top of the 20 of the
+# (Lines of the cells above that are neither empty nor comments; the lines of Hydra come on top of the 20 of the
 # LightningModule.)
 #
-# What it costs: one has to know where things are. The README has a table, "Where things are", and from the
-# command line to the loss there are three hops: `main` in `train.py`, `training_step`, `_step`. The same three as
-# above.
+# The cost: you have to know where things are. The table of folders in `README.md` tells you, and from the command
+# line to the loss there are only three hops: `main` in `train.py`, `training_step`, `_step`. The last two are the
+# same as above.
 #
 # ## Exercise
 #
-# Train the network of this project on the drawn digits by SGD with the learning rate 0.1, that rises and falls in
-# one cycle, and with 8 and 16 channels; then by Adam, with the learning rate that is in its file. No file shall
-# be changed. (`python train.py --help` has the groups.)
+# Train the network of this project on the drawn digits with SGD: learning rate 0.1, rising and falling in one cycle,
+# and 8 and 16 channels. Then train it with Adam, with the learning rate from its config file. Do not change any file.
+# (`python train.py --help` lists the groups.)
 #
 # The answer is `test_exercise_8` in `tests/test_tutorials.py`.

@@ -1,4 +1,4 @@
-"""A picture of what autograd has recorded."""
+"""Draw the computation graph that autograd has recorded."""
 
 from collections import defaultdict
 
@@ -9,13 +9,13 @@ from torch.autograd.graph import Node
 
 
 def draw(output: Tensor, names: dict[str, Tensor], axes: Axes) -> None:
-    """Draws the operations that made ``output``, down to the tensors that want a gradient.
+    """Draw the operations that made ``output``, down to the tensors that require a gradient.
 
-    Where gradients are single numbers, they stand beside the arrows on which they come down.
+    A gradient that is a single number is printed beside its arrow.
 
     Args:
-        output: of one element.
-        names: of the tensors that want a gradient.
+        output: a tensor with one element.
+        names: the tensors that require a gradient, keyed by the label to print.
         axes: where to draw.
     """
     levels: dict[Node, int] = {}
@@ -30,7 +30,7 @@ def draw(output: Tensor, names: dict[str, Tensor], axes: Axes) -> None:
     assert output.grad_fn
     visit(output.grad_fn, 0)
 
-    # Each operation is asked for the gradients that it passes down, in the order of what lies below it.
+    # Record the gradients that each operation passes down, in the order of its inputs.
     gradients: dict[Node, list[Tensor]] = {}
     for node in levels:
         node.register_hook(lambda passed, _, node=node: gradients.update({node: [g for g in passed if g is not None]}))

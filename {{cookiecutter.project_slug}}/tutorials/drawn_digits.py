@@ -1,4 +1,4 @@
-"""Digits that look like MNIST's and need no download, in MNIST's own files."""
+"""Draw digits that look like MNIST, in MNIST's file format, so that nothing is downloaded."""
 
 import struct
 from pathlib import Path
@@ -10,7 +10,7 @@ from this_project import OUTPUTS
 
 
 def draw(label: int, generator: numpy.random.Generator) -> Image.Image:
-    """A digit of 28 x 28 grey pixels, bright on dark; somewhat moved, turned and blurred."""
+    """Draw a digit on 28 x 28 gray pixels, bright on dark, slightly moved, rotated and blurred."""
     size, x, y, angle = generator.uniform([18, 11, 11, -20], [26, 17, 17, 20])
     image = Image.new("L", (28, 28))
     ImageDraw.Draw(image).text((x, y), str(label), fill=255, font=ImageFont.load_default(size), anchor="mm")
@@ -18,9 +18,14 @@ def draw(label: int, generator: numpy.random.Generator) -> Image.Image:
 
 
 def write(train: int, test: int) -> Path:
-    """Writes that many of each split, and returns the folder that torchvision calls ``root``.
+    """Write both splits in the IDX format: a header with the type (8 is uint8) and the sizes, then the numbers.
 
-    The format is IDX: a header with the type (8 is uint8) and the sizes, then the numbers themselves.
+    Args:
+        train: number of training images.
+        test: number of test images.
+
+    Returns:
+        The folder that torchvision calls ``root``.
     """
     root = OUTPUTS / "digits"
     raw = root / "MNIST/raw"

@@ -1,4 +1,4 @@
-"""The project that the chapters lie in: its root, a folder for what they write, its commands."""
+"""The project around the chapters: its root, the folder for their output, and its commands."""
 
 import importlib
 import os
@@ -6,23 +6,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+# A search, because tutorials/vi/weave.py copies this module.
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "train.py").exists())
 OUTPUTS = ROOT / "outputs/tutorials"
 OUTPUTS.mkdir(parents=True, exist_ok=True)
 
-# For chapters that look at a run in Python.
+# For chapters that load a run in Python.
 sys.path.append(str(ROOT))
 torch_starter = importlib.import_module("torch_starter")
 
 
 def run(*command: object) -> str:
-    """What `python COMMAND` prints, typed in the root of the project.
+    """Run `python COMMAND` in the root of the project and return what it prints.
 
     Raises:
-        subprocess.CalledProcessError: if it fails; why, stands above.
+        subprocess.CalledProcessError: if the command fails; its error message appears above.
     """
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    environment.pop("FORCE_COLOR", None)  # Jupyter sets it, and then a progress bar is drawn, a line for each step
+    environment.pop("FORCE_COLOR", None)  # Jupyter sets it; the progress bar would print a line per step
     arguments = [sys.executable, *map(str, command)]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    return done.stdout
+    result = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    return result.stdout
