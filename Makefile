@@ -1,5 +1,5 @@
-# Each target sets up what it needs, given Python 3.11 or newer, git and make. uv downloads every package once per
-# machine (PyTorch with CUDA is some 5 GB on Linux) and links it into each environment.
+# Each target sets up what it needs; it requires Python 3.11 or newer, git and make. uv downloads every package once per
+# machine (PyTorch with CUDA is about 5 GB on Linux) and links it into each environment.
 
 PYTHON ?= python3
 VERSIONS := >=3.11
@@ -7,7 +7,7 @@ UV := .tools/bin/uv
 COOKIECUTTER := .tools/bin/uvx cookiecutter
 RUN := $(UV) run --no-project --python .venv
 TEMPLATE := {{cookiecutter.project_slug}}
-# A folder that has MNIST/raw, for `make bench`, `make bench-gpu`, `make faults` and `make screenshots`.
+# The folder that contains MNIST/raw: for bench, bench-gpu, bench-demo, faults and screenshots.
 DATA ?= data
 
 .PHONY: demo test lint slow bench bench-gpu bench-images bench-demo faults screenshots tutorials clean
@@ -22,7 +22,7 @@ demo: build/my_project
 	@echo "    tensorboard --logdir outputs"
 	@echo "    python train.py experiment=mnist"
 
-# First two files at a time; then the tests of a generated project, which are two at a time themselves.
+# The tests of a generated project run on their own, because they already use two processes.
 test: .venv/ready
 	$(RUN) pytest -n 2 --dist loadfile --ignore tests/test_generated_project.py
 	$(RUN) pytest tests/test_generated_project.py
@@ -32,7 +32,7 @@ lint: .venv/ready
 	$(RUN) ruff format --check hooks tests benchmarks docs
 	$(RUN) pyrefly check
 
-# What takes minutes: keys of the config two at a time; what may be deleted, with all tests of what is left; tutorials as
+# Tests that take minutes: pairs of config keys; deleting parts of a project and running its remaining tests; tutorials as
 # notebooks; the update of an old project; and a project's own slow tests.
 slow: .venv/ready
 	$(RUN) pytest -m slow
@@ -40,7 +40,7 @@ slow: .venv/ready
 bench: .venv/ready build/my_project
 	.venv/bin/python benchmarks/speed.py --project build/my_project --data '$(DATA)'
 
-# Needs a GPU; without one it goes the same way on the CPU, in smaller sizes.
+# Needs a GPU; without one it runs the same code on the CPU, in smaller sizes.
 bench-gpu: .venv/ready build/my_project
 	.venv/bin/python benchmarks/gpu.py --project build/my_project --data '$(DATA)'
 
@@ -56,7 +56,7 @@ faults: .venv/ready build/my_project
 screenshots: .venv/ready build/my_project
 	.venv/bin/python docs/screenshots.py --project build/my_project --data '$(DATA)'
 
-# The pictures of tutorials/README.md.
+# Regenerates the figures of tutorials/README.md.
 tutorials: .venv/ready
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/tutorials
 	cd build/tutorials/my_project && for chapter in tutorials/[1-8]*.py; do ../../../.venv/bin/python $$chapter || exit 1; done
@@ -69,7 +69,7 @@ $(UV):
 	$(PYTHON) -m venv .tools
 	.tools/bin/python -m pip install --quiet uv
 
-# What the tests run is a generated project, so its packages belong here too.
+# The tests run a generated project, so this environment has its packages too.
 .venv/ready: pyproject.toml cookiecutter.json $(TEMPLATE)/pyproject.toml | $(UV)
 	$(UV) venv --quiet --allow-existing --python '$(VERSIONS)' .venv
 	$(COOKIECUTTER) . --no-input --overwrite-if-exists --output-dir build/packages

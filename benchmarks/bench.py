@@ -1,4 +1,4 @@
-"""What speed.py and gpu.py share: runs of the project, their times, and the rows of a table with its goals."""
+"""Shared code of speed.py and gpu.py: timed runs of the project, and a table that compares results with goals."""
 
 import argparse
 import contextlib
@@ -18,21 +18,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# A terminal, so that the progress bar is drawn (to nowhere) as a user has it.
+# Makes rich draw the progress bar as in a terminal, although the output is discarded.
 os.environ |= {"FORCE_COLOR": "1", "COLUMNS": "120"}
-# And no setting that keeps Python from caching its bytecode.
+# Users have Python cache its bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import loops
 from lightning import Callback, Trainer
 from omegaconf import OmegaConf
 
-# Beside experiment=mnist: 99 % in the least time, and 99.6 % in at most twice its time.
+# Goals: 99 % in the least time, and 99.6 % in at most twice the time of experiment=mnist.
 QUICK, AUGMENTED = "experiment=mnist_quick", "experiment=mnist_augmented"
 
 
 class Bench:
-    """The project and the data that everything is timed with, and the table that it makes."""
+    """Times the commands and runs of a generated project.
+
+    Args:
+        project: folder of the generated project.
+        data: folder that contains MNIST/raw.
+        repeats: number of repeats of each measurement.
+    """
 
     def __init__(self, project: Path, data: Path, repeats: int) -> None:
         self.project, self.data, self.repeats = project, data, repeats
@@ -41,7 +47,7 @@ class Bench:
         self.numbers = itertools.count()
 
     def process(self, *arguments: str, status: int = 0) -> float:
-        """Wall seconds of a Python process that ends with an exit status."""
+        """Return the wall-clock seconds of a Python process; exit if its exit status is not ``status``."""
         command = [sys.executable, *arguments]
         start = time.perf_counter()
         ended = subprocess.run(command, cwd=self.project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -51,7 +57,10 @@ class Bench:
         return seconds
 
     def peak_memory(self, *arguments: str) -> float:
-        """Peak MB of a Python process. A small one asks, for a child begins with the peak of its parent."""
+        """Return the peak memory of a Python process in MB.
+
+        A small process starts it, because a child's peak includes that of its parent at the start.
+        """
         code = (
             "import resource, subprocess, sys\n"
             "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
@@ -62,28 +71,30 @@ class Bench:
         return int(printed) / (1024 if sys.platform == "linux" else 1024**2)
 
     def train_py(self, *overrides: str) -> tuple[float, dict[str, Any]]:
-        """Seconds of a process `train.py`, and its results.json."""
+        """Return the seconds of a `train.py` process and the content of its results.json."""
         run = self.new_run()
         seconds = self.process("train.py", *overrides, f"hydra.run.dir={run}")
         return seconds, json.loads((run / "results.json").read_text())
 
     def new_run(self) -> Path:
+        """Return the path of a new run folder, without creating it."""
         return self.folder / str(next(self.numbers))
 
     def train(self, *overrides: str, watchers: Sequence[Callback] = ()) -> "Clock":
-        """A run in this process, as `train.py` makes it; its times."""
+        """Train in this process, like `train.py`, and return the times."""
         from train import train
 
-        config = self.composed(*overrides)
+        config = self.compose(*overrides)
         clock = Clock()
         with quiet():
             train(config, *watchers, clock)
         clock.accuracy = json.loads(Path(config.run_dir, "results.json").read_text())["metrics"].get("test/acc")
         return clock
 
-    def composed(self, *overrides: str) -> Any:
+    def compose(self, *overrides: str) -> Any:
+        """Return the config of a new run, and write it into the run folder."""
         run = self.new_run()
-        config = loops.composed(self.project, *overrides, f"run_dir={run}")
+        config = loops.compose_config(self.project, *overrides, f"run_dir={run}")
         (run / ".hydra").mkdir(parents=True)
         OmegaConf.save(config, run / ".hydra/config.yaml")
         OmegaConf.save(OmegaConf.create(list(overrides)), run / ".hydra/overrides.yaml")
@@ -91,7 +102,7 @@ class Bench:
 
 
 class Clock(Callback):
-    """Seconds of each training epoch, without its validation, of the whole fit, and of each pass of another kind."""
+    """Measures the seconds of each training epoch without validation, of the fit, and of the last evaluation pass."""
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
@@ -123,6 +134,7 @@ class Clock(Callback):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
+    """Discard what is printed to stdout."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
@@ -135,15 +147,15 @@ def compare(
     at_least: float | None = None,
     times_faster: float | None = None,
 ) -> None:
-    """A row of the table: medians, and the median and the range of the ratios, pair by pair.
+    """Print a row of the table: both medians, and the median and range of the pairwise ratios ours / theirs.
 
     Args:
-        what: is compared with what.
-        ours: seconds, or another measure.
-        theirs: of the same length; or a single one, for all.
-        at_most: goal for ours by theirs.
-        at_least: goal for ours by theirs.
-        times_faster: goal for theirs by ours, which is then the ratio that is shown.
+        what: description of the measurement and its reference.
+        ours: measurements of the project, in seconds or another unit.
+        theirs: measurements of the reference, of the same length, or a single one for all pairs.
+        at_most: upper goal for ours / theirs.
+        at_least: lower goal for ours / theirs.
+        times_faster: lower goal for theirs / ours; the row then shows this ratio.
     """
     theirs = theirs * len(ours) if len(theirs) == 1 else theirs
     ratios = [b / a if times_faster else a / b for a, b in zip(ours, theirs, strict=True)]
@@ -161,21 +173,22 @@ def compare(
 
 
 def row(*cells: str) -> None:
+    """Print a row of a Markdown table."""
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of both."""
+    """Return a parser with the arguments that speed.py and gpu.py share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True, help="a generated project")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that contains MNIST/raw")
     return parser
 
 
-def opened(arguments: argparse.Namespace) -> Bench:
-    """A bench for the project, whose modules can be imported from now on; this process works in its folder."""
+def open_bench(arguments: argparse.Namespace) -> Bench:
+    """Return a bench, change to the project's folder, and make the project's modules importable."""
     if not (arguments.data / "MNIST/raw/train-images-idx3-ubyte").exists():
-        sys.exit(f"There is no MNIST/raw in {arguments.data.resolve()}. Name a folder that has it: DATA=FOLDER")
+        sys.exit(f"{arguments.data.resolve()} does not contain MNIST/raw. Pass a folder that does: DATA=FOLDER")
     bench = Bench(arguments.project.resolve(), arguments.data.resolve(), arguments.repeats)
     sys.path.insert(0, str(bench.project))
     os.chdir(bench.project)
@@ -184,8 +197,8 @@ def opened(arguments: argparse.Namespace) -> Bench:
     return bench
 
 
-def head(*machine: str) -> None:
-    """The machine, the versions, and the first lines of the table."""
+def print_head(*machine: str) -> None:
+    """Print the machine, the versions, and the head of the table."""
     packages = [f"{name} {version(name)}" for name in ("torch", "lightning", "hydra-core")]
     system = [f"{os.cpu_count()} cores", f"{platform.system()} {platform.machine()}"]
     print(*machine, *system, f"Python {platform.python_version()}", *packages, sep=", ")

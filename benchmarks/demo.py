@@ -1,9 +1,9 @@
-"""`demo.py` in a browser: how many drawn digits are recognized, how fast bars follow a stroke, how soon it is there.
+"""Measure `demo.py` in a browser: recognized digits, delay from stroke to bars, and time to the first screen.
 
     python benchmarks/demo.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw. Needs Chromium, Gradio and playwright. Trains `experiment=mnist`, then draws fifty digits with the
-mouse: strokes between points that chance moves, of a slant, a size and a thickness that it chooses. Nothing is copied.
+FOLDER contains MNIST/raw. Requires Chromium, Gradio and playwright. Trains `experiment=mnist`, then draws fifty digits
+with the mouse: strokes between randomly moved points, with random slant, size and thickness.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from screenshots import browser_page, demo
 
 
 def recognize(page: Page, count: int) -> list[tuple[int, str]]:
-    """Draws digits, each as often as any other; returns each with the class that has the longest bar."""
+    """Draw each digit equally often, and return pairs of a drawn digit and the class with the longest bar."""
     chance, answers = random.Random(0), []
     for number in range(count):
         page.locator(".sketchpad .clear").click()
@@ -36,8 +36,8 @@ def recognize(page: Page, count: int) -> list[tuple[int, str]]:
     return answers
 
 
-# Notes how long it is from when a drawing is read from the square to when its bars are there.
-WATCH = """() => {
+# Records the delay from reading a drawing to showing its bars.
+RECORD_DELAYS = """() => {
   window.delays = [];
   const read = [];
   const original = HTMLCanvasElement.prototype.toDataURL;
@@ -47,9 +47,9 @@ WATCH = """() => {
 }"""
 
 
-def frames(page: Page) -> tuple[float, float]:
-    """While digits are drawn for ten seconds: answers per second, and the median milliseconds from stroke to bar."""
-    page.evaluate(WATCH)
+def measure_answers(page: Page) -> tuple[float, float]:
+    """Draw digits for ten seconds; return the answers per second and the median milliseconds from stroke to bar."""
+    page.evaluate(RECORD_DELAYS)
     chance, digit, start = random.Random(1), 0, time.perf_counter()
     while time.perf_counter() < start + 10:
         draw(page, strokes(digit % 10, chance), steps=10)
@@ -58,7 +58,7 @@ def frames(page: Page) -> tuple[float, float]:
     return len(delays) / (time.perf_counter() - start), statistics.median(delays)
 
 
-# The command, once all that it imports is there; on its first line is when that was.
+# Runs demo.py after all of its imports; the first line of the output is the time when they are done.
 AFTER_IMPORTS = """
 import runpy, sys, time
 import lightning, torchvision, torchmetrics, torch_starter.demo.page, torch_starter.callbacks.epoch_metrics
@@ -70,7 +70,7 @@ runpy.run_path("demo.py", run_name="__main__")
 
 
 def seconds_to_first_screen(page: Page, project: Path, run: Path) -> float:
-    """From the end of the imports to a square that can be drawn on, in a browser that is open."""
+    """Return the seconds from the end of the imports to a drawing area in an open browser."""
     package = next(path.parent.name for path in project.glob("*/__init__.py") if path.parent.name != "torch_starter")
     names = " ".join(f"{package}.{name}" for name in ("data.image", "models.cnn", "models.image_classifier"))
     command = [sys.executable, "-c", AFTER_IMPORTS, names, str(run)]
@@ -86,8 +86,8 @@ def seconds_to_first_screen(page: Page, project: Path, run: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True, help="a generated project")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
-    parser.add_argument("--run", type=Path, help="a run of experiment=mnist, instead of training one")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that contains MNIST/raw")
+    parser.add_argument("--run", type=Path, help="an existing run of experiment=mnist (default: train one)")
     arguments = parser.parse_args()
     root = f"data.root={arguments.data.resolve()}"
     with tempfile.TemporaryDirectory() as folder:
@@ -98,9 +98,9 @@ def main() -> None:
         with browser_page(width=1280, height=900) as page:
             with demo(arguments.project, run, root) as address:
                 page.goto(address)
-                page.locator(".gallery button").first.wait_for()  # the test images have been looked through
+                page.locator(".gallery button").first.wait_for()  # the test images are selected
                 answers = recognize(page, 50)
-                speed, delay = frames(page)
+                speed, delay = measure_answers(page)
             first = [seconds_to_first_screen(page, arguments.project, run) for _ in range(3)]
     wrong = [f"{digit} as {answer}" for digit, answer in answers if str(digit) != answer]
     print(f"digits recognized: {50 - len(wrong)} of 50 ({', '.join(wrong) or 'all'})")

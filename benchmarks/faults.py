@@ -1,10 +1,10 @@
-"""What is lost when a run is stopped: real processes, the real MNIST, everything that draws random numbers switched on.
+"""Measure what an interrupted run loses, with real processes and MNIST, dropout and shuffling.
 
     python benchmarks/faults.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw. Every fault comes at a random moment of the training; `resume.py` goes on, and the final
-weights, optimizer state and metrics are compared, bit by bit, with those of a run that nothing stopped. Prints a table
-in Markdown.
+FOLDER contains MNIST/raw. Every fault occurs at a random moment of the training, and `resume.py` resumes the run. The
+final weights, optimizer state and metrics are compared bit for bit with those of an uninterrupted run. Prints a
+Markdown table.
 """
 
 import argparse
@@ -25,12 +25,18 @@ import torch
 
 EPOCHS = 5
 MOMENTS = random.Random(0)
-# One thread, for OpenMP's threads wait for each other actively, and something else may run on this machine.
+# One thread: OpenMP's threads busy-wait for each other, which is slow if other programs use the machine.
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Run:
-    """A run folder, and the processes that worked on it."""
+    """Trains in a run folder with one process after another, and counts the faults.
+
+    Args:
+        folder: run folder.
+        project: folder of the generated project.
+        data: folder that contains MNIST/raw.
+    """
 
     epoch_seconds = 0.0
 
@@ -42,9 +48,15 @@ class Run:
         self.faults = self.lost = 0
 
     def start(self, fault: signal.Signals | None = None, epochs: int = 0, limit: int = 0) -> str:
-        """Starts or resumes; sends ``fault`` at a random moment after so many epochs; returns what was printed."""
+        """Start or resume the run in a process, and return its output.
 
-        def before() -> None:
+        Args:
+            fault: signal to send to the process at a random moment.
+            epochs: number of epochs before the signal.
+            limit: largest size of a file in bytes, if positive.
+        """
+
+        def limit_file_size() -> None:
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -55,7 +67,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=before,
+            preexec_fn=limit_file_size,
         )
         lines, marks = [], []
         for line in process.stdout:
@@ -74,12 +86,18 @@ class Run:
         return "".join(lines)
 
     def count_lost(self, before: str, after: str) -> None:
-        """Epochs that had ended before a fault and were trained once more after it."""
+        """Update ``lost`` with the number of epochs that ended before a fault and were repeated after it.
+
+        Args:
+            before: output of the interrupted process.
+            after: output of the resuming process.
+        """
         ended = [int(number) for number in re.findall(rf"^epoch (\d+)/{EPOCHS}", before, re.MULTILINE)]
-        again = re.search(r"goes on after epoch (\d+)", after)
+        again = re.search(r"resuming after epoch (\d+)", after)
         self.lost = max(self.lost, max(ended, default=0) - (int(again[1]) if again else 0))
 
     def state(self) -> tuple:
+        """Return the final weights and optimizer state by name, and the metrics."""
         last = torch.load(self.folder / "checkpoints/last.ckpt", weights_only=True)
         metrics = json.loads((self.folder / "results.json").read_text())["metrics"]
         optimizer = last["optimizer_states"][0]["state"]
@@ -87,7 +105,8 @@ class Run:
         return last["state_dict"] | moments, metrics
 
 
-def same(found: tuple, expected: tuple) -> bool:
+def is_same(found: tuple, expected: tuple) -> bool:
+    """Return whether two final states are bit-identical."""
     return found[1] == expected[1] and all(found[0][key].equal(value) for key, value in expected[0].items())
 
 
@@ -107,17 +126,15 @@ def main() -> None:
         size = (reference.folder / "checkpoints/last.ckpt").stat().st_size
 
         def report(what: str, run: Run) -> None:
-            verdict = "yes" if same(run.state(), expected) else "NO"
-            print(
-                f"| {what} | {run.faults} | {run.lost or 'nothing but the epoch under way'} | {verdict} |", flush=True
-            )
+            verdict = "yes" if is_same(run.state(), expected) else "NO"
+            print(f"| {what} | {run.faults} | {run.lost or 'only the current epoch'} | {verdict} |", flush=True)
 
-        print("| what was done to the run | how often | what was lost | final state equal to the bit |")
+        print("| fault | times | epochs lost | final state bit-identical |")
         print("| --- | --- | --- | --- |")
         for what, fault, times in (
             ("`kill -9`", signal.SIGKILL, arguments.kills),
             ("Ctrl-C", signal.SIGINT, 3),
-            ("SIGTERM, as a scheduler sends it", signal.SIGTERM, 3),
+            ("SIGTERM, as sent by a scheduler", signal.SIGTERM, 3),
         ):
             run, number = Run(folder / f"{fault.name}0", project, data), 0
             printed = run.start(fault, MOMENTS.randrange(2))
@@ -125,8 +142,8 @@ def main() -> None:
                 again = run.start(fault, MOMENTS.randrange(2))
                 run.count_lost(printed, again)
                 printed = again
-                if (run.folder / "results.json").exists():  # it ended before the signal came: another one
-                    assert same(run.state(), expected)
+                if (run.folder / "results.json").exists():  # it ended before the signal: start another run
+                    assert is_same(run.state(), expected)
                     number += 1
                     other = Run(folder / f"{fault.name}{number}", project, data)
                     other.faults, other.lost, run = run.faults, run.lost, other
@@ -143,22 +160,22 @@ def main() -> None:
             run.faults += 1
             run.count_lost(printed, again)
         run.count_lost(printed, run.start())
-        report("the disk is full in the middle of `last.ckpt` (a limit on the size of files)", run)
+        report("disk full while writing `last.ckpt` (simulated by a file size limit)", run)
 
         run = Run(folder / "half", project, data)
         run.start(signal.SIGKILL, 2)
         path = run.folder / "checkpoints/last.ckpt"
         path.write_bytes(path.read_bytes()[: size // 2])
         assert "last.ckpt is damaged" in run.start()
-        run.lost = "the epochs since `best.ckpt`, which it falls back to"
-        report("`last.ckpt` is cut to its half", run)
+        run.lost = "the epochs since `best.ckpt`, from which it resumes"
+        report("`last.ckpt` truncated to half its size", run)
 
         run = Run(folder / "moved", project, data)
         run.start(signal.SIGKILL, 2)
         run.folder = run.folder.rename(folder / "elsewhere")
         run.command = ["resume.py", str(run.folder)]
         run.start()
-        report("`kill -9`, and the folder was moved before `resume.py`", run)
+        report("`kill -9`, then the folder moved before `resume.py`", run)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Folders of many: runs, of which one is the latest, and images, that are trained on, evaluated and predicted.
-
-A part of speed.py.
-"""
+"""Rows of speed.py on large folders: finding the latest of many runs, and reading many images."""
 
 import csv
 import os
@@ -13,7 +10,7 @@ import loops
 import torch
 from bench import Bench, compare, quiet
 from hydra.utils import instantiate
-from pictures import make_pictures
+from image_folder import make_images
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -25,7 +22,7 @@ JPEGS = 2000
 
 
 def latest(bench: Bench) -> None:
-    """To find the latest of 10,000 runs, once they are known, and once more right after another was made."""
+    """Time finding the latest of 10,000 runs, each time after one more run was made."""
     from torch_starter.run_lookup import find, has_checkpoint
 
     for folders in (1, 5):
@@ -46,15 +43,14 @@ def latest(bench: Bench) -> None:
 
 
 def make_run(run: Path) -> None:
-    """The files that a run leaves, empty."""
+    """Create the files of a run, empty."""
     for name in (".hydra/config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "figures/a.png", "train.log"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
 
 
 def million(bench: Bench) -> None:
-    """What a million image files add to the start of a run that has their splits, and to the memory of a worker."""
-
+    """Measure what a million image files add to the start of a run with a split.csv, and to a worker's memory."""
     root, small = bench.new_run(), IMAGES // 100
     for number in range(CLASSES):
         folder = root / f"class_{number:04}"
@@ -65,7 +61,7 @@ def million(bench: Bench) -> None:
         with path.open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["split", "class", "picture"])
-            # As long as a million names, but of files that are there.
+            # A million rows that name existing files.
             for number in range(images):
                 name, tenth = f"{number % CLASSES:04}", number // CLASSES % 10
                 split = "train" if tenth < 8 else "val" if tenth < 9 else "test"
@@ -91,7 +87,7 @@ def million(bench: Bench) -> None:
         }
         begun.append(seconds[IMAGES] - seconds[small])
         reading.append(bench.process("-c", read, str(splits[IMAGES])))
-    what = f"what {IMAGES:,} image files, of which split.csv is there, add to the start of a run: seconds"
+    what = f"startup time added by {IMAGES:,} image files with an existing split.csv: seconds"
     compare(f"{what}, against `list(csv.reader(…))`", begun, reading)
     compare(f"{what}, against the goal", begun, [10], at_most=1)
     private = {images: worker_memory(bench, [*overrides, f"data.split_file={path}"]) for images, path in splits.items()}
@@ -105,15 +101,15 @@ def million(bench: Bench) -> None:
 
 
 def worker_memory(bench: Bench, overrides: list[str]) -> dict[int, float]:
-    """MB that the larger of two workers shares with no other process, after so many batches."""
-    config = loops.composed(bench.project, *overrides, "data.num_workers=2", f"run_dir={bench.new_run()}")
+    """Return the private memory in MB of the larger of two workers after 1, 50 and 200 batches."""
+    config = loops.compose_config(bench.project, *overrides, "data.num_workers=2", f"run_dir={bench.new_run()}")
     data = instantiate(config.data, _convert_="all")
     data.setup("fit")
     found = {}
     try:
         for number, _ in enumerate(data.train_dataloader(), start=1):
             if number in (1, 50, 200):
-                found[number] = max(unshared(worker.pid) for worker in data.workers.loader._iterator._workers)
+                found[number] = max(private_memory(worker.pid) for worker in data.workers.loader._iterator._workers)
             if number == 200:
                 break
     finally:
@@ -121,22 +117,22 @@ def worker_memory(bench: Bench, overrides: list[str]) -> dict[int, float]:
     return found
 
 
-def unshared(pid: int) -> float:
-    """MB of the memory of a process that it shares with no other. Linux tells."""
+def private_memory(pid: int) -> float:
+    """Return the memory in MB that a process shares with no other (Linux only)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def jpeg(bench: Bench) -> None:
-    """Image files: `predict.py` and `evaluate.py` of a folder of JPEG their workers' start included."""
+    """Time `predict.py` and `evaluate.py` on a folder of JPEG files, including the start of their workers."""
     from torch_starter import load_run
     from torch_starter.prediction import find_inputs, predict
 
     folder, run = bench.new_run(), bench.new_run()
     (folder / "test").mkdir(parents=True)
-    make_pictures(folder / "test", JPEGS)
+    make_images(folder / "test", JPEGS)
     (folder / "train").mkdir()
-    make_pictures(folder / "train", 40)
+    make_images(folder / "train", 40)
     overrides = ["data=image_folder", "model=cnn", f"data.root={folder}", "trainer.max_epochs=1"]
     bench.process("train.py", *overrides, "trainer.limit_test_batches=1", f"hydra.run.dir={run}")
     found: dict[str, list[float]] = {"predict.py": [], "evaluate.py": [], "bare": []}
@@ -160,7 +156,7 @@ def jpeg(bench: Bench) -> None:
 
 
 def infer(folder: Path, network: torch.nn.Module, data: Any, workers: int) -> float:
-    """Seconds of a loop over the images of a folder, with the transforms and the network of a run."""
+    """Return the seconds of a plain loop over a folder of images with the transforms and the network of a run."""
     height, width = data.image_shape[1:]
     side = round(max(height, width) / data.center_crop_share)
     transform = v2.Compose([v2.PILToTensor(), v2.Resize([side], antialias=True), v2.CenterCrop([height, width])])
@@ -169,6 +165,6 @@ def infer(folder: Path, network: torch.nn.Module, data: Any, workers: int) -> fl
     right = torch.tensor(0)
     with torch.inference_mode():
         for images, labels in loader:
-            right += (network(loops.normalized(images, data)).argmax(1) == labels).sum()
+            right += (network(loops.normalize(images, data)).argmax(1) == labels).sum()
     assert right.item() <= JPEGS
     return time.perf_counter() - start

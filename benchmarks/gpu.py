@@ -1,10 +1,10 @@
-"""Whether a generated project works on a GPU, then how fast it is there, beside bare loops with the data on the GPU.
+"""Check a generated project on a GPU, then compare its speed with bare loops over data on the GPU.
 
     python benchmarks/gpu.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw, and cifar-10-batches-py or not: random images do as well. Prints a line for each check, a table in
-Markdown with the goal of each row, and a profile of the cnn. With --device cpu all goes the same way in smaller sizes.
-Ends with exit status 1 if a check has failed.
+FOLDER contains MNIST/raw and optionally cifar-10-batches-py; without it, random images are used. Prints a line for each
+check, a Markdown table with a goal for each row, and a profile of the CNN. --device cpu runs the same code in smaller
+sizes. The exit status is 1 if a check fails.
 """
 
 import os
@@ -22,26 +22,33 @@ import torch
 from bench import QUICK, Bench, compare, row
 from gpu_checks import check
 from hydra.utils import instantiate
+from image_folder import images_per_second, make_images
 from lightning import Callback, Trainer
-from pictures import make_pictures, pictures_per_second
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the profiler, which otherwise prints into the table
-STEPS = range(10, 30)  # of an epoch, which are profiled
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from printing into the table
+STEPS = range(10, 30)  # the profiled steps of an epoch
 
 
 class Table:
-    """The rows; on the CPU of smaller sizes and without verdicts, for the goals are a GPU's."""
+    """Measures and prints the rows. On the CPU, sizes are smaller and goals, which are for a GPU, are left out.
+
+    Args:
+        bench: times the runs.
+        device: "cuda" or "cpu".
+    """
 
     def __init__(self, bench: Bench, device: str) -> None:
         self.bench, self.device, self.is_gpu = bench, device, device == "cuda"
         self.trainer = "trainer=gpu" if self.is_gpu else "trainer=cpu"
 
     def compare(self, what: str, ours: list[float], theirs: list[float], **goal: float) -> None:
+        """Print a row, with its goal on a GPU; see `bench.compare`."""
         compare(what, ours, theirs, **(goal if self.is_gpu else {}))
 
     def make(self) -> None:
+        """Print all rows and the profile."""
         self.reach_99()
         for batch_size in (512, 2048):
             self.epoch([*self.bench.mnist, f"data.batch_size={batch_size}"], "an MNIST epoch, cnn", batches=20)
@@ -55,7 +62,7 @@ class Table:
         self.profile()
 
     def reach_99(self) -> None:
-        """Training from its start to its end, without imports and test; the first run warms up."""
+        """Time training to 99 % without imports and test, after a warm-up run."""
         overrides = [QUICK, *self.bench.mnist[1:], self.trainer]
         self.bench.train(*overrides, "trainer.limit_train_batches=30")
         clocks = [self.bench.train(*overrides, f"seed={seed}") for seed in range(self.bench.repeats)]
@@ -72,15 +79,15 @@ class Table:
         batches: int,
         augment: Callable[[Tensor], Tensor] = lambda images: images,
     ) -> None:
-        """The epochs after the first, against a bare loop with the data on the device.
+        """Time the epochs after the first, against a bare loop with the data on the device.
 
         Args:
-            overrides: of the run.
-            what: takes so long.
-            batches: of an epoch, on the CPU.
-            augment: in the bare loop, images on the device.
+            overrides: overrides of the run.
+            what: description of the row.
+            batches: number of batches of an epoch on the CPU.
+            augment: augments images on the device in the bare loop.
         """
-        config = loops.composed(self.bench.project, *overrides, "run_dir=nowhere")
+        config = loops.compose_config(self.bench.project, *overrides, "run_dir=nowhere")
         data = instantiate(config.data, _convert_="all")
         data.prepare_data()
         data.setup("fit")
@@ -92,25 +99,25 @@ class Table:
         for _ in range(self.bench.repeats):
             clock = self.bench.train(*overrides, self.trainer, *limits)
             ours.append(statistics.median(clock.epochs[1:]) / share)
-            seconds = loops.bare(config, data, epochs, self.device, share, augment)
+            seconds = loops.bare_epochs(config, data, epochs, self.device, share, augment)
             bare.append(statistics.median(seconds[1:]) / share)
         what = f"{what}, batch {config.data.batch_size}: seconds, against the bare loop with the data on the device"
         self.compare(what, ours, bare, at_most=1.3)
 
     def folder(self) -> None:
-        """Image files: training, against the same workers that only decode."""
+        """Time training on image files, against the same workers without training."""
         folder = self.bench.new_run()
         folder.mkdir()
-        make_pictures(folder, 1000 if self.is_gpu else 200)
+        make_images(folder, 1000 if self.is_gpu else 200)
         for path in list(folder.rglob("*.jpg")):
             for copy in range(7 if self.is_gpu else 0):
                 os.link(path, path.with_name(f"{copy}_{path.name}"))
         files = ["data=image_folder", f"data.root={folder}", "data.val_share=0.05", "data.test_share=0.05"]
-        config = loops.composed(self.bench.project, *files, "data.batch_size=128", "run_dir=nowhere")
+        config = loops.compose_config(self.bench.project, *files, "data.batch_size=128", "run_dir=nowhere")
         data = instantiate(config.data, _convert_="all")
         data.setup("fit")
         loader = data.train_dataloader()
-        pictures_per_second(loader)  # starts the workers, and fills the file cache
+        images_per_second(loader)  # starts the workers and fills the file cache
         models = {"cnn": ["model=cnn"], "resnet18, bf16": ["model=resnet18", "trainer.precision=bf16-mixed"]}
         found: dict[str, list[float]] = {
             name: [] for name in [*models, "decoders"] if self.is_gpu or "bf16" not in name
@@ -118,7 +125,7 @@ class Table:
         for _ in range(self.bench.repeats):
             for name in found:
                 if name == "decoders":
-                    found[name].append(pictures_per_second(loader))
+                    found[name].append(images_per_second(loader))
                     continue
                 overrides = [*files, *models[name], self.trainer, "data.batch_size=128", "trainer.max_epochs=2"]
                 clock = self.bench.train(*overrides)
@@ -127,13 +134,13 @@ class Table:
         decoders = found.pop("decoders")
         for name, speeds in found.items():
             what = f"training on a folder of JPEG of 500 x 375, {name}, {data.workers.count} workers: images/s, against"
-            # A larger network may be slower than the decoders.
+            # A larger network may be slower than decoding.
             goal = {"at_least": 0.9} if name == "cnn" else {}
             self.compare(f"{what} the same workers without training", speeds, decoders, **goal)
 
     def profile(self) -> None:
-        """What a step of `experiment=mnist` waits for, and where its time goes."""
-        watch = Watch(self.device)
+        """Count synchronizations of `experiment=mnist` and print a profile of its steps."""
+        watch = StepProfiler(self.device)
         limit = [] if self.is_gpu else ["trainer.limit_train_batches=40"]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -153,8 +160,12 @@ class Table:
         watch.show()
 
 
-class Watch(Callback):
-    """Has torch warn of each synchronization in the second epoch, and profiles some steps of the third."""
+class StepProfiler(Callback):
+    """Makes torch warn of synchronizations in the second epoch, and profiles some steps of the third.
+
+    Args:
+        device: "cuda" or "cpu".
+    """
 
     def __init__(self, device: str) -> None:
         self.is_gpu, self.steps = device == "cuda", 0
@@ -162,7 +173,7 @@ class Watch(Callback):
         self.profiler = profile(activities=activities)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        # Not from the start of the epoch: what is done once an epoch may wait.
+        # Not from the start of the epoch: work done once an epoch may synchronize.
         if trainer.current_epoch == 1 and batch_idx == 0 and self.is_gpu:
             torch.cuda.set_sync_debug_mode("warn")
         if trainer.current_epoch == 2 and batch_idx == STEPS.start:
@@ -177,12 +188,11 @@ class Watch(Callback):
             self.profiler.stop()
 
     def show(self) -> None:
+        """Print copies, synchronizations, and the most expensive operations of the profiled steps."""
         averages = self.profiler.key_averages()
         words = ("Memcpy", "Memset", "Synchronize", "_local_scalar_dense")
         waits = {event.key: event.count for event in averages if any(word in event.key for word in words)}
-        print(
-            f"\nCopies and synchronizations in {len(STEPS)} steps, with one for the profile itself: {waits or 'none'}"
-        )
+        print(f"\nCopies and synchronizations in {len(STEPS)} steps, including one of the profiler: {waits or 'none'}")
         for order in (["self_cuda_time_total"] if self.is_gpu else []) + ["self_cpu_time_total"]:
             print(f"\n{len(STEPS)} steps by {order}:\n")
             print(averages.table(sort_by=order, row_limit=15, max_name_column_width=60))
@@ -192,22 +202,22 @@ def main() -> None:
     parser = benches.parser(__doc__ or "")
     devices = ["cuda", "cpu"]
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=devices, default=default, help="default: cuda, if there is one")
-    parser.add_argument("--repeats", type=int, help="of each pair (default: 5, on the CPU 1)")
+    parser.add_argument("--device", choices=devices, default=default, help="default: cuda if available")
+    parser.add_argument("--repeats", type=int, help="repeats of each pair (default: 5, or 1 on the CPU)")
     parser.add_argument("--parts", nargs="+", choices=["checks", "table"], default=["checks", "table"])
     arguments = parser.parse_args()
     arguments.repeats = arguments.repeats or (5 if arguments.device == "cuda" else 1)
-    bench, begin, failed = benches.opened(arguments), time.monotonic(), 0
+    bench, begin, failed = benches.open_bench(arguments), time.monotonic(), 0
     if "checks" in arguments.parts:
         failed = check(bench, arguments.device)
         print(f"\n{time.monotonic() - begin:.0f} seconds, {failed} failed\n", flush=True)
     if "table" in arguments.parts:
-        name = "On the CPU, without verdicts: the goals are for a GPU"
+        name = "CPU, without goals, which are for a GPU"
         if arguments.device == "cuda":
             name = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-        benches.head(name, f"{arguments.repeats} repeats")
+        benches.print_head(name, f"{arguments.repeats} repeats")
         Table(bench, arguments.device).make()
-    print(f"\n{(time.monotonic() - begin) / 60:.1f} minutes in all.")
+    print(f"\n{(time.monotonic() - begin) / 60:.1f} minutes in total.")
     sys.exit(1 if failed else 0)
 
 

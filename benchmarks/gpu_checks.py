@@ -1,4 +1,4 @@
-"""Whether a generated project works on a GPU: its commands, each in a process of its own. A part of gpu.py."""
+"""Checks of gpu.py: the commands of a generated project on a GPU, each in a separate process."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import Bench
 from torchvision.datasets import MNIST
 
-SECONDS = 300  # after which a process is stopped
+TIMEOUT = 300  # seconds of a process
 ON_THE_CPU = """
 import sys, torch
 from torch_starter import load_run
@@ -23,7 +23,7 @@ folder, images, output = sys.argv[1:]
 assert not torch.cuda.is_available()
 run = load_run(folder)
 found, trained = run.evaluate()["test/acc"], run.metrics["test/acc"]
-assert abs(found - trained) < 0.002, f"test/acc is {found} on the CPU and was {trained} after training"
+assert abs(found - trained) < 0.002, f"test/acc is {found} on the CPU, but {trained} after training"
 assert len(run.predict(images)) == 300
 from pathlib import Path
 write_model(run.model, next(iter(run.data.test_dataloader()))[0], Path(output), "pt2")
@@ -31,13 +31,17 @@ write_model(run.model, next(iter(run.data.test_dataloader()))[0], Path(output), 
 
 
 def check(bench: Bench, device: str) -> int:
-    """Prints a line for each command, ok or FAILED, its seconds and the last lines of its errors.
+    """Print a line for each command: ok or FAILED, its seconds, and the last lines of its errors.
+
+    Args:
+        bench: names the project, the data and the run folders.
+        device: "cuda" or "cpu".
 
     Returns:
-        how many failed.
+        The number of failures.
     """
     trainer = "trainer=gpu" if device == "cuda" else "trainer=cpu"
-    # On the CPU an eighth of an epoch.
+    # On the CPU, train an eighth of an epoch.
     limits = {"train": "0.125", "val": "4", "test": "8"} if device == "cpu" else {}
     short = ["trainer.max_epochs=1", *(f"trainer.limit_{kind}_batches={limit}" for kind, limit in limits.items())]
     short = [*bench.mnist, *short]
@@ -46,7 +50,7 @@ def check(bench: Bench, device: str) -> int:
 
     def train(*overrides: str, run: Path | None = None) -> tuple[str, Callable[[], None]]:
         run = run or bench.new_run()
-        return " ".join(["train.py", *overrides]), partial(trained, bench, run, *short, *overrides)
+        return " ".join(["train.py", *overrides]), partial(train_run, bench, run, *short, *overrides)
 
     backend = "nccl" if device == "cuda" else "gloo"
     place = [] if device == "cuda" else ["trainer.accelerator=cpu"]
@@ -62,30 +66,30 @@ def check(bench: Bench, device: str) -> int:
     exported = str(bench.folder / "model.pt2")
     then = [
         train(trainer, "model.compile=true"),
-        ("resume.py, of the killed run", partial(resumed, bench, killed)),
+        ("resume.py, of the killed run", partial(resume_run, bench, killed)),
         ("evaluate.py", partial(process, bench, "evaluate.py", str(whole), "--json")),
-        ("predict.py, 300 PNG", partial(predicted, bench, str(whole), str(images), predictions)),
+        ("predict.py, 300 PNG", partial(predict_images, bench, str(whole), str(images), predictions)),
         ("export.py", partial(process, bench, "export.py", str(whole))),
         (
             "load_run on the CPU: evaluate, predict, export",
             partial(process, bench, "-c", ON_THE_CPU, str(whole), str(images), exported, has_gpu=False),
         ),
     ]
-    # 16 cores beside a GPU have room for four processes, two cores for one.
+    # One process per four cores.
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4)) as pool:
         failed = [name for checks in (first, then) for name in pool.map(attempt, checks) if name]
     if device == "cpu":
-        print("left out: trainer=fsdp and NCCL, which need a GPU; DDP was tried with gloo")
+        print("skipped: trainer=fsdp and NCCL, which need a GPU; DDP ran with gloo")
     return len(failed)
 
 
 def attempt(named: tuple[str, Callable[[], None]]) -> str | None:
-    """Does a check, prints its line, and returns its name if it failed."""
+    """Run a named check, print its line, and return its name if it fails."""
     name, action = named
     start, error = time.monotonic(), ""
     try:
         action()
-    except Exception as raised:  # whatever it is, the others go on
+    except Exception as raised:  # a failure must not stop the remaining checks
         error = "\n".join(f"    {line}" for line in (str(raised) or repr(raised)).splitlines()[-15:])
     line = f"{'FAILED' if error else 'ok':<6} {time.monotonic() - start:5.1f} s  {name}"
     print(f"{line}\n{error}" if error else line, flush=True)
@@ -93,51 +97,59 @@ def attempt(named: tuple[str, Callable[[], None]]) -> str | None:
 
 
 def process(bench: Bench, *arguments: str, has_gpu: bool = True) -> None:
-    """Runs a Python process in the project's folder.
+    """Run a Python process in the project's folder.
+
+    Args:
+        bench: names the project.
+        *arguments: arguments of the Python interpreter.
+        has_gpu: whether the process can see the GPU.
 
     Raises:
-        RuntimeError: if it fails, with its errors.
+        RuntimeError: If the process fails, with its stderr.
     """
     environment = os.environ | ({} if has_gpu else {"CUDA_VISIBLE_DEVICES": ""})
     command = [sys.executable, *arguments]
-    ended = subprocess.run(command, cwd=bench.project, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    ended = subprocess.run(command, cwd=bench.project, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     if ended.returncode:
         raise RuntimeError(f"{ended.stderr}\nexit status {ended.returncode}")
 
 
-def trained(bench: Bench, run: Path, *overrides: str) -> None:
+def train_run(bench: Bench, run: Path, *overrides: str) -> None:
+    """Train a run and check its accuracy."""
     process(bench, "train.py", *overrides, f"hydra.run.dir={run}")
-    refuse_inaccurate(run)
+    check_accuracy(run)
 
 
-def resumed(bench: Bench, run: Path) -> None:
+def resume_run(bench: Bench, run: Path) -> None:
+    """Resume a run and check its accuracy."""
     process(bench, "resume.py", str(run), "trainer.max_epochs=5")
-    refuse_inaccurate(run)
+    check_accuracy(run)
 
 
-def refuse_inaccurate(run: Path) -> None:
+def check_accuracy(run: Path) -> None:
+    """Raise an AssertionError if the test accuracy of a run is at most 0.9."""
     accuracy = json.loads((run / "results.json").read_text())["metrics"]["test/acc"]
     assert accuracy > 0.9, f"test/acc is {accuracy}"
 
 
 def kill(bench: Bench, run: Path, *overrides: str) -> None:
-    """Kills a training as soon as it has a checkpoint to resume from."""
+    """Kill a training process as soon as its first checkpoint exists."""
     errors = bench.folder / "killed.txt"
     with errors.open("w") as file:
         command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={run}"]
         training = subprocess.Popen(command, cwd=bench.project, stdout=subprocess.DEVNULL, stderr=file)
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + TIMEOUT
         while training.poll() is None and time.monotonic() < end and not (run / "checkpoints/last.ckpt").exists():
             time.sleep(0.02)
         status = training.poll()
         training.kill()
         training.wait()
     assert (run / "checkpoints/last.ckpt").exists(), errors.read_text()
-    assert status is None, "it ended before it could be killed"
+    assert status is None, "training ended before it could be killed"
 
 
 def write_images(bench: Bench) -> Path:
-    """300 test images of MNIST as PNG, with their labels in their names."""
+    """Write 300 test images of MNIST as PNG files with their labels in the names, and return their folder."""
     folder = bench.folder / "images"
     folder.mkdir()
     for number, (image, label) in zip(range(300), MNIST(bench.data, train=False), strict=False):
@@ -145,10 +157,10 @@ def write_images(bench: Bench) -> Path:
     return folder
 
 
-def predicted(bench: Bench, run: str, images: str, output: Path) -> None:
+def predict_images(bench: Bench, run: str, images: str, output: Path) -> None:
     process(bench, "predict.py", run, images, "--output", str(output))
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     right = sum(Path(row["input"]).stem.endswith(f"_{row['label']}") for row in rows)
-    assert len(rows) == 300, f"{len(rows)} rows"
-    assert right > 250, f"{right} of {len(rows)} rows are right"
+    assert len(rows) == 300, f"{len(rows)} rows instead of 300"
+    assert right > 250, f"only {right} of {len(rows)} predictions are correct"

@@ -1,6 +1,6 @@
-"""What happens to the time when there is more of something: epochs, points, images, loggers, runs.
+"""Rows of speed.py on scaling: training time by epochs, points, images and loggers, and lookup time by runs.
 
-A part of speed.py; draws growth.png beside this file.
+Writes growth.png beside this file.
 """
 
 import math
@@ -16,10 +16,10 @@ COPIES = (1, 2, 4)
 
 
 def growth(bench: Bench) -> None:
-    """A row for each kind of more, and growth.png."""
+    """Print a row for each growing quantity, and write growth.png."""
     points = ["data.batch_size=100", "trainer.max_epochs=3", "callbacks.regression_figures=null"]
     mlp = [*bench.mnist, "model=mlp", "data.batch_size=512", "trainer.max_epochs=1"]
-    roots = {copies: copied(bench.data, bench.new_run(), copies) for copies in COPIES}
+    roots = {copies: copy_mnist(bench.data, bench.new_run(), copies) for copies in COPIES}
     loggers = {0: "~logger", 1: "logger=tensorboard", 2: "logger=[tensorboard,csv]"}
 
     def fit(*overrides: str) -> float:
@@ -33,7 +33,7 @@ def growth(bench: Bench) -> None:
         "copies of MNIST, mlp, one epoch": {n: [fit(*mlp, f"data.root={roots[n]}") for _ in range(2)] for n in COPIES},
         "loggers, mlp on MNIST": {n: [fit(*mlp, logger) for _ in range(2)] for n, logger in loggers.items()},
         "runs in outputs/, finding the latest": {
-            n: [find(bench, n) for _ in range(3)] for n in (10, 100, 1000, 10_000)
+            n: [time_lookup(bench, n) for _ in range(3)] for n in (10, 100, 1000, 10_000)
         },
     }
     medians = {what: {n: statistics.median(values) for n, values in panel.items()} for what, panel in panels.items()}
@@ -45,8 +45,8 @@ def growth(bench: Bench) -> None:
     draw(medians).savefig(Path(__file__).with_name("growth.png"), dpi=100)
 
 
-def copied(data: Path, root: Path, copies: int) -> Path:
-    """A root with so many times the training images of MNIST, in files that torchvision reads."""
+def copy_mnist(data: Path, root: Path, copies: int) -> Path:
+    """Write MNIST with its training images repeated, in files that torchvision reads, and return the root."""
     raw = root / "MNIST/raw"
     raw.mkdir(parents=True)
     for path in sorted((data / "MNIST/raw").glob("*-ubyte")):
@@ -57,8 +57,8 @@ def copied(data: Path, root: Path, copies: int) -> Path:
     return root
 
 
-def find(bench: Bench, runs: int) -> float:
-    """Seconds to find the latest of so many runs, with the files that a run leaves."""
+def time_lookup(bench: Bench, runs: int) -> float:
+    """Return the seconds to find the latest of a number of runs, which have the files of a real run."""
     import os
 
     from torch_starter.run_lookup import find, has_checkpoint
@@ -84,7 +84,7 @@ def find(bench: Bench, runs: int) -> float:
 
 
 def draw(panels: dict[str, dict[int, float]]) -> Figure:
-    """A diagram for each, and in it what would be proportional to the number."""
+    """Return a figure with a plot for each quantity, with the measured and the proportional time."""
     figure = Figure(figsize=(11, 6.4), layout="constrained")
     for place, (what, panel) in enumerate(panels.items(), start=1):
         numbers, seconds = list(panel), list(panel.values())
@@ -92,7 +92,7 @@ def draw(panels: dict[str, dict[int, float]]) -> Figure:
         axes.plot(numbers, seconds, "o-", color="black", label="measured")
         if numbers[0]:
             axes.plot(
-                numbers, [seconds[-1] / numbers[-1] * n for n in numbers], "--", color="grey", label="proportional"
+                numbers, [seconds[-1] / numbers[-1] * n for n in numbers], "--", color="gray", label="proportional"
             )
             axes.set(xscale="log", yscale="log", ylim=limits(seconds))
             axes.legend()
@@ -104,5 +104,5 @@ def draw(panels: dict[str, dict[int, float]]) -> Figure:
 
 
 def limits(seconds: Sequence[float]) -> tuple[float, float]:
-    """Whole powers of ten around what was measured."""
+    """Return the powers of ten around the measured values."""
     return 10 ** math.floor(math.log10(min(seconds))), 10 ** math.ceil(math.log10(max(seconds)))

@@ -1,9 +1,9 @@
-"""What the project is compared with: the same network and optimizer in plain PyTorch, and PyTorch's own MNIST example.
+"""Reference loops: the project's network and optimizer in plain PyTorch, and PyTorch's own MNIST example.
 
-    python benchmarks/loops.py tutorial FOLDER        until 99 % on the test set; prints the epochs that it took
-    python benchmarks/loops.py bare PROJECT FOLDER    one epoch of the project's network, for its memory
+    python benchmarks/loops.py tutorial FOLDER        train to 99 % on the test set, and print each accuracy
+    python benchmarks/loops.py bare PROJECT FOLDER    train the project's network for one epoch, to measure memory
 
-FOLDER has MNIST/raw. No metrics, no logging, no checkpoints.
+FOLDER contains MNIST/raw. The loops have no metrics, logging or checkpoints.
 """
 
 import itertools
@@ -26,32 +26,34 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 
-def composed(project: Path, *overrides: str) -> DictConfig:
-    """What `train.py` would be given."""
+def compose_config(project: Path, *overrides: str) -> DictConfig:
+    """Return the config that `train.py` would receive."""
     with initialize_config_dir(str(project / "configs"), version_base="1.3"):
         return compose("train", [*overrides])
 
 
 def network_and_optimizer(config: DictConfig, device: str = "cpu") -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the initialized network of a config on a device, and its optimizer."""
     torch.manual_seed(config.seed)
     network = instantiate(config.model, _convert_="all").network.to(device)
     return network, instantiate(config.optimizer)(network.parameters())
 
 
-def normalized(images: Tensor, data: Any) -> Tensor:
+def normalize(images: Tensor, data: Any) -> Tensor:
+    """Return uint8 images `(N, C, H, W)` as floats, normalized by the mean and std of a data module."""
     mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (data.mean, data.std))
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def wait_for(device: str) -> float:
-    """The time at which all that was asked of the device is done."""
+    """Wait until the device is idle, and return the time."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def regress(config: DictConfig, data: Any, epochs: int) -> list[float]:
-    """Seconds of each epoch of a loop over the tensors of a table, with the network and encoder of the project."""
+    """Return the seconds of each epoch over the tensors of a table, with the project's network and encoder."""
     torch.manual_seed(config.seed)
     model = instantiate(config.model, _convert_="all")
     optimizer = instantiate(config.optimizer)(model.parameters())
@@ -70,7 +72,7 @@ def regress(config: DictConfig, data: Any, epochs: int) -> list[float]:
     return seconds
 
 
-def bare(
+def bare_epochs(
     config: DictConfig,
     data: Any,
     epochs: int,
@@ -78,7 +80,16 @@ def bare(
     share: float = 1.0,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> list[float]:
-    """Seconds of a share of each epoch of the loop that an introduction shows, over the tensors of the data module."""
+    """Return the seconds of each epoch of a plain PyTorch loop over the tensors of a data module.
+
+    Args:
+        config: config of a run.
+        data: data module, set up for fitting.
+        epochs: number of epochs.
+        device: "cuda" or "cpu".
+        share: share of the batches of each epoch to train on, in (0, 1].
+        augment: augments the images of a batch on the device.
+    """
     network, optimizer = network_and_optimizer(config, device)
     images, labels = (tensor.to(device) for tensor in data.train_set.tensors)
     seconds = []
@@ -86,7 +97,7 @@ def bare(
         start = wait_for(device)
         batches = torch.randperm(len(images), device=device).split(config.data.batch_size)
         for batch in batches[: int(share * len(batches))]:
-            loss = cross_entropy(network(normalized(augment(images[batch]), data)), labels[batch])
+            loss = cross_entropy(network(normalize(augment(images[batch]), data)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -95,7 +106,7 @@ def bare(
 
 
 def crop_and_flip(images: Tensor) -> Tensor:
-    """What experiment=cifar10 does to images (N, C, H, W): 4 pixels of black around, a place for each, half flipped."""
+    """Augment images `(N, C, H, W)` like experiment=cifar10: random crops after padding by 4 black pixels, flips."""
     n, _, height, width = images.shape
     rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
     rows, columns = (torch.randint(9, (n, 1), device=images.device) + places for places in (rows, columns))
@@ -107,9 +118,10 @@ def crop_and_flip(images: Tensor) -> Tensor:
 
 
 def conventional(config: DictConfig, root: Path, workers: int, share: float) -> float:
-    """Seconds of an epoch of the conventional pipeline, from a share of it, without the start of the workers.
+    """Return the seconds of an epoch of the conventional pipeline, extrapolated from a share of it.
 
-    The training images of MNIST go one by one through ToTensor and Normalize, in a DataLoader.
+    A DataLoader passes each training image of MNIST through ToTensor and Normalize. The start of the workers does not
+    count.
     """
     network, optimizer = network_and_optimizer(config)
     transform = Compose([ToTensor(), Normalize(tuple(config.data.mean), tuple(config.data.std))])
@@ -117,7 +129,7 @@ def conventional(config: DictConfig, root: Path, workers: int, share: float) -> 
     loader = DataLoader(dataset, batch_size=config.data.batch_size, shuffle=True, num_workers=workers)
     count = round(share * len(loader))
     batches = iter(loader)
-    next(batches)  # the workers have started
+    next(batches)  # starts the workers
     start = time.perf_counter()
     for images, labels in itertools.islice(batches, count):
         loss = cross_entropy(network(images.contiguous(memory_format=torch.channels_last)), labels)
@@ -128,14 +140,14 @@ def conventional(config: DictConfig, root: Path, workers: int, share: float) -> 
 
 
 def infer(network: nn.Module, kind: str, images: Tensor, labels: Tensor, data: Any) -> float:
-    """Seconds for loss and accuracy of all images or, where ``kind`` is predict, for their labels and probabilities."""
+    """Return the seconds to compute loss and accuracy, or labels and probabilities if ``kind`` is "predict"."""
     network.eval()
     batches = list(zip(*(tensor.split(data.batch_size) for tensor in (images, labels)), strict=True))
     total, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     start = time.perf_counter()
     with torch.inference_mode():
         for batch, targets in batches:
-            logits = network(normalized(batch, data))
+            logits = network(normalize(batch, data))
             if kind == "predict":
                 logits.softmax(dim=1).max(dim=1)
             else:
@@ -145,7 +157,7 @@ def infer(network: nn.Module, kind: str, images: Tensor, labels: Tensor, data: A
 
 
 def line(epochs: int) -> float:
-    """Seconds of the loop of an introduction: a line through 100 points, Adam(0.01)."""
+    """Return the seconds of a plain PyTorch loop that fits a line to 100 points with Adam(0.01)."""
     x, y = points()
     model = nn.Linear(1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -159,7 +171,7 @@ def line(epochs: int) -> float:
 
 
 class Line(LightningModule):
-    """The same for Lightning."""
+    """The model of `line` for Lightning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +185,7 @@ class Line(LightningModule):
 
 
 def barebones_line(epochs: int) -> float:
-    """Seconds of the same loop under Lightning, without logger, checkpoint, validation and progress."""
+    """Return the seconds of the same loop in Lightning, without logger, checkpoint, validation or progress bar."""
     trainer = Trainer(barebones=True, max_epochs=epochs, accelerator="cpu")
     start = time.perf_counter()
     trainer.fit(Line(), DataLoader([points()], batch_size=None))
@@ -181,6 +193,7 @@ def barebones_line(epochs: int) -> float:
 
 
 def points() -> tuple[Tensor, Tensor]:
+    """Return 100 noisy points on a line, as inputs and targets `(100, 1)`."""
     x = torch.linspace(-10, 10, 100)[:, None]
     return x, 3 * x + 2 + 2 * torch.randn(100, 1)
 
@@ -201,9 +214,10 @@ class TutorialNetwork(nn.Module):
 
 
 def tutorial(root: Path) -> int:
-    """Trains with the published settings until the test set says 99 %; returns the number of epochs.
+    """Train with the published settings until the test accuracy is 99 %, and return the number of epochs.
 
-    Adadelta at 1.0, times 0.7 after each epoch, batches of 64, all 60,000 images.
+    The settings are Adadelta with a learning rate of 1.0, multiplied by 0.7 after each epoch, batches of 64, and all
+    60,000 images.
     """
     transform = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
     train = DataLoader(MNIST(root, transform=transform), batch_size=64, shuffle=True)
@@ -224,7 +238,7 @@ def tutorial(root: Path) -> int:
         print(f"epoch {epoch}: {correct / 100:.2f} %", flush=True)
         if correct >= 9900:
             return epoch
-    raise SystemExit("99 % was not reached in 14 epochs")
+    raise SystemExit("The test accuracy did not reach 99 % in 14 epochs.")
 
 
 if __name__ == "__main__":
@@ -234,7 +248,7 @@ if __name__ == "__main__":
         project, root = (Path(argument).resolve() for argument in sys.argv[2:4])
         sys.path.insert(0, str(project))
         os.chdir(project)
-        config = composed(project, "experiment=mnist", f"data.root={root}", "run_dir=nowhere")
+        config = compose_config(project, "experiment=mnist", f"data.root={root}", "run_dir=nowhere")
         data = instantiate(config.data, _convert_="all")
         data.setup("fit")
-        bare(config, data, epochs=1)
+        bare_epochs(config, data, epochs=1)

@@ -1,4 +1,4 @@
-"""Random images of CIFAR-10's shape, for machines without its files: an epoch of them takes as long."""
+"""Random images of CIFAR-10's shape, for machines without its files; an epoch takes the same time."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-# The name of the project's package stands in its configs; speed.py and gpu.py work in its folder.
+# The configs contain the name of the project's package; speed.py and gpu.py run in the project's folder.
 ImageDataModule: Any = get_class(OmegaConf.load("configs/data/mnist.yaml")["_target_"])
 
 
 class RandomImages(ImageDataModule):
-    """The project's data module, given 50,000 and 10,000 random images in place of files."""
+    """The project's image data module with 50,000 training and 10,000 test images drawn at random."""
 
     def prepare_data(self) -> None:
         self.class_names = self.class_names or [str(label) for label in range(10)]
 
     def _load(self, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        count, chance = 50_000 if train else 10_000, torch.Generator().manual_seed(0)
-        images = torch.randint(256, (count, *self.image_shape), generator=chance, dtype=torch.uint8)
-        return images, torch.randint(10, (count,), generator=chance)
+        count, generator = 50_000 if train else 10_000, torch.Generator().manual_seed(0)
+        images = torch.randint(256, (count, *self.image_shape), generator=generator, dtype=torch.uint8)
+        return images, torch.randint(10, (count,), generator=generator)

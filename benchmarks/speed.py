@@ -1,9 +1,9 @@
-"""How long things take, always beside something to compare them with, in turn and in one run.
+"""Compare the speed of a generated project with references, measured alternately in one run.
 
     python benchmarks/speed.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw. Prints a table in Markdown, with the goal of each row. `--rows table growth watched` are rows that
-`make bench` has no time for; growth puts growth.png beside this file.
+FOLDER contains MNIST/raw. Prints a Markdown table with the goal of each row. `make bench` leaves out the slow rows
+`--rows table growth watched`; growth writes growth.png beside this file.
 """
 
 import os
@@ -27,12 +27,12 @@ TEMPLATE = HERE.parent
 
 
 def start(bench: Bench) -> None:
-    """From the command to the end of its process."""
+    """Time commands from start to exit."""
     quick = {
         "`train.py --help`": (0, "train.py", "--help"),
         "`train.py --cfg job`": (0, "train.py", "--cfg", "job"),
-        "`train.py optimizer=adamm`, a mistake": (1, "train.py", "optimizer=adamm"),
-        "`train.py trainer.max_epoch=1`, a mistake": (1, "train.py", "trainer.max_epoch=1"),
+        "`train.py optimizer=adamm`, an error": (1, "train.py", "optimizer=adamm"),
+        "`train.py trainer.max_epoch=1`, an error": (1, "train.py", "trainer.max_epoch=1"),
         "`import hydra`": (0, "-c", "import hydra"),
     }
     slow = {
@@ -47,7 +47,7 @@ def start(bench: Bench) -> None:
                 if name.startswith("`train.py trainer.fast"):
                     command = [*command, f"hydra.run.dir={bench.new_run()}"]
                 found = bench.process(*command, status=status)
-                if repeat:  # the first is for the file cache
+                if repeat:  # the first fills the file cache
                     seconds[name].append(found)
     hydra = seconds["`import hydra`"]
     for name in list(quick)[:-1]:
@@ -68,11 +68,11 @@ def start(bench: Bench) -> None:
 
 
 def epochs(bench: Bench) -> None:
-    """The second epoch of a run, for in the first the model's graph is drawn, too."""
-    # A fifth of an epoch of the cnn has time enough to be measured.
+    """Time the second epoch of a run, because the first also draws the model's graph."""
+    # A fifth of an epoch of the CNN is long enough to measure.
     for model, share, at_most, times_faster in (("cnn", 1 / 5, 1.08, 1.5), ("mlp", 1.0, 1.2, 5)):
         overrides = [*bench.mnist, f"model={model}"]
-        config = loops.composed(bench.project, *overrides, "run_dir=nowhere")
+        config = loops.compose_config(bench.project, *overrides, "run_dir=nowhere")
         data = instantiate(config.data, _convert_="all")
         data.setup("fit")
         default = OmegaConf.merge(config, {"optimizer": {**config.optimizer, "fused": None}})
@@ -80,7 +80,7 @@ def epochs(bench: Bench) -> None:
         limits = ["trainer.max_epochs=2", f"trainer.limit_train_batches={share}", "trainer.limit_test_batches=1"]
         for _ in range(2 * bench.repeats):
             found["ours"].append(bench.train(*overrides, *limits).epochs[-1] / share)
-            found["bare"].append(loops.bare(config, data, 2, share=share)[-1] / share)
+            found["bare"].append(loops.bare_epochs(config, data, 2, share=share)[-1] / share)
             for workers in (0, 2):
                 found[str(workers)].append(loops.conventional(default, bench.data, workers, share=1 / 10))
         what = f"an MNIST epoch, {model}, batch {config.data.batch_size}: seconds, against"
@@ -91,8 +91,8 @@ def epochs(bench: Bench) -> None:
 
 
 def accuracy(bench: Bench) -> None:
-    """Time to 99 %, memory, and five seeds of whole experiments."""
-    # A single one of theirs, which takes minutes, stands for all.
+    """Measure the time to 99 %, memory, and the accuracy of whole experiments with five seeds."""
+    # The reference takes minutes, so it runs once.
     theirs = [bench.process(str(HERE / "loops.py"), "tutorial", str(bench.data))]
     ours = [bench.train_py(QUICK, *bench.mnist[1:], f"seed={seed}") for seed in range(bench.repeats)]
     lowest = min(results["metrics"]["test/acc"] for _, results in ours)
@@ -104,7 +104,7 @@ def accuracy(bench: Bench) -> None:
     bare = bench.peak_memory(str(HERE / "loops.py"), "bare", str(bench.project), str(bench.data))
     compare("peak memory of a process that trains the cnn: MB, against the bare loop's", [memory], [bare])
 
-    # One of each at a time, with a thread each.
+    # One run of each at a time, with one thread each.
     sides = {name: [name, *bench.mnist[1:]] for name in (bench.mnist[0], AUGMENTED)}
     jobs = [(name, *overrides, f"seed={seed}") for seed in range(5) for name, overrides in sides.items()]
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -123,7 +123,7 @@ def accuracy(bench: Bench) -> None:
 
 
 def linear_regression(bench: Bench) -> None:
-    """The default run, figures included."""
+    """Time the default run, including its figures."""
     ours, lightning, bare = [], [], []
     for _ in range(bench.repeats):
         ours.append(bench.train_py()[0] - bench.train_py("trainer.max_epochs=1")[0])
@@ -135,7 +135,7 @@ def linear_regression(bench: Bench) -> None:
 
 
 def table(bench: Bench) -> None:
-    """A table of a million rows and 50 columns: the second epoch of a run, and the time until it trains."""
+    """Time a table of a million rows and 50 columns: the second epoch of a run, and its startup."""
     import polars
 
     file, generator = bench.folder / "table.csv", numpy.random.default_rng(0)
@@ -166,13 +166,11 @@ def table(bench: Bench) -> None:
         seconds = bench.process("train.py", *overrides, *few, "trainer.limit_test_batches=1")
         begun.append(seconds - bench.process("train.py", *few, "trainer.limit_test_batches=1"))
         reading.append(bench.process("-c", read, str(file)))
-    compare(
-        "what that table, a CSV file of 400 MB, adds to the start of a run: seconds, against reading it", begun, reading
-    )
+    compare("startup time added by that table, a CSV file of 400 MB: seconds, against reading it", begun, reading)
 
 
 def throughput(bench: Bench) -> None:
-    """Evaluation of a run that trained in batches of 128, as `evaluate.py` and `predict.py` call it."""
+    """Time evaluation of a run that trained in batches of 128, as in `evaluate.py` and `predict.py`."""
     from torch_starter import load_run
 
     for model, goal in (("cnn", 0.9), ("mlp", 0.8)):
@@ -203,22 +201,22 @@ def throughput(bench: Bench) -> None:
 
 
 def watched(bench: Bench) -> None:
-    """All that is drawn and logged: a small difference of long runs, and so not among the default rows."""
+    """Time all figures and loggers. The difference is small and the runs are long, so this is not a default row."""
     callbacks = ("curves", "run_description", "regression_figures", "classifier_figures")
     sides = {
         "all": ["logger=[tensorboard,csv]"],
         "none": ["~logger", *(f"callbacks.{name}=null" for name in callbacks)],
     }
     found: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(3 * bench.repeats):  # each goes first as often as the other
+    for repeat in range(3 * bench.repeats):  # each side is first equally often
         for name in sides if repeat % 2 else reversed(sides):
             found[name].append(bench.train_py(*bench.mnist, *sides[name])[0])
-    what = "`train.py experiment=mnist` with all pictures and loggers: seconds, against none"
+    what = "`train.py experiment=mnist` with all figures and loggers: seconds, against none"
     compare(what, found["all"], found["none"], at_most=1.1)
 
 
 def generation(bench: Bench) -> None:
-    """A project from the template."""
+    """Time the generation of a project."""
     command = ["-m", "cookiecutter", str(TEMPLATE), "--no-input", "--output-dir"]
     ours = [bench.process(*command, str(bench.new_run())) for _ in range(bench.repeats)]
     imports = [bench.process("-c", "import cookiecutter.main") for _ in ours]
@@ -227,24 +225,24 @@ def generation(bench: Bench) -> None:
 
 def main() -> None:
     parser = benches.parser(__doc__ or "")
-    parser.add_argument("--repeats", type=int, default=3, help="of each pair (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each pair (default: 3)")
     rows = [start, generation, linear_regression, throughput, epochs, accuracy, folders.latest, folders.million]
     rows += [folders.jpeg]
-    others = [table, growth.growth, watched]
+    slow_rows = [table, growth.growth, watched]
     names = [row.__name__ for row in rows]
-    choices = [row.__name__ for row in [*rows, *others]]
-    omitted = ", ".join(row.__name__ for row in others)
+    choices = [row.__name__ for row in [*rows, *slow_rows]]
+    omitted = ", ".join(row.__name__ for row in slow_rows)
     parser.add_argument("--rows", nargs="+", choices=choices, default=names, help=f"default: all but {omitted}")
     arguments = parser.parse_args()
-    bench = benches.opened(arguments)
-    benches.head(f"{arguments.repeats} repeats")
+    bench = benches.open_bench(arguments)
+    benches.print_head(f"{arguments.repeats} repeats")
     begin = time.monotonic()
-    for measure in [*rows, *others]:
+    for measure in [*rows, *slow_rows]:
         if measure.__name__ in arguments.rows:
             began = time.monotonic()
             measure(bench)
             print(f"{measure.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    print(f"\n{(time.monotonic() - begin) / 60:.0f} minutes in all.")
+    print(f"\n{(time.monotonic() - begin) / 60:.0f} minutes in total.")
 
 
 if __name__ == "__main__":

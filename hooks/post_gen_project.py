@@ -1,11 +1,11 @@
-"""Takes out the tutorials if they are not wanted, and says what to type next.
+"""Remove the tutorials if the answer is no, and print the next commands.
 
-Whatever a file name can decide is decided there, not here; but a folder whose name is empty would be the project.
+A conditional folder name cannot leave the tutorials out: rendered to nothing, it would name the project itself.
 """
 
 from pathlib import Path
 
-# One by one: in a project that is generated anew, this folder may have files of the user's own.
+# Files are removed one by one: when a project is regenerated, the folder may hold the user's own files.
 TUTORIALS = """
     tests/test_tutorials.py
     tutorials/1_tensors.py
@@ -55,6 +55,6 @@ Next:
     pip install -e .
     python train.py
 {% if cookiecutter.tutorials == "yes" %}
-New to PyTorch? Begin with tutorials/README.md.
+New to PyTorch? Start with tutorials/README.md.
 {% endif %}"""
 )

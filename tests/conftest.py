@@ -1,3 +1,5 @@
+"""Fixtures that generate projects from the template."""
+
 import subprocess
 from pathlib import Path
 
@@ -8,7 +10,7 @@ TEMPLATE = Path(__file__).parents[1]
 
 
 def commit(folder: Path, message: str) -> None:
-    """Commits all that is in a folder, which is a repository from then on."""
+    """Initialize a git repository in a folder if needed, and commit all of its files."""
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-qm", message]):
         subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
@@ -16,7 +18,7 @@ def commit(folder: Path, message: str) -> None:
 
 @pytest.fixture(scope="session")
 def bake(tmp_path_factory):
-    """Generates a project from some answers and defaults for the rest, in a folder of its own."""
+    """A function that generates a project from answers, with defaults for the others, in a new folder by default."""
 
     def bake(folder: Path | None = None, **answers: str) -> Path:
         output_dir = folder or tmp_path_factory.mktemp("baked")
@@ -35,5 +37,5 @@ def bake(tmp_path_factory):
 
 @pytest.fixture
 def project(bake) -> Path:
-    """A project of the default answers, to do with as a test likes."""
+    """A project generated from the default answers; a test may modify it."""
     return bake()

@@ -1,4 +1,4 @@
-"""Answers of real people: what they make parses and can be built, or they are refused before a file is written."""
+"""Test that answers generate a project that parses and builds, or are refused before a file is written."""
 
 import contextlib
 import os
@@ -81,31 +81,31 @@ EMAILS = [
 ]
 SLUGS = ["net", "Net2", "match", "a", "x" * 60, "my_net_2", "A1_b2_C3", "type", "print_net", "test_net", "self"]
 
-# What is refused, and a word of the reason.
+# Refused answers, and a part of the message.
 REFUSED = [
-    ({"description": "{{ x }}"}, None),  # with --no-input the engine itself refuses it
+    ({"description": "{{ x }}"}, None),  # with --no-input Jinja itself fails
     ({"description": "{% x %}"}, None),
-    ({"author": "bell \a"}, "nobody can see, U+0007"),
-    ({"author": "\u202eevil"}, "nobody can see, U+202E"),
-    ({"description": "null \0"}, "nobody can see, U+0000"),
-    ({"description": "escape \x1b[31m"}, "nobody can see, U+001B"),
-    ({"description": "half a pair \ud83d"}, "nobody can see, U+D83D"),
-    ({"project_name": "a separator \u2028"}, "nobody can see, U+2028"),
-    ({"project_name": "two\nlines"}, "one line"),
-    ({"author": "two\nlines"}, "one line"),
+    ({"author": "bell \a"}, "invisible character U+0007"),
+    ({"author": "\u202eevil"}, "invisible character U+202E"),
+    ({"description": "null \0"}, "invisible character U+0000"),
+    ({"description": "escape \x1b[31m"}, "invisible character U+001B"),
+    ({"description": "half a pair \ud83d"}, "invisible character U+D83D"),
+    ({"project_name": "a separator \u2028"}, "invisible character U+2028"),
+    ({"project_name": "two\nlines"}, "a single line"),
+    ({"author": "two\nlines"}, "a single line"),
     ({"author": ""}, "must not be empty"),
     ({"author": "  "}, "must not be empty"),
     ({"project_name": "", "project_slug": "net"}, "must not be empty"),
     ({"project_slug": "x" * 61}, None),
-    ({"email": "nobody"}, "no address"),
-    ({"email": "a b@example.org"}, "no address"),
-    ({"email": "a,b@example.org"}, "no address"),
-    ({"email": "müller@example.org"}, "no address"),
-    ({"email": "a@b@c"}, "no address"),
-    ({"email": "@example.org"}, "no address"),
+    ({"email": "nobody"}, "not a valid address"),
+    ({"email": "a b@example.org"}, "not a valid address"),
+    ({"email": "a,b@example.org"}, "not a valid address"),
+    ({"email": "müller@example.org"}, "not a valid address"),
+    ({"email": "a@b@c"}, "not a valid address"),
+    ({"email": "@example.org"}, "not a valid address"),
 ]
 
-# The hook's, or that of the engine, which with --no-input renders answers too.
+# Raised by the hook, or by Jinja, which also renders answers with --no-input.
 REFUSAL = (CookiecutterException, TemplateError)
 text = st.text(max_size=500)
 ANSWERS = st.fixed_dictionaries(
@@ -124,7 +124,7 @@ ANSWERS = st.fixed_dictionaries(
 
 
 def check(project: Path, answers: dict[str, str]) -> None:
-    """That each file is UTF-8 and parses, and that the metadata, as a build has them, are what was answered."""
+    """Assert that each file is UTF-8 and parses, and that the built metadata match the answers."""
     for name, path in files(project).items():
         if path.suffix in (".yaml", ".yml"):
             assert yaml.safe_load(path.read_text(encoding="utf-8")), name
@@ -156,17 +156,17 @@ CASES = [
     *({"description": description} for description in DESCRIPTIONS),
     *({"email": email, "author": author} for email in EMAILS for author in ("Ánh", 'Jürgen "JJ" Groß, Jr.')),
     *({"project_slug": slug} for slug in SLUGS),
-    *({"license": licence, "minimum_python": "3.12", "author": 'A "B" \\ C'} for licence in QUESTIONS["license"]),
+    *({"license": license, "minimum_python": "3.12", "author": 'A "B" \\ C'} for license in QUESTIONS["license"]),
 ]
 
 
 @pytest.mark.parametrize("answers", CASES, ids=lambda answers: ascii(next(reversed(answers.values())))[:30])
-def test_what_people_answer_makes_a_project(bake, answers):
+def test_common_answers_generate_valid_project(bake, answers):
     check(bake(**answers), answers)
 
 
 @pytest.mark.parametrize(("answers", "reason"), REFUSED, ids=lambda value: ascii(value)[:50])
-def test_what_cannot_work_is_refused_before_a_file_is_written(bake, tmp_path, capfd, answers, reason):
+def test_invalid_answers_are_refused_before_files_are_written(bake, tmp_path, capfd, answers, reason):
     with pytest.raises(REFUSAL):
         bake(tmp_path, **answers)
     assert not list(tmp_path.iterdir())
@@ -175,7 +175,7 @@ def test_what_cannot_work_is_refused_before_a_file_is_written(bake, tmp_path, ca
 
 
 def type_in(answers: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """`cookiecutter TEMPLATE`, and the answers at its prompts."""
+    """Run `cookiecutter TEMPLATE` and type the answers at its prompts."""
     typed = "".join(answers.get(name, "") + "\n" for name in QUESTIONS if not name.startswith("_"))
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--default-config", "--output-dir", str(folder)]
     utf8 = os.environ | {"PYTHONIOENCODING": "utf-8"}
@@ -200,15 +200,15 @@ def type_in(answers: dict[str, str], folder: Path) -> subprocess.CompletedProces
             "tutorials": "2",
         },
     ],
-    ids=["defaults", "several", "others"],
+    ids=["defaults", "license", "names"],
 )
-def test_what_is_typed_makes_a_project(tmp_path, answers):
+def test_typed_answers_generate_valid_project(tmp_path, answers):
     done = type_in(answers, tmp_path)
     assert done.returncode == 0, done.stderr
     (project,) = tmp_path.iterdir()
-    licence = {"": "MIT", "3": "Apache-2.0"}[answers.get("license", "")]
+    license = {"": "MIT", "3": "Apache-2.0"}[answers.get("license", "")]
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert metadata["license"] == licence
+    assert metadata["license"] == license
     assert metadata["requires-python"] == {"": ">=3.11", "3": ">=3.13"}[answers.get("minimum_python", "")]
     assert (project / "tutorials").exists() == ("tutorials" not in answers)
     check(project, answers)
@@ -216,10 +216,12 @@ def test_what_is_typed_makes_a_project(tmp_path, answers):
 
 @pytest.mark.parametrize("answer", ["{{ x }}", "{{ cookiecutter.author }}", "{% if %}", "open {#"])
 @pytest.mark.parametrize("question", ["project_name", "description", "author"])
-def test_what_is_typed_and_would_be_taken_for_a_command_is_refused(tmp_path, question, answer):
+def test_typed_jinja_is_refused(tmp_path, question, answer):
     done = type_in({question: answer, "project_slug": "net"}, tmp_path)
     assert done.returncode == 1
-    assert f"{question} is {answer!r}: {answer.strip('open ')[:2]} would be taken for a command" in done.stderr
+    assert (
+        f"{question} is {answer!r}: it contains {answer.strip('open ')[:2]}, which Jinja would execute" in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -227,7 +229,7 @@ def test_what_is_typed_and_would_be_taken_for_a_command_is_refused(tmp_path, que
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
 @given(answers=ANSWERS)
-def test_any_answers_make_a_project_or_are_refused(bake, tmp_path_factory, answers):
+def test_random_answers_generate_valid_project_or_are_refused(bake, tmp_path_factory, answers):
     folder = tmp_path_factory.mktemp("any")
     try:
         project = bake(folder, **answers)

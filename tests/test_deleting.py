@@ -1,4 +1,4 @@
-"""What the generated README says may be deleted, deleted as it says; the rest works on, and so do its tests."""
+"""Test that each part can be deleted as docs/deleting.md describes, and that the rest still works."""
 
 import re
 import shlex
@@ -13,13 +13,13 @@ from test_generated_project import run
 
 PAGE = (TEMPLATE / "{{cookiecutter.project_slug}}/docs/deleting.md").read_text(encoding="utf-8")
 PAGE = re.sub(r"{%.*?%}", "", PAGE)
-# Of each part its name, its commands, and what else there is to change.
+# The name, the commands and the further edits of each part.
 PARTS = re.findall(r"\*\*(.+?):?\*\*.*?```sh\n(.*?)```\n(.*?)(?=\n\*\*|\Z)", PAGE, re.DOTALL)
 CHANGE = re.compile(r"- `(?P<file>.+?)`: (the entry `(?P<entry>.+)` goes|`(?P<old>.+)` becomes `(?P<new>.+)`)")
 
 
 def without_entry(text: str, beginning: str) -> str:
-    """``text`` without the lines that begin so, and what is indented below each of them."""
+    """Return ``text`` without the lines that begin with ``beginning`` and the lines indented below each of them."""
     kept, indentation = [], None
     for line in text.splitlines(keepends=True):
         indented = len(line) - len(line.lstrip())
@@ -32,7 +32,7 @@ def without_entry(text: str, beginning: str) -> str:
 
 
 def delete(project: Path, commands: str, changes: str) -> None:
-    """Does what the README says, to the letter."""
+    """Run the commands and make the edits exactly as docs/deleting.md describes them."""
     commands = commands.replace("{{ cookiecutter.project_slug }}", project.name)
     for command in commands.splitlines():
         subprocess.run(shlex.split(command), cwd=project, check=True, capture_output=True)
@@ -51,7 +51,7 @@ def delete(project: Path, commands: str, changes: str) -> None:
 
 @pytest.fixture
 def without(bake):
-    """A generated project in its first commit, and some of its parts deleted since."""
+    """A function that generates and commits a project, and then deletes some of its parts."""
 
     def without(*parts):
         repository = bake()
@@ -63,14 +63,14 @@ def without(bake):
     return without
 
 
-def test_there_is_something_to_delete():
+def test_page_lists_deletable_parts():
     names = ["Linear regression", "Images", "Tables", "The tutorials"]
     assert [name.partition(",")[0] for name, _, _ in PARTS] == names
 
 
 @pytest.mark.slow
-def test_what_is_deleted_is_not_missed(without):
-    """By the linter, the type checker, the import of every test, and the tests of all configs and commands."""
+def test_checks_pass_without_part(without):
+    """Run the linter, the type checker, the import of every test, and the tests of all configs and commands."""
 
     def check(repository):
         run("-m", "ruff", "check", "--no-cache", cwd=repository)
@@ -78,7 +78,7 @@ def test_what_is_deleted_is_not_missed(without):
         run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "composes", cwd=repository)
 
     repositories = [without(part) for part in PARTS]
-    with ThreadPoolExecutor(2) as pool:  # each check keeps one core busy
+    with ThreadPoolExecutor(2) as pool:  # each check uses one core
         checks = [pool.submit(check, repository) for repository in repositories]
     failures = {part[0]: str(done.exception()) for part, done in zip(PARTS, checks, strict=True) if done.exception()}
     assert not failures
@@ -86,10 +86,10 @@ def test_what_is_deleted_is_not_missed(without):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS, ids=[name for name, _, _ in PARTS])
-def test_all_other_tests_pass(without, part):
+def test_remaining_tests_pass_without_part(without, part):
     print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=without(part)).splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_all_of_it_can_be_deleted_but_one_task(without):
+def test_remaining_tests_pass_with_linear_regression_alone(without):
     print(run("-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", cwd=without(*PARTS[1:])).splitlines()[-1])

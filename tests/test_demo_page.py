@@ -1,4 +1,4 @@
-"""The pages of demo.py in a real browser, on models that are trained on small files."""
+"""Test the pages of demo.py in a real browser, with models trained on small files."""
 
 import base64
 import csv
@@ -17,14 +17,14 @@ from screenshots import CHROMIUM, browser_page, demo
 from test_generated_project import environment, run
 
 pytest.importorskip("gradio", reason="Gradio is not installed: make .venv/ready")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; on Debian: apt-get install chromium")
-expect.set_options(timeout=60_000)  # in milliseconds; as long as it takes on a busy machine
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing; on Debian: apt-get install chromium")
+expect.set_options(timeout=60_000)  # in milliseconds; generous, for busy machines
 
-# In the square of the page, which has 280 pixels in each direction.
+# Strokes in the square of the page, which is 280 x 280 pixels.
 ONE = [[(150.0, 40.0), (135.0, 240.0)]]
 ZERO = [[(140.0, 50.0), (80, 90), (65, 150), (90, 220), (150, 235), (205, 190), (210, 120), (185, 65), (140, 50)]]
 
-# All runs in one process: digits that are drawn with the same kind of pen, a folder of images, tables, a line.
+# Trains all runs in one process: digits drawn with the same kind of pen, a folder of images, a table, and a line.
 TRAIN = """
 import contextlib, json, random, struct, sys
 from pathlib import Path
@@ -75,7 +75,7 @@ table = ["experiment=table", "data.file=flats.csv", "data.target=rent", "data.sp
 torch_starter.train_run(*table, "hydra.run.dir=runs/table", "trainer.max_epochs=500", *quick)
 torch_starter.train_run("hydra.run.dir=runs/line", "trainer.max_epochs=100", *quick)
 
-# What `predict.py` says, too, without a process for each.
+# Expected predictions, the same as those of `predict.py`, without a process for each.
 table = torch_starter.load_run("runs/table")
 (image,) = torch_starter.load_run("runs/images").predict("images/red/3.jpg", probabilities=True)
 rents = {area: table.predict({"area": area, "city": "Ulm"})[0]["prediction"] for area in ("80", "110", "1e6", "")}
@@ -83,10 +83,10 @@ y = torch_starter.load_run("runs/line").predict(4)[0]["y"]
 rents, y = {area: six_digits(rent) for area, rent in rents.items()}, six_digits(y)
 Path("predicted.json").write_text(json.dumps({"image": image, "rents": rents, "y": y}))
 
-# The pages of all but the first, without a process for each, until it is told to end.
+# Serves the pages of all runs except the digits in this process, until stdin is closed.
 with contextlib.ExitStack() as stack:
     addresses = {}
-    for kind in "table", "line", "images":  # the last has the folder that Gradio takes uploads from
+    for kind in "table", "line", "images":  # Gradio accepts uploads from the folder of the last one
         _, (addresses[kind],) = stack.enter_context(open_page(torch_starter.load_run(f"runs/{kind}"), "127.0.0.1"))
     print(json.dumps(addresses), flush=True)
     sys.stdin.read()
@@ -100,7 +100,7 @@ def project(bake) -> Path:
 
 @pytest.fixture(scope="module")
 def addresses(project) -> Iterator[dict[str, str]]:
-    """Of the pages of all runs but that of the digits; each is in a folder of its kind in `runs` of the project."""
+    """The addresses of the pages of all runs except the digits. The runs are in `runs/KIND` of the project."""
     code = f"DOCS = {str(Path(__file__).parents[1] / 'docs')!r}\n{TRAIN}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=project, env=environment(), **pipes) as process:
@@ -125,7 +125,7 @@ def is_outside(address: str) -> bool:
 
 
 def largest_bar(page: Page) -> tuple[str, float]:
-    """The name beside the longest bar of the drawing, and its length in pixels."""
+    """Return the name and the length in pixels of the longest bar of the drawing."""
     page.locator(".sketchpad .answer[aria-busy=false] .largest").first.wait_for()
     bars = page.locator(".sketchpad .row").evaluate_all(
         "rows => rows.map(row => [row.children[0].innerText, row.querySelector('.bar').getBoundingClientRect().width])"
@@ -133,7 +133,7 @@ def largest_bar(page: Page) -> tuple[str, float]:
     return max(bars, key=lambda bar: bar[1])
 
 
-def test_drawn_digits_are_recognized_as_predict_does(project, addresses, page):
+def test_drawn_digit_predictions_match_predict_py(project, addresses, page):
     before = {path: path.stat().st_mtime_ns for path in project.glob("runs/digits/**/*")}
     with demo(project, "runs/digits") as address:
         page.goto(address)
@@ -154,7 +154,7 @@ def test_drawn_digits_are_recognized_as_predict_does(project, addresses, page):
         shares = page.locator(".sketchpad .row span:last-child").all_inner_texts()
         assert shares == [f"{float(row[f'probability_of_{digit}']):.1%}" for digit in range(10)], said
 
-        # Inverted, and as an upload.
+        # Inverted, and uploaded.
         page.locator(".invert").click()
         assert largest_bar(page)[0] == "0"
         page.locator(".explain").click()
@@ -181,7 +181,7 @@ def test_drawn_digits_are_recognized_as_predict_does(project, addresses, page):
 
 
 def drop(page: Page, name: str, kind: str, content: bytes) -> None:
-    """Lets go of a file above the field for images."""
+    """Drop a file on the field for images."""
     code = """([name, type, content]) => {
         const transfer = new DataTransfer();
         const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
@@ -194,7 +194,7 @@ def drop(page: Page, name: str, kind: str, content: bytes) -> None:
     )
 
 
-def test_dropped_images_are_answered_or_refused_on_the_page(project, addresses, page):
+def test_dropped_images_are_classified_or_refused(project, addresses, page):
     page.goto(addresses["images"])
     image = project / "images/red/3.jpg"
     expect(page.locator("canvas")).to_have_count(0)
@@ -213,7 +213,7 @@ def test_dropped_images_are_answered_or_refused_on_the_page(project, addresses, 
     expect(page.get_by_text(re.compile("exceed|maximum", re.IGNORECASE)).first).to_be_visible()
 
 
-def test_fields_of_a_table_and_of_a_line_answer_at_once(project, addresses, page):
+def test_table_and_line_fields_update_prediction(project, addresses, page):
     expected = json.loads((project / "predicted.json").read_text())
     page.goto(addresses["table"])
     headline = page.locator(".headline")
@@ -226,7 +226,7 @@ def test_fields_of_a_table_and_of_a_line_answer_at_once(project, addresses, page
     number = page.locator("input[type=number]")
     number.fill("1e6")
     expect(headline).to_have_text(f"rent = {expected['rents']['1e6']}")
-    number.press("Tab")  # which holds it within the range of the training rows
+    number.press("Tab")  # clamps the value to the range of the training rows
     expect(headline).to_have_text(f"rent = {expected['rents']['110']}")
     page.get_by_label("area is missing").check()
     expect(headline).to_have_text(f"rent = {expected['rents']['']}")

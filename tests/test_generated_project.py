@@ -1,4 +1,4 @@
-"""The generated project at work: its own tests, and every experiment with every optimizer."""
+"""Run a generated project: its own tests, and two experiments with five optimizers."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from test_generation import AWKWARD, is_legal_on_windows
 
 
 def environment():
-    """For a process of its own: that of the tests, without their settings."""
+    """Return the environment of this process without its Hydra and pytest variables, for a subprocess."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "PYTEST"))}
     # pyrefly looks for the packages of the python on PATH.
     ours["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), ours["PATH"]])
-    return ours | {"OMP_NUM_THREADS": "1"}  # two tests at a time; more threads than cores wait for each other
+    return ours | {"OMP_NUM_THREADS": "1"}  # two tests run at a time; more threads than cores would block each other
 
 
 def run(*command, cwd):
@@ -29,7 +29,7 @@ def run(*command, cwd):
 
 
 def write_digits(project):
-    """The files that the project's own tests write into its data folder: MNIST's format, torchvision's loader."""
+    """Write small files in MNIST's format into the project's data folder, with a helper of the project's own tests."""
     code = (
         "import sys; sys.path.append('tests'); from pathlib import Path; from conftest import write_idx_pair;"
         "folder = Path('data/MNIST/raw'); folder.mkdir(parents=True);"
@@ -40,7 +40,7 @@ def write_digits(project):
 
 @pytest.fixture
 def awkward(bake, tmp_path):
-    """A project with answers, and in a folder, that are hard to live with; a later test takes the defaults."""
+    """A project with difficult answers in a folder with spaces and non-ASCII characters."""
     (tmp_path / "Ordner für 山田").mkdir()
     return bake(tmp_path / "Ordner für 山田", **AWKWARD)
 
@@ -48,13 +48,14 @@ def awkward(bake, tmp_path):
 SUITE = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rs"]
 
 
-def test_its_own_tests_pass(awkward):
+def test_project_tests_pass(awkward):
     printed = run(*SUITE, cwd=awkward)
     assert " passed" in printed
-    assert "there is no" not in printed, "a test was skipped because a choice seems to be deleted"
+    skipped = re.search("there is no|does not exist", printed)
+    assert not skipped, "a test was skipped because a part of the project seems to be deleted"
 
 
-def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(awkward):
+def test_torch_starter_tests_pass_in_unrelated_project(awkward):
     for folder in ("best_net", "configs", "tests", "tutorials"):
         shutil.rmtree(awkward / folder)
     for name, text in {
@@ -69,14 +70,14 @@ def test_the_tests_of_torch_starter_pass_in_a_project_that_holds_something_else(
 
 
 @pytest.mark.slow
-def test_its_slow_tests_pass(project):
-    """Also what README.md says, what is drawn, and images of one's own."""
+def test_slow_project_tests_pass(project):
+    """Include the tests of README.md, of figures and of the user's own images."""
     for suite in ("tests", "torch_starter"):
         run("-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", suite, cwd=project)
 
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
-def test_a_fast_dev_run_of_every_optimizer(project, experiment):
+def test_fast_dev_run_works_with_every_optimizer(project, experiment):
     data = []
     if experiment == "mnist":
         write_digits(project)
@@ -93,8 +94,8 @@ def test_a_fast_dev_run_of_every_optimizer(project, experiment):
         assert is_legal_on_windows(PureWindowsPath(path.relative_to(project))), path
 
 
-def test_the_commands_of_agents_md_work(project):
-    """All but `pytest`, which the first test of this module runs."""
+def test_commands_in_agents_md_work(project):
+    """Run all commands except `pytest`, which test_project_tests_pass runs."""
     (block,) = re.findall(r"```sh\n(.*?)```", (project / "AGENTS.md").read_text(encoding="utf-8"), re.DOTALL)
     commands = [shlex.split(line) for line in block.splitlines()]
     assert ["pytest", "-x", "-q", "tests"] in commands
@@ -107,5 +108,5 @@ def test_agents_md_is_short(project):
     assert len((project / "AGENTS.md").read_text(encoding="utf-8").splitlines()) < 60
 
 
-def test_train_py_is_read_on_one_screen(project):
+def test_train_py_has_at_most_60_lines(project):
     assert len((project / "train.py").read_text().splitlines()) <= 60

@@ -1,4 +1,4 @@
-"""What comes out of the questions, and which answers are refused."""
+"""Test the generated files, and which slugs are refused."""
 
 import contextlib
 import json
@@ -331,18 +331,19 @@ FILES = """
 """
 
 
-# What the answer `no` leaves out, as the hook has it.
+# The files that the hook removes if the answer is `no`.
 TUTORIALS = re.findall(
     r"^    (\S*tutorials\S*)$", (TEMPLATE / "hooks/post_gen_project.py").read_text(encoding="utf-8"), re.M
 )
 
 
 def files(folder):
+    """Return the path of each file below a folder by its relative POSIX name."""
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 def packages_of(project):
-    """The names of all distributions that a project needs, by default or with an extra, itself or through others."""
+    """Return the names of all distributions that a project requires, with its extras and transitive dependencies."""
     metadata = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [
         *metadata["dependencies"],
@@ -363,32 +364,32 @@ def packages_of(project):
     return {name for name, _ in found}
 
 
-def test_every_question_has_a_prompt_and_there_are_at_most_eight():
+def test_at_most_eight_questions_each_have_a_prompt():
     questions = [name for name in QUESTIONS if not name.startswith("_")]
     assert len(questions) <= 8
     assert set(questions) == set(QUESTIONS["__prompts__"])
 
 
-def test_the_files_are_exactly_these(project):
+def test_project_has_exactly_these_files(project):
     assert project.name == "my_project"
     assert sorted(files(project)) == sorted([*FILES.split(), *TUTORIALS])
 
 
-def mentioning(project, words):
-    """The files outside of the tutorials that have one of some words."""
+def files_mentioning(project, words):
+    """Return the names of files outside the tutorials that match a regular expression."""
     texts = {name: path for name, path in files(project).items() if path.suffix != ".png" and "tutorials" not in name}
     return [name for name in sorted(texts) if re.search(words, texts[name].read_text(encoding="utf-8"), re.IGNORECASE)]
 
 
-def test_without_tutorials_there_is_no_trace_of_them(bake, tmp_path):
+def test_declined_tutorials_leave_no_trace(bake, tmp_path):
     project = bake(tmp_path, tutorials="no")
     assert sorted(files(project)) == sorted(FILES.split())
     assert not (project / "tutorials").exists()
-    assert mentioning(project, "tutorial|chapter") == []
-    assert mentioning(bake(), "tutorial|chapter") == ["README.md", "docs/deleting.md", "pyproject.toml"]
+    assert files_mentioning(project, "tutorial|chapter") == []
+    assert files_mentioning(bake(), "tutorial|chapter") == ["README.md", "docs/deleting.md", "pyproject.toml"]
 
 
-def test_what_lies_in_a_folder_of_that_name_stays(bake, tmp_path):
+def test_regenerating_without_tutorials_keeps_user_files(bake, tmp_path):
     mine = bake(tmp_path, tutorials="no") / "tutorials/mine.py"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -398,15 +399,15 @@ def test_what_lies_in_a_folder_of_that_name_stays(bake, tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_there_is_no_jinja_in_python():
-    """So that a project's Python is the template's, and can be read, linted and run as it stands."""
+def test_python_files_contain_no_jinja():
+    """The template's Python files must be readable, lintable and runnable without rendering."""
     for name, path in files(TEMPLATE / "{{cookiecutter.project_slug}}").items():
         if path.suffix == ".py":
             assert not re.search(r"cookiecutter|{%|{#", path.read_text(encoding="utf-8")), name
 
 
 @pytest.mark.parametrize("answers", [{}, AWKWARD, {"tutorials": "no"}], ids=["default", "awkward", "no tutorials"])
-def test_nothing_is_left_unrendered(bake, answers):
+def test_every_file_is_fully_rendered(bake, answers):
     for name, path in files(bake(**answers)).items():
         text = "" if path.suffix == ".png" else path.read_text(encoding="utf-8")
         assert not re.search(r"cookiecutter|{%", name + text), name
@@ -414,10 +415,10 @@ def test_nothing_is_left_unrendered(bake, answers):
         assert "{{" not in re.sub(r"\${{.*?}}", "", text) or path.suffix == ".py", name
 
 
-@pytest.mark.parametrize("licence", QUESTIONS["license"])
+@pytest.mark.parametrize("license", QUESTIONS["license"])
 @pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
-def test_every_file_parses_and_says_what_was_answered(bake, answers, licence):
-    project = bake(license=licence, **answers)
+def test_every_file_parses_and_contains_answers(bake, answers, license):
+    project = bake(license=license, **answers)
     assert project.name == answers.get("project_slug", "my_project")
     for name, path in files(project).items():
         if path.suffix in (".yaml", ".yml"):
@@ -429,11 +430,11 @@ def test_every_file_parses_and_says_what_was_answered(bake, answers, licence):
     assert metadata["authors"][0].get("email", "") == answers.get("email", "")
     assert metadata["description"] == " ".join(answers.get("description", QUESTIONS["description"]).split())
     assert metadata["requires-python"] == ">=3.11"
-    assert metadata["license"] == ("LicenseRef-Proprietary" if licence == "Proprietary" else licence)
+    assert metadata["license"] == ("LicenseRef-Proprietary" if license == "Proprietary" else license)
 
     text = (project / "LICENSE").read_text(encoding="utf-8")
     assert {"MIT": "MIT License", "BSD-3-Clause": "BSD 3-Clause", "Apache-2.0": "Apache License"}.get(
-        licence, "All rights reserved"
+        license, "All rights reserved"
     ) in text
     assert str(datetime.now(UTC).year) in text
     assert author in text
@@ -442,13 +443,13 @@ def test_every_file_parses_and_says_what_was_answered(bake, answers, licence):
     assert answers.get("description", QUESTIONS["description"]) in readme
 
 
-def test_the_slug_follows_from_the_name(bake):
+def test_default_slug_derives_from_name(bake):
     assert bake(project_name="Nguyễn's 2nd Net!").name == "nguyen_s_2nd_net"
 
 
 @pytest.mark.parametrize("minimum_python", QUESTIONS["minimum_python"])
 @pytest.mark.parametrize("answers", [{}, AWKWARD, {"tutorials": "no"}], ids=["default", "awkward", "no tutorials"])
-def test_the_output_is_linted_and_formatted(bake, answers, minimum_python):
+def test_project_is_linted_and_formatted(bake, answers, minimum_python):
     project = bake(minimum_python=minimum_python, **answers)
     for command in (["check"], ["format", "--check", "--diff"]):
         done = subprocess.run(
@@ -463,14 +464,14 @@ def type_errors(project, *arguments):
     return [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
 
 
-def test_the_types_fit(project):
+def test_types_are_correct(project):
     assert type_errors(project) == []
     (project / "mistake.py").write_text("from torch_starter import results\n\nresults.report(1)\n")
-    assert len(type_errors(project)) == 2, "the checker looks"
+    assert len(type_errors(project)) == 2, "the type checker missed deliberate errors"
 
 
-def test_nothing_is_used_that_python_lacks_on_windows(project):
-    """By the checker, which knows what is where: no os.fork, no signal.SIGKILL, no module fcntl."""
+def test_project_uses_nothing_missing_on_windows(project):
+    """The type checker must find no attribute that is missing on Windows, such as os.fork or signal.SIGKILL."""
     windows, linux = (
         type_errors(project, "--error", "missing-attribute", "--python-platform", platform)
         for platform in ("win32", "linux")
@@ -481,7 +482,7 @@ def test_nothing_is_used_that_python_lacks_on_windows(project):
 
 
 @pytest.mark.parametrize("answers", [{}, AWKWARD], ids=["default", "awkward"])
-def test_the_names_of_files_are_legal_on_windows_and_macos(bake, answers):
+def test_file_names_are_legal_on_windows_and_macos(bake, answers):
     for folder in (TEMPLATE / "{{cookiecutter.project_slug}}", bake(**answers)):
         names = [PureWindowsPath(name) for name in files(folder)]
         assert len({str(name).lower() for name in names}) == len(names)
@@ -490,7 +491,7 @@ def test_the_names_of_files_are_legal_on_windows_and_macos(bake, answers):
 
 
 def is_legal_on_windows(path: PureWindowsPath) -> bool:
-    """https://learn.microsoft.com/windows/win32/fileio/naming-a-file"""
+    """Return whether Windows allows a path (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
     return not path.is_reserved() and not any(re.search(r'[<>:"|?*\x00-\x1f]|[. ]$', part) for part in path.parts)
 
 
@@ -522,7 +523,7 @@ def is_legal_on_windows(path: PureWindowsPath) -> bool:
         ("con", "Windows", "con_project"),
     ],
 )
-def test_a_bad_slug_is_refused_with_a_reason_and_a_suggestion(bake, tmp_path, capfd, slug, reason, suggestion):
+def test_invalid_slug_is_refused_with_reason_and_suggestion(bake, tmp_path, capfd, slug, reason, suggestion):
     with pytest.raises(FailedHookException):
         bake(tmp_path, project_slug=slug)
     assert not list(tmp_path.iterdir())
@@ -533,8 +534,8 @@ def test_a_bad_slug_is_refused_with_a_reason_and_a_suggestion(bake, tmp_path, ca
     bake(tmp_path, project_slug=suggestion)
 
 
-def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_path):
-    """Its own scripts, tests and folders, and every module of every package that is installed for it."""
+def test_slug_cannot_hide_required_module(bake, tmp_path):
+    """Check the project's own scripts, tests and folders, and every module of every package it requires."""
     project = bake(tmp_path)
     folders = (project, project / "tests", project / "torch_starter/tests")
     names = {path.stem for folder in folders for path in folder.iterdir() if path.stem != project.name}
@@ -548,7 +549,7 @@ def test_what_would_hide_a_module_that_the_project_needs_is_refused(bake, tmp_pa
     assert sorted({name.lower() for name in names} - taken) == []
 
 
-def test_the_default_slug_knows_the_modules_and_keywords_of_this_python():
+def test_default_slug_avoids_python_modules_and_keywords():
     names = {name.lower() for name in sys.stdlib_module_names if not name.startswith("_")}
     names |= {name for name in keyword.kwlist if name.islower()}
     assert sorted(names - set(" ".join(QUESTIONS["_taken_by_python"]).split())) == []
@@ -573,12 +574,12 @@ def test_the_default_slug_knows_the_modules_and_keywords_of_this_python():
         ("!!!", "my_project"),
     ],
 )
-def test_the_default_slug_works_whatever_the_name(bake, name, slug):
+def test_default_slug_is_valid_for_any_name(bake, name, slug):
     assert bake(project_name=name).name == slug
 
 
 @pytest.mark.parametrize("slug", ["", ".", "..", "a/b", "../up", "a\\b"])
-def test_a_slug_that_is_no_folder_is_refused_before_a_folder_is_made(tmp_path, slug):
+def test_slug_that_is_not_a_folder_name_creates_nothing(tmp_path, slug):
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--no-input", f"project_slug={slug}"]
     (tmp_path / "here").mkdir()
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True)
@@ -588,11 +589,11 @@ def test_a_slug_that_is_no_folder_is_refused_before_a_folder_is_made(tmp_path, s
 
 
 @pytest.mark.parametrize("slug", ["net", "Net2", "match", "a"])
-def test_a_good_slug_is_taken(bake, slug):
+def test_valid_slug_is_accepted(bake, slug):
     assert (bake(project_slug=slug) / slug / "__init__.py").exists()
 
 
-def test_an_existing_folder_is_left_alone(bake, tmp_path):
+def test_existing_folder_is_unchanged(bake, tmp_path):
     mine = tmp_path / "my_project/train.py"
     mine.parent.mkdir()
     mine.write_text("mine")

@@ -1,4 +1,4 @@
-"""The wheel of a generated project, in an environment that has nothing else."""
+"""Test the wheel of a generated project in an otherwise empty environment."""
 
 import contextlib
 import re
@@ -15,14 +15,14 @@ from test_generation import AWKWARD, files
 
 @pytest.fixture
 def wheel(bake, tmp_path):
-    """A project, and the path of its wheel."""
+    """A project and the path of its wheel."""
     project = bake(tmp_path / "a folder", **AWKWARD)
     with contextlib.chdir(project):
         return project, tmp_path / "wheels" / build_wheel(str(tmp_path / "wheels"))
 
 
 def targets(node: object) -> set[str]:
-    """All that is named as ``_target_`` in what a YAML file says."""
+    """Return all values of ``_target_`` in the content of a YAML file."""
     if isinstance(node, list):
         return set().union(*map(targets, node))
     if isinstance(node, dict):
@@ -30,7 +30,7 @@ def targets(node: object) -> set[str]:
     return set()
 
 
-def test_it_holds_both_packages_and_all_that_the_configs_name(wheel):
+def test_wheel_contains_packages_and_every_config_target(wheel):
     project, path = wheel
     names = set(zipfile.ZipFile(path).namelist())
     packages = {
@@ -61,7 +61,7 @@ def uv(*arguments: object) -> str:
     return done.stdout
 
 
-def test_it_installs_into_an_empty_environment_where_every_module_is_found(wheel, tmp_path):
+def test_wheel_modules_import_in_empty_environment(wheel, tmp_path):
     _, path = wheel
     environment = tmp_path / "environment"
     uv("venv", "--python", sys.executable, environment)
@@ -71,12 +71,12 @@ def test_it_installs_into_an_empty_environment_where_every_module_is_found(wheel
     modules = [
         name for name in modules if name.startswith(("best_net.", "torch_starter.")) and not name.endswith("__init__")
     ]
-    # The pages of demo.py need Gradio, and are imported by what says so.
+    # The pages of demo.py need Gradio; `serving` imports them and reports if it is missing.
     modules = [name for name in modules if not re.match(r"torch_starter\.demo\.(?!serving)", name)]
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     code = f"import importlib; [importlib.import_module(name) for name in {modules}]"
     done = subprocess.run([python, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # And none of them needs an extra, or scipy, which torchmetrics would import, for a second, where it is installed.
+    # No module needs an extra. scipy must not be installed: torchmetrics would spend a second importing it.
     installed = uv("pip", "list", "--python", environment)
     assert not re.search(r"^(scipy|onnx|optuna|gradio|pytest) ", installed, re.MULTILINE)

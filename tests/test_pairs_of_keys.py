@@ -1,4 +1,4 @@
-"""Keys of the config, two at a time, with values at and beyond their limits: a run works, or ends with one message."""
+"""Test pairs of config keys with values at and beyond their limits: a run works, or ends with one message."""
 
 import contextlib
 import io
@@ -23,13 +23,14 @@ CHOICES = [
     for optimizer in OPTIMIZERS
     for callbacks in ("default", "early_stopping")
 ]
-# However many epochs a key asks for, a run ends.
+# Limits every run, regardless of the number of epochs.
 SHORT = ["trainer.max_epochs=3", "trainer.max_time=00:00:00:02"]
-# What starts other processes or waits for other machines.
-ALONE = {"trainer.devices": ["-1", "0", "0.5", "foo"], "trainer.num_nodes": ["-1", "0", "0.5", "foo"]}
+# Values that do not start processes or wait for other machines.
+SAFE_VALUES = {"trainer.devices": ["-1", "0", "0.5", "foo"], "trainer.num_nodes": ["-1", "0", "0.5", "foo"]}
 
 
 def leaves(config, parents=()):
+    """Yield the dotted key and the value of each leaf of a config."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from leaves(value, (*parents, name))
@@ -38,7 +39,7 @@ def leaves(config, parents=()):
 
 
 def keys(project):
-    """For each of CHOICES the keys that a user sees, with their defaults."""
+    """Return the keys that a user sees and their defaults, for each of CHOICES."""
     sys.path.insert(0, str(project))
     import torch_starter  # noqa: F401  (the resolvers)
 
@@ -50,7 +51,7 @@ def keys(project):
                 {
                     key: default
                     for key, default in leaves(config)
-                    # Links of one group to another, and the folder that all tests write to, are not for users.
+                    # Users do not set the links between groups or the folder that all tests write to.
                     if not key.endswith(("_target_", "_partial_", "plugins", "run_dir", "trainer.max_time"))
                     and key not in ("model.optimizer", "model.scheduler")
                 }
@@ -59,7 +60,7 @@ def keys(project):
 
 
 def train(project, arguments):
-    """What `python train.py ARGUMENTS` ends with: None, or the message."""
+    """Run `train.py ARGUMENTS` in this process, and return its final message or None."""
     os.environ.pop("HYDRA_FULL_ERROR", None)
     sys.argv = ["train.py", *arguments]
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
@@ -71,7 +72,7 @@ def train(project, arguments):
 
 
 def values(default):
-    """As a user may type them: none, the least, between two, too many, and of another type."""
+    """Return values that a user may type: null, the minimum, fractions, too large values, and other types."""
     if isinstance(default, bool):
         return ["null", "true", "false", "7"]
     if isinstance(default, str) and "${epochs_between" not in default:
@@ -89,7 +90,7 @@ def process(bake):
 
 
 @pytest.mark.slow
-def test_two_keys_work_together_or_end_with_one_message(process):
+def test_two_keys_work_or_fail_with_one_message(process):
     project, executor = process
     defaults = executor.submit(keys, project).result()
 
@@ -97,7 +98,9 @@ def test_two_keys_work_together_or_end_with_one_message(process):
     def arguments(draw):
         number = draw(st.integers(0, len(CHOICES) - 1))
         pair = draw(st.lists(st.sampled_from(sorted(defaults[number])), min_size=2, max_size=2, unique=True))
-        typed = [f"{key}={draw(st.sampled_from(ALONE.get(key) or values(defaults[number][key])))}" for key in pair]
+        typed = [
+            f"{key}={draw(st.sampled_from(SAFE_VALUES.get(key) or values(defaults[number][key])))}" for key in pair
+        ]
         return [*CHOICES[number], *SHORT, *typed]
 
     @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""README.md and README.vi.md: that they keep in step, and that their links lead somewhere."""
+"""Test that README.md and README.vi.md match, and that their links resolve."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def anchors(page: str) -> set[str]:
 
 
 def outline(page: str) -> dict[str, list[str]]:
-    """What two languages have in common: commands, headings, rows, numbers, code, pictures."""
+    """Return what both languages share: commands, headings, rows, numbers, code, and images."""
     blocks = BLOCK.findall(page)
     text = BLOCK.sub("", page)
     return {
@@ -29,11 +29,11 @@ def outline(page: str) -> dict[str, list[str]]:
         "cells": [line.count("|") for line in text.splitlines() if line.startswith("|")],
         "code": sorted(re.findall(r"`[^`]+`", text)),
         "figures": sorted(re.findall(r"\d+[.,]\d+", text)),
-        "pictures": re.findall(r"!\[.*?\]\((.*?)\)", text),
+        "images": re.findall(r"!\[.*?\]\((.*?)\)", text),
     }
 
 
-def test_both_languages_say_the_same():
+def test_readmes_in_both_languages_match():
     english, vietnamese = map(outline, PAGES.values())
     assert min(map(len, english.values())) > 0
     for kind, found in english.items():
@@ -41,7 +41,7 @@ def test_both_languages_say_the_same():
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_its_links_lead_somewhere(name):
+def test_links_resolve(name):
     targets = [target for target in re.findall(r"\]\((.*?)\)", PAGES[name]) if not target.startswith("http")]
     assert len(targets) > 8
     for target in targets:
@@ -50,7 +50,7 @@ def test_its_links_lead_somewhere(name):
         assert not anchor or anchor in anchors(PAGES[name]), target
 
 
-def test_the_table_of_questions_is_complete():
+def test_table_of_questions_is_complete():
     page = (TEMPLATE / "docs/generating.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)`: (.*?) \| (.*?) \|$", page, re.MULTILINE)
     questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def test_the_table_of_questions_is_complete():
         answer = questions[name]
         choices = answer if isinstance(answer, list) else []
         assert all(choice in description for choice in choices), name
-        if name != "project_slug":  # which follows from the name
+        if name != "project_slug":  # derived from project_name
             assert default == ((choices or [answer])[0] or "empty")
 
 
@@ -71,7 +71,7 @@ PAGES_OF_DOCS = [
 
 
 @pytest.mark.parametrize("page", PAGES_OF_DOCS, ids=lambda page: str(page.relative_to(TEMPLATE)))
-def test_links_between_pages_lead_somewhere(page):
+def test_links_between_pages_resolve(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]*)\)", BLOCK.sub("", text)):
         file, _, anchor = target.partition("#")

@@ -1,4 +1,4 @@
-"""A finished multirun in the real TensorBoard, in a real browser."""
+"""Test how a real browser shows a finished multirun in TensorBoard."""
 
 import json
 
@@ -8,11 +8,11 @@ from playwright.sync_api import TimeoutError, expect
 from screenshots import CHROMIUM, browser_page, tensorboard, wait_for_trials
 from test_generated_project import run, write_digits
 
-expect.set_options(timeout=60_000)  # in milliseconds; as long as it takes on a busy machine
+expect.set_options(timeout=60_000)  # in milliseconds; generous, for busy machines
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; on Debian: apt-get install chromium")
-def test_tensorboard_shows_a_multirun(project):
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing; on Debian: apt-get install chromium")
+def test_tensorboard_shows_multirun(project):
     write_digits(project)
     overrides = ["experiment=mnist", "data.num_val=100", "data.batch_size=100", "trainer.log_every_n_steps=1"]
     run("train.py", "-m", *overrides, "optimizer=sgd,adamw", cwd=project)
@@ -39,10 +39,10 @@ def test_tensorboard_shows_a_multirun(project):
                     expect(row).to_contain_text(f"{accuracy:.4g}")
 
         page.goto(address + "#images")
-        page.reload()  # as another part of the same address is no new page
-        picture = page.locator("tf-image-loader").filter(has_text="test/confusion_matrix").first.locator("img")
-        expect(picture).to_be_visible()
-        size = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+        page.reload()  # a new fragment of the same address does not load the page
+        image = page.locator("tf-image-loader").filter(has_text="test/confusion_matrix").first.locator("img")
+        expect(image).to_be_visible()
+        size = image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
         assert size == [640, 640]
 
         page.goto(address + "#hparams")
@@ -50,11 +50,11 @@ def test_tensorboard_shows_a_multirun(project):
         wait_for_trials(page, accuracies)
         page.set_default_timeout(1000)
         with pytest.raises(TimeoutError):
-            wait_for_trials(page, [*accuracies, "a run that is not there"])
+            wait_for_trials(page, [*accuracies, "a run that does not exist"])
         table = page.locator("tf-hparams-table-view")
         for value in ("optimizer", "test/acc", "SGD", "AdamW"):
             expect(table.get_by_text(value, exact=True).first).to_be_visible()
         for accuracy in accuracies.values():
-            # TensorBoard writes five digits, of 1 too: 1.0000.
+            # TensorBoard always writes five digits, such as 1.0000.
             expect(table.get_by_text(f"{accuracy:#.5g}", exact=True).first).to_be_visible()
         assert not problems

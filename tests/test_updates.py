@@ -1,4 +1,4 @@
-"""A generated project in time: made again, overwritten, updated to a newer template, cloned on another system."""
+"""Test replaying, overwriting, updating and cloning a generated project."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from test_generation import AWKWARD, files
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
-    """cookiecutter and git keep things at home; none of the tester's own are seen or changed."""
+    """Use an empty home folder, so that the settings of cookiecutter and git are neither read nor changed."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def template(tmp_path) -> Path:
-    """This template in a repository of its own."""
+    """A copy of this template in a separate repository."""
     unwanted = shutil.ignore_patterns(".git", ".venv", ".tools", "build", "__pycache__", ".*_cache", ".hypothesis")
     shutil.copytree(TEMPLATE, tmp_path / "template", ignore=unwanted)
     commit(tmp_path / "template", "Template")
@@ -54,19 +54,20 @@ def template(tmp_path) -> Path:
 
 
 def change(folder: Path, path: str, old: str, new: str) -> None:
+    """Replace a string that must be in a file."""
     text = (folder / path).read_text(encoding="utf-8")
     assert old in text
     (folder / path).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_replay_makes_the_same_again(tmp_path):
+def test_replay_generates_identical_project(tmp_path):
     answers = [f"{name}={value}" for name, value in AWKWARD.items()]
     cookiecutter(TEMPLATE, "--no-input", *answers, "--output-dir", "first", cwd=tmp_path)
     cookiecutter(TEMPLATE, "--replay", "--output-dir", "second", cwd=tmp_path)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
-def test_overwriting_restores_the_files_of_the_template_and_leaves_the_others(bake, tmp_path):
+def test_overwriting_restores_template_files_and_keeps_user_files(bake, tmp_path):
     project = bake(tmp_path / "here")
     before = contents(project)
     (project / "train.py").write_text("broken")
@@ -77,7 +78,7 @@ def test_overwriting_restores_the_files_of_the_template_and_leaves_the_others(ba
 
 @pytest.fixture
 def mine(template, tmp_path) -> Path:
-    """A project that cruft made from it, with a network, a config and a setting of the user's own."""
+    """A project that cruft created from the template, with a user's own network, config and setting."""
     context = json.dumps(AWKWARD)
     cruft("create", template, "--no-input", "--extra-context", context, cwd=tmp_path)
     project = tmp_path / "best_net"
@@ -89,7 +90,7 @@ def mine(template, tmp_path) -> Path:
     return project
 
 
-def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
+def test_update_merges_template_changes_and_keeps_user_changes(template, mine):
     assert "up to date" in cruft("check", cwd=mine)
     before = contents(mine)
     folder = "{{cookiecutter.project_slug}}"
@@ -99,18 +100,18 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     change(template, f"{folder}/{folder}/models/mlp.py", '"""', '"""New. ')
     (template / folder / "configs/optimizer/new.yaml").write_text("_target_: torch.optim.NAdam\n", encoding="utf-8")
     (template / folder / "configs/optimizer/adagrad.yaml").unlink()
-    pictures = template / folder / "tutorials/figures"
-    (pictures / "loop.png").write_bytes((pictures / "digits.png").read_bytes())
+    figures = template / folder / "tutorials/figures"
+    (figures / "loop.png").write_bytes((figures / "digits.png").read_bytes())
     commit(template, "Improvements")
 
     cruft("check", cwd=mine, status=1)
     cruft("update", "--skip-apply-ask", cwd=mine)
     after = contents(mine)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    mlp, train, picture = "best_net/models/mlp.py", "configs/train.yaml", "tutorials/figures/loop.png"
+    mlp, train, figure = "best_net/models/mlp.py", "configs/train.yaml", "tutorials/figures/loop.png"
     optimizers = {"configs/optimizer/new.yaml", "configs/optimizer/adagrad.yaml"}
-    assert changed == {train, mlp, picture, *optimizers, ".cruft.json"}
-    assert after[picture] == before["tutorials/figures/digits.png"]
+    assert changed == {train, mlp, figure, *optimizers, ".cruft.json"}
+    assert after[figure] == before["tutorials/figures/digits.png"]
     assert b"New. " in after[mlp]
     assert b"seed: 7" in after[train]
     assert b"# New: a checkpoint" in after[train]
@@ -119,10 +120,10 @@ def test_an_update_brings_what_is_new_and_leaves_what_is_mine(template, mine):
     assert "up to date" in cruft("check", cwd=mine)
 
 
-# The commit before `torch_starter/` was there.
+# The last commit without `torch_starter/`.
 BEFORE_THE_SEAM = "25ac9d0ca6709f7631bb295ad5d48b6a603a85cb"
 
-# A data module as README.md had it then.
+# A data module as README.md described it then.
 MODULE = """
 from lightning import LightningDataModule
 
@@ -136,7 +137,7 @@ class Mine(LinearDataModule):
 
 
 @pytest.mark.slow
-def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
+def test_update_from_before_the_seam_keeps_runs_working(tmp_path):
     known = subprocess.run(["git", "cat-file", "-e", BEFORE_THE_SEAM], cwd=TEMPLATE, capture_output=True)
     if known.returncode != 0:
         pytest.skip("needs the history of the repository: git fetch --unshallow")
@@ -167,7 +168,7 @@ def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
     text = (project / "configs/train.yaml").read_text(encoding="utf-8")
     assert "seed: 7" in text
     assert "torch_starter.multirun.Multirun" in text
-    # What CHANGELOG.md says of one's own files.
+    # The change to the user's own files that CHANGELOG.md describes.
     change(project, "best_net/data/mine.py", "from .batches", "from torch_starter.data.batches")
     run(sys.executable, "train.py", *quick, "data=mine", "hydra.run.dir=outputs/new", cwd=project)
     assert run(sys.executable, "evaluate.py", "outputs/old", "--json", cwd=project) == before
@@ -179,7 +180,7 @@ def test_a_project_of_before_the_seam_is_updated_and_its_runs_work(tmp_path):
     assert weights[0]["state_dict"].keys() == weights[1]["state_dict"].keys()
 
 
-def test_an_update_does_not_bring_back_what_was_not_wanted(template, tmp_path):
+def test_update_does_not_restore_declined_tutorials(template, tmp_path):
     cruft("create", template, "--no-input", "--extra-context", '{"tutorials": "no"}', cwd=tmp_path)
     project = tmp_path / "my_project"
     commit(project, "Generated")
@@ -194,7 +195,7 @@ def test_an_update_does_not_bring_back_what_was_not_wanted(template, tmp_path):
     assert b"seed: 43" in after["configs/train.yaml"]
 
 
-def test_where_both_changed_the_same_line_git_marks_it(template, mine):
+def test_update_marks_conflicting_lines(template, mine):
     change(template, "{{cookiecutter.project_slug}}/configs/train.yaml", "seed: 42", "seed: 43")
     commit(template, "Another seed")
     cruft("update", "--skip-apply-ask", cwd=mine)
@@ -204,7 +205,7 @@ def test_where_both_changed_the_same_line_git_marks_it(template, mine):
     assert "seed: 7" in text
 
 
-def test_no_answer_is_lost_or_rendered_twice_in_an_update(template, mine):
+def test_update_renders_answers_exactly_once(template, mine):
     before = contents(mine)
     change(template, "{{cookiecutter.project_slug}}/README.md", "## Install\n", "## Install it\n")
     commit(template, "A heading")
@@ -215,8 +216,8 @@ def test_no_answer_is_lost_or_rendered_twice_in_an_update(template, mine):
     assert after["LICENSE"] == before["LICENSE"]
 
 
-def test_a_clone_on_windows_has_no_carriage_returns(template, bake, tmp_path):
-    """Of the template, whose files would be rendered with them, and of what it generates."""
+def test_clone_on_windows_has_no_carriage_returns(template, bake, tmp_path):
+    """Check a clone of the template, whose files cookiecutter renders as they are, and a clone of a project."""
     windows = ["-c", "core.autocrlf=true", "-c", "core.eol=crlf"]
     git(*windows, "clone", "-q", template, "on_windows", cwd=tmp_path)
     assert not [name for name, content in text_files(tmp_path / "on_windows") if b"\r" in content]

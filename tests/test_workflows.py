@@ -1,4 +1,4 @@
-"""The workflows of both layers, as far as they can be checked without GitHub."""
+"""Test the workflows of the template and of a generated project without GitHub."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ def steps(job: dict) -> list[str]:
     return [step["run"] for step in job["steps"] if "run" in step]
 
 
-def test_ci_runs_the_commands_of_contributing_md_on_every_system():
+def test_ci_runs_contributing_commands_on_every_system():
     jobs = yaml.safe_load(OURS.read_text(encoding="utf-8"))["jobs"]
     assert steps(jobs["newest"]) == COMMANDS
     assert set(steps(jobs["lowest"])) < set(COMMANDS)
@@ -30,8 +30,8 @@ def test_ci_runs_the_commands_of_contributing_md_on_every_system():
     assert matrix["python"] == QUESTIONS["minimum_python"]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
-def test_make_runs_the_commands_of_contributing_md():
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_runs_contributing_commands():
     dry = ["make", "--dry-run", "--always-make", "lint", "test"]
     printed = subprocess.run(dry, cwd=TEMPLATE, capture_output=True, text=True, check=True).stdout
     printed = re.sub(r"\.tools/bin/|--quiet |--allow-existing ", "", printed).replace("'", '"')
@@ -40,7 +40,7 @@ def test_make_runs_the_commands_of_contributing_md():
 
 
 @pytest.mark.parametrize("path", [OURS, GENERATED], ids=["ours", "generated"])
-def test_every_action_is_pinned_and_nothing_is_secret(path):
+def test_actions_are_pinned_and_use_no_secrets(path):
     text = path.read_text(encoding="utf-8")
     used = re.findall(r"uses: (\S+)", text)
     assert used
@@ -53,7 +53,7 @@ def test_every_action_is_pinned_and_nothing_is_secret(path):
 
 @pytest.mark.parametrize("path", [OURS, GENERATED], ids=["ours", "generated"])
 def test_zizmor_finds_nothing(path, tmp_path):
-    # In a folder that it takes for a repository's.
+    # zizmor expects the layout of a repository.
     (tmp_path / ".github/workflows").mkdir(parents=True)
     shutil.copy(path, tmp_path / ".github/workflows")
     zizmor = shutil.which("zizmor", path=sysconfig.get_path("scripts"))
@@ -64,7 +64,7 @@ def test_zizmor_finds_nothing(path, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_generated_ci_runs_what_the_generated_readme_says():
+def test_generated_ci_runs_generated_readme_commands():
     job = yaml.safe_load(GENERATED.read_text(encoding="utf-8"))["jobs"]["test"]
     readme = (TEMPLATE / "{{cookiecutter.project_slug}}/README.md").read_text(encoding="utf-8")
     block = readme.rpartition("## Test\n")[2].partition("```sh\n")[2].partition("```")[0]
