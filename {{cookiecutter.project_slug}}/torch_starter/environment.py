@@ -1,4 +1,4 @@
-"""What each start of a run depends on: command, commit, versions and device, in environment.json."""
+"""Record command, commit, versions and device of each start of a run in environment.json."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def record(run_dir: str, trainer: "Trainer") -> None:
-    """Adds to environment.json, when the training or the test begins, what this start of the run depends on."""
+    """Append the environment of this start of the run to environment.json when training or testing begins."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     is_recorded = False
@@ -35,7 +35,7 @@ def record(run_dir: str, trainer: "Trainer") -> None:
 
 
 def commit_of(run_dir: str) -> str | None:
-    """The commit of the last start of a run; ``-dirty`` behind it if something was not committed, as Git writes it."""
+    """Return the commit of the last start of a run, or None if unknown; uncommitted changes append ``-dirty``, as in Git."""
     starts = read_json(Path(run_dir, "environment.json"))
     git = starts[-1]["git"] if starts else None
     return git["commit"] + ("-dirty" if git["dirty"] else "") if git else None
@@ -60,21 +60,21 @@ def _environment(trainer: "Trainer") -> dict[str, Any]:
 
 
 def _packages() -> Iterator[tuple[str, str]]:
-    """Names and versions of all that is installed."""
+    """Yield the name and version of each installed distribution."""
     for distribution in importlib.metadata.distributions():
-        metadata = distribution.metadata  # read from its file each time that it is asked for
+        metadata = distribution.metadata  # each access reads its file
         yield metadata["Name"], metadata["Version"]
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the project, and what is not committed; None if it is in no repository, or git is not there."""
+    """Return the commit of the project and its uncommitted changes; None outside a repository or without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
 
     try:
-        git("ls-files", "--error-unmatch", "train.py")  # or it only lies within the repository of something else
+        git("ls-files", "--error-unmatch", "train.py")  # fails if the project is only inside another repository
         commit, status = git("rev-parse", "HEAD").strip(), git("status", "--porcelain")
         return {"commit": commit, "dirty": bool(status), "status": status, "diff": git("diff", "HEAD")}
     except (OSError, subprocess.CalledProcessError):
