@@ -27,8 +27,8 @@ WITHIN_EPOCH = "within_epoch"
 def find_start(config: DictConfig) -> str | None:
     """Return the checkpoint that a run starts from, if any.
 
-    ``ckpt_path=last`` resumes in the run's own folder: from ``last.ckpt`` if it is intact, otherwise from ``best.ckpt``,
-    otherwise from the beginning. Any other value is a checkpoint of another run, which a new run continues.
+    ``ckpt_path=last`` resumes in the run's own folder: from ``last.ckpt`` if it is intact, otherwise from
+    ``best.ckpt``, otherwise from the beginning. Any other value is a checkpoint of another run, which this run continues.
 
     Args:
         config: The config of the run. ``weights`` is replaced by the path of a checkpoint.
@@ -67,8 +67,8 @@ def find_start(config: DictConfig) -> str | None:
         log.warning(f"{path} is from the middle of an epoch, so the run cannot resume from it.")
     if existing:
         raise UserError(
-            f"No checkpoint in {folder} is intact and from the end of an epoch. Delete them to restart this run from the "
-            "beginning."
+            f"No checkpoint in {folder} is intact and from the end of an epoch. Delete them to restart this run from "
+            "the beginning."
         )
     return None
 
@@ -114,15 +114,17 @@ def _check_start(config: DictConfig) -> None:
 def _check_limits(config: DictConfig, saved: dict[str, Any], what: str, remedy: str, least: int = 0) -> None:
     """Raise UserError if the limits of the trainer leave fewer than ``least`` epochs or steps after the checkpoint."""
     if config.trainer.get("fast_dev_run"):
-        raise UserError(f"trainer.fast_dev_run is for new runs, but this run continues from a checkpoint. Remove it{remedy}.")
+        raise UserError(
+            f"trainer.fast_dev_run is for new runs, but this run continues from a checkpoint. Remove it{remedy}."
+        )
     is_within_epoch = WITHIN_EPOCH in saved
     least = max(least, is_within_epoch)  # for the rest of the epoch
     for key, done, count in (("max_epochs", "epoch", 0 if is_within_epoch else 1), ("max_steps", "global_step", 0)):
         limit, trained = config.trainer.get(key), saved[done] + count
         if isinstance(limit, int) and 0 <= limit < trained + least:
             raise UserError(
-                f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, so none are left to train. Increase it, for "
-                f"example trainer.{key}={2 * trained}{remedy}."
+                f"trainer.{key} is {limit}, but {what} {trained} {key[4:]}, so none are left to train. Increase it, "
+                f"for example trainer.{key}={2 * trained}{remedy}."
             )
 
 
@@ -152,7 +154,9 @@ def _find_weights(config: DictConfig) -> None:
     """
     value, before = str(config.weights), OmegaConf.to_container(config)
     if value == "latest" and is_job_of_multirun():
-        raise UserError("weights=latest would refer to a different run in each job of a multirun. Name the run: weights=RUN")
+        raise UserError(
+            "weights=latest would refer to a different run in each job of a multirun. Name the run: weights=RUN"
+        )
     if value == "latest" or is_run(Path(value)):
         run = find_folder(value, has_checkpoint)
         has_best = any((run / "checkpoints").glob("best*.ckpt"))
@@ -160,8 +164,8 @@ def _find_weights(config: DictConfig) -> None:
     if config.model.get("weights"):
         if any(line.startswith("model.weights=") for line in typed_overrides()):
             raise UserError(
-                f"weights and model.weights={config.model.weights} both set the initial weights. Remove weights, or add "
-                "model.weights=null."
+                f"weights and model.weights={config.model.weights} both set the initial weights. Remove weights, or "
+                "add model.weights=null."
             )
         config.model.weights = None
     save(config, before)
@@ -231,7 +235,8 @@ def find(run: Path, name: str) -> Path:
     """
     if Path(name).name != name:
         raise UserError(
-            f"--checkpoint is {name}; it must be the name of a file in {display_path(run) / 'checkpoints'}, without .ckpt."
+            f"--checkpoint is {name}; it must be the name of a file in {display_path(run) / 'checkpoints'}, "
+            "without .ckpt."
         )
     path = run / "checkpoints" / f"{name.removesuffix('.ckpt')}.ckpt"
     if name == "best" and not path.exists():

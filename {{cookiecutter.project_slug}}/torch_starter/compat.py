@@ -195,7 +195,7 @@ def restore_loaders(trainer: "Trainer", states: list[dict[str, Any]], batches: i
     Args:
         trainer: The trainer, about to train.
         states: The states of the loaders that have a ``state_dict``.
-        batches: The number of batches of the epoch that are done. Without ``states``, they are loaded again and skipped.
+        batches: The number of completed batches of the epoch. Without ``states``, they are loaded again and skipped.
     """
     from lightning.fabric.utilities.data import _set_sampler_epoch
 

@@ -35,7 +35,7 @@ def record(run_dir: str, trainer: "Trainer") -> None:
 
 
 def commit_of(run_dir: str) -> str | None:
-    """Return the commit of the last start of a run, or None if unknown; uncommitted changes append ``-dirty``, as in Git."""
+    """Return the commit of the last start of a run, with ``-dirty`` for uncommitted changes; None if it is unknown."""
     starts = read_json(Path(run_dir, "environment.json"))
     git = starts[-1]["git"] if starts else None
     return git["commit"] + ("-dirty" if git["dirty"] else "") if git else None

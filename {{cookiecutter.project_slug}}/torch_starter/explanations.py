@@ -33,8 +33,8 @@ from .mistakes import FULL_ERROR, UserError, close_to, first_line, nearest, prin
 def explain_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate ``main`` to print user errors as a message on standard error, with exit status 1.
 
-    User errors are UserError, errors of Hydra and OmegaConf, Lightning's MisconfigurationException, files that cannot be
-    read or written, and text where the config has a number. Any other exception is a bug and keeps its traceback.
+    User errors are UserError, errors of Hydra and OmegaConf, Lightning's MisconfigurationException, files that cannot
+    be read or written, and text where the config has a number. Any other exception is a bug and keeps its traceback.
     Ctrl-C and SIGTERM exit with status 128 + signal, as in a shell.
     """
 
@@ -85,10 +85,10 @@ def explanation(error: BaseException) -> str | None:
     if type(error).__name__ == "UnpicklingError":
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f": it refers to {found[1]}" if found else ""
-        return f"The checkpoint contains more than numbers and text{what}. It is not loaded, as that could execute code."
+        return f"The checkpoint contains more than numbers and text{what}. Loading was refused: it could run code."
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        if options := error.options or project.groups().get(group):  # Hydra lists no options if a group takes several choices
+        if options := error.options or project.groups().get(group):  # Hydra gives none for a list of choices
             return f"{group}={choice}: there is no such choice." + nearest(choice, options)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         return _explain_unknown_key(str(cause.full_key), cause.parent_node)
@@ -114,8 +114,8 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, InterpolationKeyError):
         reason = str(error).splitlines()[0]
         if "'model." in reason:
-            return f"{reason}: the chosen loss or metrics need a value that the model does not define. Choose others."
-        return f"{what}: the chosen model needs a value that the data does not define. Choose another data= or model=."
+            return f"{reason}: the chosen loss or metrics need a value that the model lacks. Choose others."
+        return f"{reason}: the chosen model needs a value that the data lacks. Choose another data= or model=."
     for misuse in (error, cause):
         # Compared by name, because importing Lightning takes seconds.
         if type(misuse).__name__ == "MisconfigurationException":
@@ -151,7 +151,7 @@ def _explain_environment(error: BaseException | None) -> str | None:
         return None
     text = str(error)
     if isinstance(error, ValueError) and "Invalid log settings" in text:
-        return f"TORCH_LOGS is {os.environ.get('TORCH_LOGS')}, which torch does not recognize. To unset it: unset TORCH_LOGS"
+        return f"TORCH_LOGS is {os.environ.get('TORCH_LOGS')}, which is invalid. To unset it: unset TORCH_LOGS"
     if isinstance(error, RuntimeError) and "in your SLURM bash script" in text:
         return (
             f"SLURM_NTASKS is {os.environ.get('SLURM_NTASKS')} but SLURM_NTASKS_PER_NODE is not set. Pass "
@@ -170,8 +170,8 @@ def _explain_tracking(error: BaseException) -> str | None:
         )
     if package == "wandb":
         return (
-            f"wandb: {first_line(error)}\nWithout a network, put WANDB_MODE=offline before the command and run `wandb sync` "
-            "later. If the API key is refused: wandb login --relogin"
+            f"wandb: {first_line(error)}\nWithout a network, put WANDB_MODE=offline before the command and run "
+            "`wandb sync` later. If the API key is refused: wandb login --relogin"
         )
     return None
 
@@ -187,7 +187,7 @@ def _explain_worker_failure(error: BaseException) -> str | None:
             f"more, for example docker run --shm-size=8g, or use no workers: {none}"
         )
     if "Too many open files. Communication with the workers" in text:
-        return f"The worker processes have too many open files. Use no workers: {none}, or raise the limit: ulimit -n 65536"
+        return f"Too many open files in worker processes. Use no workers: {none}, or raise the limit: ulimit -n 65536"
     if "DataLoader worker process" in text and re.search("MemoryError|(annot|can't) allocate memory", text):
         return f"A worker process ran out of memory. Use fewer workers, or none: {none}"
     if isinstance(error, RuntimeError) and lost:
@@ -203,11 +203,11 @@ def _explain_invalid_choice() -> str:
             if group == "experiment":
                 return "experiment is already null by default; leave it out."
             if group == "logger":
-                return "logger must be the name of a choice. To remove all loggers: ~logger; to remove one: logger.NAME=null"
+                return "logger must be the name of a choice. To remove all: ~logger; one: logger.NAME=null"
             if group == "metrics":
-                return "metrics must be names of choices. To remove one: metrics.NAME=null; to remove all: metrics=[]"
+                return "metrics must be names of choices. To remove all: metrics=[]; one: metrics.NAME=null"
             if group == "callbacks":
-                return "callbacks must be the name of a choice. To remove one: callbacks.NAME=null; to remove all: ~callbacks"
+                return "callbacks must be the name of a choice. To remove all: ~callbacks; one: callbacks.NAME=null"
             null = " For a constant rate: scheduler=constant." if group == "scheduler" else ""
             return f"{group} must be the name of a choice.{null} Choices: {', '.join(choices)}"
     return "A config group must be the name of a choice."
@@ -217,7 +217,7 @@ def _explain_invalid_choice() -> str:
 SET_ELSEWHERE = {
     "trainer.callbacks": "Callbacks are a config group: callbacks=… or +callbacks.NAME._target_=…",
     "trainer.logger": "Loggers are a config group: logger=… or ~logger",
-    "trainer.enable_checkpointing": "Remove both callbacks: callbacks.best_checkpoint=null callbacks.last_checkpoint=null",
+    "trainer.enable_checkpointing": "Remove both: callbacks.best_checkpoint=null callbacks.last_checkpoint=null",
 }
 
 
@@ -232,12 +232,12 @@ def _explain_unknown_key(full_key: str, parent: Any) -> str:
         target = parent["_target_"]
         with suppress(Exception):  # the target cannot be imported or has no signature
             if name in inspect.signature(hydra.utils.get_object(target)).parameters:
-                return f"{full_key} is not in the config, but {target} takes it. To add it: +{full_key}=…"
+                return f"{full_key} is not in the config, but {target} takes it. Add it: +{full_key}=…"
     return f"{full_key}: there is no such key." + nearest(name, keys)
 
 
 def _available_accelerators(message: str) -> str:
-    """Return the values of trainer.accelerator that work here if ``message`` is about an accelerator, otherwise \"\"."""
+    """Return a line with the available accelerators if ``message`` is about one, otherwise an empty string."""
     if "ccelerator" not in message and "gpu backend" not in message:
         return ""
     import torch
@@ -248,7 +248,7 @@ def _available_accelerators(message: str) -> str:
 
 
 # Names that Lightning and torch use for keys in their code and messages.
-KEYS_BY_INTERNAL_NAME = {"val_check_batch": "val_check_interval", "total steps": "total_steps", "accelerator_flag": "accelerator"}
+INTERNAL_NAMES = {"val_check_batch": "val_check_interval", "total steps": "total_steps", "accelerator_flag": "accelerator"}
 
 
 def _explain_invalid_value(error: BaseException) -> str | None:
@@ -259,7 +259,7 @@ def _explain_invalid_value(error: BaseException) -> str | None:
     if not isinstance(error, kinds) or not frames or not re.search(r"[/\\](lightning|torch)[/\\]", frames[-1].filename):
         return None
     text = "\n".join([str(error), *(frame.line or "" for frame in frames[-3:])])
-    for theirs, ours in KEYS_BY_INTERNAL_NAME.items():
+    for theirs, ours in INTERNAL_NAMES.items():
         text = text.replace(theirs, ours)
     with suppress(HydraException):
         for override, default in _typed_values():

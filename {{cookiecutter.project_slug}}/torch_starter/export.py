@@ -79,7 +79,9 @@ def _largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor
             expected = model(batch)
         difference = (exported(batch) - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise UserError(f"The outputs of the exported model differ by {difference:.2g} from those of the model; no file was written.")
+            raise UserError(
+                f"The outputs of the exported model differ by {difference:.2g} from the model's; no file was written."
+            )
         largest = max(largest, difference)
     return largest
 

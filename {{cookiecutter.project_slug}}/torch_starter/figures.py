@@ -100,7 +100,7 @@ def fonts_for(texts: Iterable[str]) -> Iterator[None]:
 
 @functools.cache
 def _find_families(characters: str) -> list[str]:
-    """Return the default fonts and others for missing characters; warn once about characters that no font has."""
+    """Return the default fonts, plus fonts for missing characters; warn once about characters that no font has."""
     families = list(matplotlib.rcParams["font.family"])
     missing = set(characters) - _supported_characters(font_manager.findfont(font_manager.FontProperties(family=families)))
     # matplotlib's Last Resort font has a box for every character.
@@ -112,8 +112,8 @@ def _find_families(characters: str) -> list[str]:
             missing -= found
     if missing:
         log.warning(
-            f"No installed font has {' '.join(sorted(missing)[:10])}, so figures show boxes. Install one, such as Noto, "
-            f"and delete matplotlib's font cache: {Path(matplotlib.get_cachedir(), 'fontlist*.json')}"
+            f"No installed font has {' '.join(sorted(missing)[:10])}, so figures show boxes. Install one, such as "
+            f"Noto, and delete matplotlib's font cache: {Path(matplotlib.get_cachedir(), 'fontlist*.json')}"
         )
     return families
 

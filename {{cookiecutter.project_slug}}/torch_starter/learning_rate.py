@@ -52,15 +52,15 @@ def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     if config.get("find_lr") is not True or checkpoint:
         return
     if "optimizer.lr" in typed:
-        raise UserError(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both set the learning rate. Remove one of them.")
+        raise UserError(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both set the rate. Remove one.")
     test = _run_range_test(config)
     smoothed = _smooth(test.losses)
     rate = _find_steepest(test.rates, smoothed)
     path = Path(config.run_dir, "figures/learning_rate.png")
     if rate is None:
         raise UserError(
-            f"find_lr=true finds no learning rate: the loss does not decrease in {len(test.losses)} steps with rates up "
-            f"to {max(test.rates, default=0):.2g}. Set the rate: optimizer.lr=…"
+            f"find_lr=true finds no learning rate: the loss does not decrease in {len(test.losses)} steps with rates "
+            f"up to {max(test.rates, default=0):.2g}. Set the rate: optimizer.lr=…"
         )
     _plot(path, test, smoothed, rate)
     before = OmegaConf.to_container(config)
