@@ -28,7 +28,7 @@ def find_start(config: DictConfig) -> str | None:
     """Return the checkpoint that a run starts from, if any.
 
     ``ckpt_path=last`` resumes in the run's own folder: from ``last.ckpt`` if it is intact, otherwise from
-    ``best.ckpt``, otherwise from the beginning. Any other value is a checkpoint of another run, which this run continues.
+    ``best.ckpt``, otherwise from the beginning. Any other value is a checkpoint of another run to continue from.
 
     Args:
         config: The config of the run. ``weights`` is replaced by the path of a checkpoint.

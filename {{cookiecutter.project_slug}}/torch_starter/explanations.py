@@ -248,7 +248,11 @@ def _available_accelerators(message: str) -> str:
 
 
 # Names that Lightning and torch use for keys in their code and messages.
-INTERNAL_NAMES = {"val_check_batch": "val_check_interval", "total steps": "total_steps", "accelerator_flag": "accelerator"}
+INTERNAL_NAMES = {
+    "val_check_batch": "val_check_interval",
+    "total steps": "total_steps",
+    "accelerator_flag": "accelerator",
+}
 
 
 def _explain_invalid_value(error: BaseException) -> str | None:
@@ -298,7 +302,14 @@ def _typed_values() -> list[tuple[Any, Any]]:
 
 # Words that Lightning accepts where the default is a number: trainer.devices, deterministic and val_check_interval.
 SPECIAL_VALUES = re.compile(r"auto|warn|\d+(:\d+){3}")
-TYPE_NAMES = {bool: "true or false", int: "a number", float: "a number", str: "text", ListConfig: "a list", list: "a list"}
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    ListConfig: "a list",
+    list: "a list",
+}
 
 
 def _explain_wrong_type(error: BaseException) -> str | None:

@@ -102,7 +102,9 @@ def fonts_for(texts: Iterable[str]) -> Iterator[None]:
 def _find_families(characters: str) -> list[str]:
     """Return the default fonts, plus fonts for missing characters; warn once about characters that no font has."""
     families = list(matplotlib.rcParams["font.family"])
-    missing = set(characters) - _supported_characters(font_manager.findfont(font_manager.FontProperties(family=families)))
+    missing = set(characters) - _supported_characters(
+        font_manager.findfont(font_manager.FontProperties(family=families))
+    )
     # matplotlib's Last Resort font has a box for every character.
     others = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]
     fonts = {font.fname: font.name for font in others} if missing else {}

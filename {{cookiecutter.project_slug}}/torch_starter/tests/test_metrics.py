@@ -154,7 +154,9 @@ def test_updates_are_buffered():
         train.update(batch, targets[step : step + 100])
         batch.zero_()  # as a model may do
     assert updates == [3300], "the buffer is flushed at 65,536 numbers"
-    assert train["mse"].compute() == pytest.approx(float((outputs - targets).square().mean())), "compute flushes the buffer"
+    assert train["mse"].compute() == pytest.approx(float((outputs - targets).square().mean())), (
+        "compute flushes the buffer"
+    )
     train.update(torch.zeros(20_000, 10), torch.zeros(20_000, 10))
     assert updates == [3300, 800, 20_000], "large batches are not buffered"
     train.update(outputs[:100], targets[:100])

@@ -104,7 +104,9 @@ def test_runs_are_sorted_by_best_checkpoint(train, tmp_path, capfd, monitor):
     better = (max if monitor else min)(best)
     found = rows(capfd.readouterr().out)
     assert list(found) == (["0", "1"] if best[0] == better else ["1", "0"])
-    assert results[1]["metrics"]["test/MAE"] > results[0]["metrics"]["test/MAE"], "sorting by this metric would reverse the order"
+    assert results[1]["metrics"]["test/MAE"] > results[0]["metrics"]["test/MAE"], (
+        "sorting by this metric would reverse the order"
+    )
     for number, value in zip("01", best, strict=True):
         assert f"{value:.4f}" in found[number]
 

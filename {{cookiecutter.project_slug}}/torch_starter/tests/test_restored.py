@@ -71,12 +71,16 @@ def test_weights_load_with_another_number_of_classes(train, digits, image_folder
     train(*small, f"data.root={digits}", "data.num_val=100", "hydra.run.dir=outputs/r1")
     new = [*small, "data=image_folder", f"data.root={image_folder}", "data.image_shape=[1,28,28]", "optimizer.lr=0"]
     new += ["optimizer.weight_decay=0", "weights=outputs/r1"]
-    with pytest.raises(SystemExit, match=r"weights_strict=false loads the others\.\n.*\(3, 576\) in this network, \(10, 576"):
+    with pytest.raises(
+        SystemExit, match=r"weights_strict=false loads the others\.\n.*\(3, 576\) in this network, \(10, 576"
+    ):
         train(*new)
     capfd.readouterr()
     train(*new, "weights_strict=false", "hydra.run.dir=r2")
     printed = capfd.readouterr().out
-    assert "23 of 25 weights are from outputs/r1/checkpoints/best.ckpt; the others keep their initial values:\n" in printed
+    assert (
+        "23 of 25 weights are from outputs/r1/checkpoints/best.ckpt; the others keep their initial values:\n" in printed
+    )
     assert "(3,) in this network, (10,) in the checkpoint" in printed
     before = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     after = weights(tmp_path / "r2")
