@@ -192,7 +192,7 @@ def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str |
     saved, own = read(path)["state_dict"], model.state_dict()
     fitting = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     misfits = [
-        f"{name}: {_shape(own.get(name))} in this network, {_shape(saved.get(name))} in the checkpoint"
+        f"{name}: {_format_shape(own.get(name))} in this network, {_format_shape(saved.get(name))} in the checkpoint"
         for name in own | saved
         if name not in fitting
     ]
@@ -209,7 +209,7 @@ def load_weights(model: "LightningModule", config: DictConfig, checkpoint: str |
     return model
 
 
-def _shape(weight: "Tensor | None") -> str:
+def _format_shape(weight: "Tensor | None") -> str:
     return "none" if weight is None else str(tuple(weight.shape))
 
 

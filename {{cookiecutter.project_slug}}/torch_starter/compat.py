@@ -228,13 +228,13 @@ def instantiate_only_targets_of(config: DictConfig) -> contextlib.AbstractContex
     """
     if IS_HYDRA_1_3:
         return contextlib.nullcontext()
-    targets = sorted(set(_targets(OmegaConf.to_container(config, resolve=True))))
+    targets = sorted(set(_iterate_targets(OmegaConf.to_container(config, resolve=True))))
     return hydra.utils.execution_whitelist(targets, reset=True)
 
 
-def _targets(config: Any) -> Iterator[str]:
+def _iterate_targets(config: Any) -> Iterator[str]:
     values = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
     if isinstance(config, dict) and isinstance(config.get("_target_"), str):
         yield config["_target_"]
     for value in values:
-        yield from _targets(value)
+        yield from _iterate_targets(value)

@@ -28,7 +28,7 @@ def record(run_dir: str, trainer: "Trainer") -> None:
         nonlocal is_recorded
         if not is_recorded and trainer.is_global_zero:
             path = Path(run_dir, "environment.json")
-            write_json(path, [*(read_json(path) or []), _environment(trainer)])
+            write_json(path, [*(read_json(path) or []), _collect_environment(trainer)])
         is_recorded = True
 
     trainer.callbacks.append(LambdaCallback(on_train_start=write, on_test_start=write))
@@ -41,16 +41,16 @@ def commit_of(run_dir: str) -> str | None:
     return git["commit"] + ("-dirty" if git["dirty"] else "") if git else None
 
 
-def _environment(trainer: "Trainer") -> dict[str, Any]:
+def _collect_environment(trainer: "Trainer") -> dict[str, Any]:
     import torch
 
     device = trainer.strategy.root_device
     return {
         "command": shlex.join(["python", *sys.argv]),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git": _git(),
+        "git": _read_git_state(),
         "python": platform.python_version(),
-        "packages": dict(sorted(_packages())),
+        "packages": dict(sorted(_iterate_packages())),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": trainer.num_devices * trainer.num_nodes,
         "cpu_cores": os.cpu_count(),
@@ -59,14 +59,14 @@ def _environment(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def _packages() -> Iterator[tuple[str, str]]:
+def _iterate_packages() -> Iterator[tuple[str, str]]:
     """Yield the name and version of each installed distribution."""
     for distribution in importlib.metadata.distributions():
         metadata = distribution.metadata  # each access reads its file
         yield metadata["Name"], metadata["Version"]
 
 
-def _git() -> dict[str, Any] | None:
+def _read_git_state() -> dict[str, Any] | None:
     """Return the commit of the project and its uncommitted changes; None outside a repository or without git."""
 
     def git(*arguments: str) -> str:

@@ -266,7 +266,7 @@ def _explain_invalid_value(error: BaseException) -> str | None:
     for theirs, ours in INTERNAL_NAMES.items():
         text = text.replace(theirs, ours)
     with suppress(HydraException):
-        for override, default in _typed_values():
+        for override, default in _parse_typed_overrides():
             key = override.key_or_group
             group, _, name = key.partition(".")
             is_theirs = group in ("trainer", "optimizer", "scheduler") and name != ""
@@ -277,7 +277,7 @@ def _explain_invalid_value(error: BaseException) -> str | None:
     return None
 
 
-def _typed_values() -> list[tuple[Any, Any]]:
+def _parse_typed_overrides() -> list[tuple[Any, Any]]:
     """Return the overrides on the command line and the default of each, or None if it has no default."""
     arguments = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     if Path(sys.argv[0]).name == "predict.py":
@@ -320,7 +320,7 @@ def _explain_wrong_type(error: BaseException) -> str | None:
     """
     types = r"'(\w+)'|(?:not|got) (\w+)$"
     named = {word for pair in re.findall(types, f"{error}\n{error.__cause__}", re.MULTILINE) for word in pair}
-    for override, default in _typed_values():
+    for override, default in _parse_typed_overrides():
         value = override.value()
         kind = next((text for type_, text in TYPE_NAMES.items() if isinstance(default, type_)), None)
         if isinstance(default, int | float) and SPECIAL_VALUES.fullmatch(str(value)):

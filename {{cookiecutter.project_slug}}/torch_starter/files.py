@@ -46,14 +46,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def to_json(value: Any) -> str:
     """Return ``value`` as JSON; NaN and infinity, which JSON does not have, become null."""
-    return json.dumps(_with_null(value), indent=2, allow_nan=False)
+    return json.dumps(_replace_non_finite(value), indent=2, allow_nan=False)
 
 
-def _with_null(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _with_null(entry) for key, entry in value.items()}
+        return {key: _replace_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_null(entry) for entry in value]
+        return [_replace_non_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

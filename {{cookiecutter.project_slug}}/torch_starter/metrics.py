@@ -121,7 +121,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
             value = copy.deepcopy(loss)(outputs, targets)
     except Exception as error:  # the type depends on the loss
         raise MisconfigurationException(
-            f"The loss {type(loss).__name__} does not accept {takes}: {_reason(error)}\n"
+            f"The loss {type(loss).__name__} does not accept {takes}: {_shorten_reason(error)}\n"
             f"Choose another loss, such as loss={example}"
         ) from error
     if not isinstance(value, Tensor) or value.ndim:
@@ -135,7 +135,7 @@ def refuse_misfits(loss: nn.Module, metrics: Mapping[str, Metric | None], output
                 copy.deepcopy(metric).update(outputs, targets)
         except Exception as error:  # the type depends on the metric
             raise MisconfigurationException(
-                f"The metric {name}, a {type(metric).__name__}, does not accept {takes}: {_reason(error)}\n"
+                f"The metric {name}, a {type(metric).__name__}, does not accept {takes}: {_shorten_reason(error)}\n"
                 f"Choose other metrics=[…], or remove it: metrics.{name}=null"
             ) from error
 
@@ -149,6 +149,6 @@ def describe_type(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _reason(error: Exception) -> str:
+def _shorten_reason(error: Exception) -> str:
     # The warning of torch about broadcast shapes is a paragraph long.
     return "their shapes differ" if isinstance(error, UserWarning) else first_line(error)

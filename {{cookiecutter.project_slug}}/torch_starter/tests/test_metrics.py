@@ -24,7 +24,7 @@ LOGITS = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
 LABELS = torch.tensor([0, 1, 1, 1])
 
 
-class Ends(Metric):
+class Extremes(Metric):
     """Smallest and largest output, by name."""
 
     def __init__(self):
@@ -74,7 +74,7 @@ class Data(LightningDataModule):
     val_dataloader = train_dataloader
 
 
-def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
+def fit_and_log(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
     """Train and validate on two batches; return the logged values."""
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -101,7 +101,7 @@ def test_stages_have_separate_metrics():
 
 def test_metrics_are_computed_over_the_epoch(tmp_path):
     # The mean over the two batches equals the epoch value for accuracy, but not for F1.
-    found = logged(tmp_path, max_epochs=2, acc=MulticlassAccuracy(2, average="micro"), f1=MulticlassF1Score(2))
+    found = fit_and_log(tmp_path, max_epochs=2, acc=MulticlassAccuracy(2, average="micro"), f1=MulticlassF1Score(2))
     f1 = (2 / 3 + 4 / 5) / 2
     assert found["train/acc"] == found["val/acc"] == 0.75
     assert found["val/f1"] == pytest.approx(f1)
@@ -110,26 +110,26 @@ def test_metrics_are_computed_over_the_epoch(tmp_path):
 
 def test_values_per_class_are_named_by_class(tmp_path):
     recall = MulticlassRecall(2, average="none")
-    assert logged(tmp_path, recall=recall)["val/recall/1"] == pytest.approx(2 / 3)
-    found = logged(tmp_path, class_names=["cat", "dog"], recall=recall)
+    assert fit_and_log(tmp_path, recall=recall)["val/recall/1"] == pytest.approx(2 / 3)
+    found = fit_and_log(tmp_path, class_names=["cat", "dog"], recall=recall)
     assert found["train/recall/cat"] == 1
     assert found["val/recall/dog"] == pytest.approx(2 / 3)
 
 
 def test_matrix_entries_are_named_by_true_and_predicted_class(tmp_path):
-    found = logged(tmp_path, class_names=["cat", "dog"], confusion=MulticlassConfusionMatrix(2))
+    found = fit_and_log(tmp_path, class_names=["cat", "dog"], confusion=MulticlassConfusionMatrix(2))
     entries = {"cat/cat": 1, "cat/dog": 0, "dog/cat": 1, "dog/dog": 2}
     assert {name: found[f"val/confusion/{name}"] for name in entries} == entries
 
 
 def test_dicts_of_values_are_logged(tmp_path):
-    found = logged(tmp_path, ends=Ends())
+    found = fit_and_log(tmp_path, ends=Extremes())
     largest = [value for name, value in found.items() if name.startswith("val/") and "largest" in name]
     assert largest == [1]
 
 
 def test_empty_metrics_log_nothing(tmp_path):
-    assert logged(tmp_path) == {}
+    assert fit_and_log(tmp_path) == {}
 
 
 def test_metrics_with_equal_state_share_it():
@@ -165,7 +165,7 @@ def test_updates_are_buffered():
     assert train.compute() == {"train/mse": 1}, "reset empties the buffer"
 
 
-def refused(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:
+def get_refusal(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:
     with pytest.raises(MisconfigurationException) as refusal:
         refuse_misfits(loss, metrics, outputs, targets)
     return str(refusal.value)
@@ -181,32 +181,32 @@ def test_check_does_not_change_loss_metrics_and_rng():
 
 
 def test_regression_loss_is_refused_for_classes():
-    refusal = refused(nn.MSELoss(), {})
+    refusal = get_refusal(nn.MSELoss(), {})
     assert "The loss MSELoss does not accept" in refusal
     assert "int64 (4,)" in refusal
     assert "loss=cross_entropy" in refusal
 
 
 def test_classification_loss_is_refused_for_numbers():
-    assert "loss=mse" in refused(nn.CrossEntropyLoss(), {}, torch.zeros(2, 1), torch.zeros(2))
+    assert "loss=mse" in get_refusal(nn.CrossEntropyLoss(), {}, torch.zeros(2, 1), torch.zeros(2))
 
 
 def test_unreduced_loss_is_refused():
-    assert "reduction=mean" in refused(nn.CrossEntropyLoss(reduction="none"), {})
+    assert "reduction=mean" in get_refusal(nn.CrossEntropyLoss(reduction="none"), {})
 
 
 def test_class_weights_of_wrong_length_are_refused():
-    assert "CrossEntropyLoss" in refused(nn.CrossEntropyLoss(torch.ones(3)), {})
+    assert "CrossEntropyLoss" in get_refusal(nn.CrossEntropyLoss(torch.ones(3)), {})
 
 
 def test_refused_metric_is_named():
-    refusal = refused(nn.CrossEntropyLoss(), {"acc": MulticlassAccuracy(2), "mine": MeanSquaredError()})
+    refusal = get_refusal(nn.CrossEntropyLoss(), {"acc": MulticlassAccuracy(2), "mine": MeanSquaredError()})
     assert "The metric mine, a MeanSquaredError, does not accept" in refusal
     assert "metrics.mine=null" in refusal
 
 
 def test_unnamed_metric_is_refused():
-    assert "MulticlassAccuracy without a name" in refused(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
+    assert "MulticlassAccuracy without a name" in get_refusal(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
 
 
 def test_different_dtypes_and_shapes_are_not_buffered_together():

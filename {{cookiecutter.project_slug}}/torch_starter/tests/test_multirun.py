@@ -26,24 +26,24 @@ def _wide():
     rich.reconfigure(width=250)
 
 
-def table(printed):
+def get_last_table(printed):
     """Return the lines of the last table, without its header."""
     return re.split(r"─+ *\n", printed)[-1].partition("run folders")[0]
 
 
-def rows(printed):
+def get_last_rows(printed):
     """Return the lines of the last table by run, in order."""
-    return {line.split()[0]: line for line in table(printed).splitlines() if line.strip()}
+    return {line.split()[0]: line for line in get_last_table(printed).splitlines() if line.strip()}
 
 
 @pytest.mark.slow
 def test_second_multirun_does_not_change_runs_in_the_folder(train, tmp_path, capfd):
     train("-m", *QUICK, "hydra.sweep.dir=s", "optimizer=sgd,adam")
-    first = rows(capfd.readouterr().out)
+    first = get_last_rows(capfd.readouterr().out)
     before = {path: path.read_bytes() for path in (tmp_path / "s").glob("*/**/*") if path.is_file()}
     with pytest.raises(SystemExit, match="2 of 2 runs failed"):
         train("-m", *QUICK, "hydra.sweep.dir=s", "optimizer=rmsprop,adamw")
-    second = rows(capfd.readouterr().out)
+    second = get_last_rows(capfd.readouterr().out)
     for number, optimizer in (("0", "rmsprop"), ("1", "adamw")):
         assert optimizer in second[number]
         assert f"s/{number} holds a run" in second[number]
@@ -56,7 +56,7 @@ def test_table_omits_other_runs_in_the_folder(train, capfd):
     subdir = "hydra.sweep.subdir=${hydra:runtime.choices.optimizer}"
     train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam")
     train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=rmsprop,adamw")
-    assert sorted(rows(capfd.readouterr().out)) == ["adamw", "rmsprop"]
+    assert sorted(get_last_rows(capfd.readouterr().out)) == ["adamw", "rmsprop"]
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_subfolders_may_contain_values_and_slashes(train, tmp_path, capfd):
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):
         train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam", "data.batch_size=0,50")
     printed = capfd.readouterr()
-    assert table(printed.out).count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert get_last_table(printed.out).count("data.batch_size is 0; it must be a whole number from 1.") == 2
     assert "sgd/batch 50" in printed.out.partition("failed")[0]
     assert "raised" not in printed.err
     assert (tmp_path / "s/adam/batch 0/error.txt").exists()
@@ -74,11 +74,11 @@ def test_subfolders_may_contain_values_and_slashes(train, tmp_path, capfd):
 def test_same_command_resumes_missing_jobs(train, tmp_path, capfd):
     grid = ["-m", *QUICK, "hydra.sweep.dir=s", "optimizer=sgd,adam"]
     train(*grid)
-    first = {number: re.findall(r"\d\.\d{4}", line) for number, line in rows(capfd.readouterr().out).items()}
+    first = {number: re.findall(r"\d\.\d{4}", line) for number, line in get_last_rows(capfd.readouterr().out).items()}
     (tmp_path / "s/1/results.json").unlink()  # as if the job had been killed before
     train(*grid, "ckpt_path=last")
     printed = capfd.readouterr().out
-    assert {number: re.findall(r"\d\.\d{4}", line) for number, line in rows(printed).items()} == first
+    assert {number: re.findall(r"\d\.\d{4}", line) for number, line in get_last_rows(printed).items()} == first
     assert "s/0 is finished" in printed
 
 
@@ -102,7 +102,7 @@ def test_runs_are_sorted_by_best_checkpoint(train, tmp_path, capfd, monitor):
     results = [json.loads((tmp_path / f"s/{number}/results.json").read_text()) for number in "01"]
     best = [result["monitored"]["value"] for result in results]
     better = (max if monitor else min)(best)
-    found = rows(capfd.readouterr().out)
+    found = get_last_rows(capfd.readouterr().out)
     assert list(found) == (["0", "1"] if best[0] == better else ["1", "0"])
     assert results[1]["metrics"]["test/MAE"] > results[0]["metrics"]["test/MAE"], (
         "sorting by this metric would reverse the order"
@@ -124,9 +124,9 @@ def test_settings_show_mean_over_seeds_above_runs(train, tmp_path, capfd):
     for row in values.values():
         assert f"{statistics.mean(row):.4f} ± {statistics.stdev(row):.4f}" in settings
     assert re.search(r"run +optimizer +seed +val/loss +test/loss", printed)
-    assert len(rows(printed)) == 6
+    assert len(get_last_rows(printed)) == 6
     best = min([*values["adam"], *values["sgd"]])
-    assert f"{best:.4f}" in next(iter(rows(printed).values()))
+    assert f"{best:.4f}" in next(iter(get_last_rows(printed).values()))
 
 
 # Interrupted multiruns
@@ -172,15 +172,15 @@ def run_until_signal(train, tmp_path):
 def test_killed_multirun_resumes_with_the_same_results(train, run_until_signal, tmp_path, capfd):
     grid = ["-m", *SHORTEST, "seed=1,2,3"]
     train(*grid, "hydra.sweep.dir=whole")  # first, so that the fork has everything imported
-    expected = table(capfd.readouterr().out)
+    expected = get_last_table(capfd.readouterr().out)
     stop, _ = run_until_signal(signal.SIGKILL, *grid, "hydra.sweep.dir=s")
     assert [path.parent.name for path in (tmp_path / "s").glob("*/results.json")] == ["0"]
     before = (tmp_path / "s/0/results.json").read_bytes()
 
     train(*grid, "hydra.sweep.dir=s", stop, "ckpt_path=last")
-    found = table(capfd.readouterr().out)
+    found = get_last_table(capfd.readouterr().out)
     assert re.findall(r"\d+\.\d{4}", found) == re.findall(r"\d+\.\d{4}", expected)
-    assert sorted(rows(found)) == list("012")
+    assert sorted(get_last_rows(found)) == list("012")
     assert (tmp_path / "s/0/results.json").read_bytes() == before
     assert "goes on after epoch" in (tmp_path / "s/1/train.log").read_text()
 

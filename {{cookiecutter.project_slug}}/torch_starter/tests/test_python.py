@@ -87,7 +87,7 @@ def test_missing_run_is_reported(folder, run, message):
         torch_starter.load_run(run)
 
 
-def names(folder):
+def list_names(folder):
     return sorted(path.name for path in folder.rglob("*") if "events" not in path.name)
 
 
@@ -103,7 +103,7 @@ def test_train_run_matches_train_py(train, folder, capfd):
     for name in (".hydra/overrides.yaml", ".hydra/config.yaml"):
         text = (by_command / name).read_text().replace(by_command.name, run.folder.name)
         assert (run.folder / name).read_text() == text
-    assert names(run.folder) == names(by_command)
+    assert list_names(run.folder) == list_names(by_command)
     (start,) = json.loads((run.folder / "environment.json").read_text())
     assert start["command"].endswith("train.py trainer.max_epochs=20 optimizer=sgd")
     assert run.metrics == json.loads((by_command / "results.json").read_text())["metrics"]

@@ -11,7 +11,7 @@ import pytest
 from project_for_tests import PACKAGE
 
 
-def refusal(run, *arguments):
+def get_refusal(run, *arguments):
     """Return the message that a command exits with."""
     with pytest.raises(SystemExit) as exit_:
         run(*arguments)
@@ -20,7 +20,7 @@ def refusal(run, *arguments):
 
 @pytest.mark.parametrize("group", ["logger", "callbacks", "scheduler", "experiment"])
 def test_suggestion_instead_of_null_works(script, group, tmp_path):
-    message = refusal(script, "train.py", f"{group}=null")
+    message = get_refusal(script, "train.py", f"{group}=null")
     advice = re.findall(r"~\w+|scheduler=constant", message)
     script("train.py", *advice, "trainer.max_epochs=2")
     assert len(list(tmp_path.glob("outputs/**/results.json"))) == 1
@@ -38,7 +38,7 @@ def test_trusting_the_named_module_allows_its_network(own_project, kind, monkeyp
     target = "other_package.Network" if kind == "class" else "other_package.network"
     own_project("train.py", f"model._target_={target}", "trainer.max_epochs=2", "hydra.run.dir=run")
 
-    message = refusal(own_project, "evaluate.py", "run")
+    message = get_refusal(own_project, "evaluate.py", "run")
     module = re.search(r'add "(\w+)" in torch_starter/trust.py', message)[1]
     name = re.search(rf"to (\w+) for a {kind}", message)[1]
     trust = Path("torch_starter/trust.py").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_run_of_renamed_package_names_the_change(line, script, script_name):
     config = line / ".hydra/config.yaml"
     renamed = config.read_text(encoding="utf-8").replace(f"{PACKAGE}.", "old_project.")
     config.write_text(renamed, encoding="utf-8")
-    message = refusal(script, script_name, line)
+    message = get_refusal(script, script_name, line)
     assert "old_project" in message
     old, new = re.search(r"write (\w+\.) for (\w+\.)", message).group(2, 1)
     config.write_text(renamed.replace(old, new), encoding="utf-8")
@@ -67,14 +67,14 @@ def test_listed_checkpoints_can_be_chosen(train, script, capfd):
     script("evaluate.py", run)  # results.json names the best checkpoint
     best = capfd.readouterr().out.splitlines()[-1]
     (run / "results.json").unlink()
-    message = refusal(script, "evaluate.py", run)
+    message = get_refusal(script, "evaluate.py", run)
     script("evaluate.py", run, re.search(r"--checkpoint=\w+", message)[0])
     assert capfd.readouterr().out.splitlines()[-1] == best
 
 
 def test_several_best_checkpoints_need_distinct_names(train, script):
     arguments = ["+callbacks.best_checkpoint.save_top_k=3", "trainer.max_epochs=20"]
-    message = refusal(train, *arguments)
+    message = get_refusal(train, *arguments)
     override = shlex.split(re.search(r"callbacks\S*", message)[0])  # as a shell parses it
     shutil.rmtree("outputs")
     (run,) = train(*arguments, *override)
@@ -83,7 +83,7 @@ def test_several_best_checkpoints_need_distinct_names(train, script):
 
 
 def test_unnamed_callback_is_refused(script):
-    message = refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
+    message = get_refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
     assert "each entry of callbacks has a name" in message
 
 
@@ -103,7 +103,7 @@ IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs
     ],
 )
 def test_suggestions_for_a_line_work(train, arguments, remedy):
-    message = refusal(train, *arguments)
+    message = get_refusal(train, *arguments)
     typed = re.search(remedy, message)[0].replace("Nearest: ", "trainer.devices=1 data.batch_size=")
     typed = typed.replace("=…", "=true" if "nesterov" in typed else "=5")
     instead = [argument for argument in arguments if argument.partition("=")[0] != typed.lstrip("+").partition("=")[0]]
@@ -125,19 +125,19 @@ def test_suggestions_for_images_work(own_project, image_folder, arguments, remed
     fine += "  unfreeze_backbone_at_epoch: 1\n  backbone_initial_ratio_lr: 0.1\n"
     Path("configs/callbacks/fine.yaml").write_text(fine, encoding="utf-8")
     command = ["train.py", *IMAGES, f"data.root={image_folder}", "hydra.run.dir=run", *arguments]
-    found = re.search(remedy, refusal(own_project, *command))
+    found = re.search(remedy, get_refusal(own_project, *command))
     assert not Path("run").exists()
     own_project(*command, "data.mean=[0.5,0.5,0.5]" if "image_shape" in found[0] else found[1])
     assert Path("run/results.json").exists()
 
 
 def test_suggestions_for_checkpoints_and_runs_work(line, train, script, tmp_path):
-    assert "without .ckpt" in refusal(script, "evaluate.py", line, "--checkpoint", "checkpoints/best.ckpt")
+    assert "without .ckpt" in get_refusal(script, "evaluate.py", line, "--checkpoint", "checkpoints/best.ckpt")
     script("evaluate.py", line, "--checkpoint", "best")
-    assert "Name one" in refusal(script, "evaluate.py", line, line)
-    assert "Pass numbers, image files, or folders" in refusal(script, "predict.py", line)
+    assert "Name one" in get_refusal(script, "evaluate.py", line, line)
+    assert "Pass numbers, image files, or folders" in get_refusal(script, "predict.py", line)
     script("predict.py", line, "1")
     (tmp_path / "damaged.ckpt").write_bytes((line / "checkpoints/best.ckpt").read_bytes()[:-500])
     for key in ("ckpt_path", "weights"):
-        assert "Pass another checkpoint" in refusal(train, f"{key}={tmp_path / 'damaged.ckpt'}")
+        assert "Pass another checkpoint" in get_refusal(train, f"{key}={tmp_path / 'damaged.ckpt'}")
         train(f"{key}={line}/checkpoints/last.ckpt", "trainer.max_epochs=70", "optimizer.lr=0.1")

@@ -89,7 +89,7 @@ def test_weights_load_with_another_number_of_classes(train, digits, image_folder
     ]
 
 
-def test_weights_are_those_of_the_named_or_latest_run(train, script, tmp_path, capfd):
+def test_weights_come_from_the_named_or_latest_run(train, script, tmp_path, capfd):
     train(*QUICK, "hydra.run.dir=outputs/r1")
     first = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     for run, word in {"r1": "outputs/r1", "latest": "latest"}.items():
