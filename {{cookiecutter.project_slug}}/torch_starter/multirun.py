@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Jobs of a multirun write their outcome here; removed when the multirun ends.
 JOBS = ".jobs"
-# Not an attribute of the callback, because Hydra pickles the callback for the processes of a launcher.
+# Not an attribute of the callback, because Hydra sends the callback to the processes of a launcher.
 _during_multirun = contextlib.ExitStack()
 
 
