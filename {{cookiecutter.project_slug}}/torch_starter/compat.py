@@ -129,7 +129,7 @@ def epoch_results(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-# The only pytree functions of torch are private.
+# torch flattens nested tuples, lists and dicts only under a private name.
 def flatten(value: Any) -> list[Any]:
     """Return the leaves of nested tuples, lists and dicts."""
     from torch.utils._pytree import tree_leaves
