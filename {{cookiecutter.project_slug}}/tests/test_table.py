@@ -295,7 +295,7 @@ def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
         (["data.target=rent", "data.features=[rent,area]"], "cannot be predicted from itself"),
         (["data.target=rent", "data.ignore=[sizes]"], "has no column sizes. Nearest: size"),
         (["data.target=rent", "data.file=nothing.csv"], "nothing.csv does not exist"),
-        (["data.target=size", "loss=mse"], "The loss MSELoss does not take"),
+        (["data.target=size", "loss=mse"], "The loss MSELoss does not accept"),
         (["data.target=rent", "loss=cross_entropy"], "loss=cross_entropy is for classes"),
         (["data.target=size", "metrics=[f11]"], "Did you mean f1?"),
         (["data.target=size", "callbacks.best_checkpoint.monitor=val/nope"], "val/nope, which is not measured"),

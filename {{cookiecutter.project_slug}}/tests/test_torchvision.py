@@ -303,7 +303,7 @@ def test_without_a_compiler_it_says_so(digits, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 1
     assert "The model could not be compiled: " in done.stderr
-    assert done.stderr.rstrip().endswith("model.compile=false goes on without.")
+    assert done.stderr.rstrip().endswith("To train without compiling: model.compile=false")
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""How a run is started, watched, kept, resumed, searched and asked. README.md lists the modules."""
+"""Start, monitor, save, resume, sweep and evaluate runs. README.md lists the modules."""
 
 from .job import train_run
 from .loaded_run import Run, load_run

@@ -1,4 +1,4 @@
-"""A model as a file for other programs, compared with the model before it is put in its place."""
+"""Export a model to a file for other programs, after comparing the outputs of both."""
 
 import io
 import logging
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-# Of the largest output: how far the other runtime may be away from it.
+# Largest allowed difference between the outputs, relative to the largest output.
 TOLERANCE = 1e-4
 
 
 def write_model(model: "nn.Module", inputs: "Tensor", path: Path, format: str) -> float:
-    """Writes a model that takes a batch of any size.
+    """Export a model that accepts batches of any size.
 
     Args:
-        model: in eval mode.
-        inputs: a batch of samples to compare it on.
-        path: of the file; if the model cannot be exported, it is as it was.
-        format: ``onnx`` or ``pt2``, that of torch.export.
+        model: The model in eval mode.
+        inputs: A batch of samples ``(N, …)`` to compare the outputs on.
+        path: The file to write. It is left unchanged if the export fails.
+        format: ``onnx``, or ``pt2`` for torch.export.
 
     Returns:
-        the largest difference between the outputs of the file and of the model.
+        The largest absolute difference between the outputs of the file and of the model.
 
     Raises:
-        Mistake: if the model cannot be exported, or the outputs differ by more than TOLERANCE.
+        UserError: If the model cannot be exported, or the outputs differ by more than TOLERANCE.
     """
     import torch
 
-    example = torch.cat([inputs, inputs])[:2]  # exporters take a batch size of 1 for a constant
+    example = torch.cat([inputs, inputs])[:2]  # exporters treat a batch size of 1 as a constant
     write, read = (_write_onnx, _read_onnx) if format == "onnx" else (_write_pt2, _read_pt2)
     with replace_atomically(path) as unfinished:
         _export(write, model, example, unfinished)
@@ -46,10 +46,10 @@ def write_model(model: "nn.Module", inputs: "Tensor", path: Path, format: str) -
 def _export(
     write: "Callable[[nn.Module, Tensor, Path], None]", model: "nn.Module", example: "Tensor", path: Path
 ) -> None:
-    """Calls ``write``, without what the exporters say about themselves.
+    """Call ``write`` without the output of the exporters.
 
     Raises:
-        Mistake: if the model does what cannot be exported, such as an ``if`` on the values of its input.
+        UserError: If the model cannot be exported, for example because of an ``if`` on the values of its input.
     """
     logging.disable()
     try:
@@ -58,7 +58,7 @@ def _export(
             write(model, example, path)
     except (UserError, OSError):
         raise
-    except Exception as error:  # of many types, depending on what it is
+    except Exception as error:  # the type depends on the cause
         reason = first_line(error.__cause__ or error)
         raise UserError(f"The model cannot be exported: {reason}\n{FULL_ERROR}=1 shows where.") from error
     finally:
@@ -66,10 +66,10 @@ def _export(
 
 
 def _largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor]", inputs: "Tensor") -> float:
-    """Between the outputs of both, for batches of one, of some and of all ``inputs``.
+    """Return the largest difference between the outputs, for batches of one, three and all ``inputs``.
 
     Raises:
-        Mistake: if it is over TOLERANCE.
+        UserError: If it exceeds TOLERANCE.
     """
     import torch
 
@@ -79,7 +79,9 @@ def _largest_difference(model: "nn.Module", exported: "Callable[[Tensor], Tensor
             expected = model(batch)
         difference = (exported(batch) - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-            raise UserError(f"The exported model is {difference:.2g} away from the model: nothing was written.")
+            raise UserError(
+                f"The outputs of the exported model differ by {difference:.2g} from the model's; no file was written."
+            )
         largest = max(largest, difference)
     return largest
 
@@ -91,7 +93,7 @@ def _write_onnx(model: "nn.Module", example: "Tensor", path: Path) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f'{error}. Install what export.py needs: pip install -e ".[export]"') from error
+        raise UserError(f'{error}. Install the packages that export.py needs: pip install -e ".[export]"') from error
     names = {"input_names": ["input"], "output_names": ["output"]}
     dynamic = (({0: torch.export.Dim("batch")}),)
     torch.onnx.export(
@@ -112,7 +114,7 @@ def _write_pt2(model: "nn.Module", example: "Tensor", path: Path) -> None:
 
     program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with path.open("wb") as file:
-        torch.export.save(program, file)  # a path it would want to end in .pt2
+        torch.export.save(program, file)  # a path would have to end in .pt2
 
 
 def _read_pt2(path: Path) -> "Callable[[Tensor], Tensor]":

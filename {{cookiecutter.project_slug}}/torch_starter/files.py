@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, and paths as people type them."""
+"""Write files atomically, and format paths for messages."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ from .mistakes import UserError
 
 @contextlib.contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, and afterwards puts what was written in the place of ``path``.
+    """Yield a temporary path to write to, which then replaces ``path``.
 
-    If the process is killed meanwhile, or an exception is raised, ``path`` is as it was.
+    ``path`` stays unchanged if the process is killed or an exception is raised.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
@@ -28,52 +28,59 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a binary file atomically."""
     with replace_atomically(path) as unfinished:
         unfinished.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
     with replace_atomically(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; NaN and infinity become null."""
     write_text(path, to_json(value) + "\n")
 
 
 def to_json(value: Any) -> str:
-    """JSON, which has no NaN and no infinity: they become null."""
-    return json.dumps(_with_null(value), indent=2, allow_nan=False)
+    """Return ``value`` as JSON; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_replace_non_finite(value), indent=2, allow_nan=False)
 
 
-def _with_null(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _with_null(entry) for key, entry in value.items()}
+        return {key: _replace_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_null(entry) for entry in value]
+        return [_replace_non_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:
-    """What is in a JSON file; None if there is no such file."""
+    """Return the content of a JSON file, or None if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def display_path(folder: str | Path) -> Path:
-    """A folder as somebody would type it: relative where it is beneath the current one."""
+    """Return the path of a folder for messages: relative if it is inside the current folder, otherwise absolute."""
     folder = Path(folder).resolve()
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def create_parent_folder(path: Path, option: str = "--output") -> None:
-    """Makes sure, before the work, that the file of an ``--output`` can be written.
+    """Create the folder of an output file and check that it is writable, before any work is done.
+
+    Args:
+        path: The output file.
+        option: The option that sets it, for the message.
 
     Raises:
-        Mistake: if it cannot.
+        UserError: If the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent, suffix=path.name):
             pass
     except OSError as error:
-        raise UserError(f"{option} {path} cannot be written: {error.strerror}. Choose another.") from None
+        raise UserError(f"{option} {path} cannot be written: {error.strerror}. Choose another path.") from None

@@ -1,6 +1,6 @@
-"""What `python train.py --help` prints: `configs/help.txt`, with the groups and their choices.
+"""Print the help page of `python train.py --help`: `configs/help.txt` with the config groups and their choices.
 
-Hydra's own page takes most of a second, because it looks through all the configs that Hydra itself has.
+Hydra's own help page takes most of a second, because it searches all the configs that Hydra ships.
 """
 
 import functools
@@ -13,14 +13,14 @@ from . import project
 
 
 def has_help_page(main: Callable[..., Any]) -> Callable[..., Any]:
-    """``main`` prints the page and does nothing else if it is asked for by ``--help`` or ``-h``."""
+    """Decorate ``main`` to print the help page, and do nothing else, for ``--help`` or ``-h``."""
 
     @functools.wraps(main)
-    def helpful_main(*args: Any) -> Any:
+    def main_with_help(*args: Any) -> Any:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(*args)
         lines = [f"{group}: {', '.join(choices)}" for group, choices in project.groups().items()]
         groups = "\n".join(textwrap.fill(line, 110, subsequent_indent="  ") for line in lines)
         print((project.CONFIGS / "help.txt").read_text(encoding="utf-8").replace("{groups}", groups), end="")
 
-    return helpful_main
+    return main_with_help

@@ -1,4 +1,4 @@
-"""A run of `train.py` in this process: for a search, and for a notebook."""
+"""Start a run of `train.py` in this process, for sweeps and notebooks."""
 
 import importlib.util
 import logging
@@ -25,18 +25,18 @@ from .run_lookup import has_checkpoint
 
 
 def train_run(*overrides: str) -> Run:
-    """Trains a run as `python train.py OVERRIDES` does, in the same kind of folder, and loads it.
+    """Train a run like `python train.py OVERRIDES`, in the same kind of folder, and load it.
 
     Args:
-        overrides: as on the command line: ``train_run("experiment=mnist", "trainer.max_epochs=1")``.
+        overrides: Overrides as on the command line: ``train_run("experiment=mnist", "trainer.max_epochs=1")``.
 
     Returns:
-        the run with its best checkpoint, as ``load_run`` returns it.
+        The run with its best checkpoint, or the last one if there is no best, as ``load_run`` returns it.
 
     Raises:
-        Mistake: what `train.py` would say, if the user can mend it; or if the run has no checkpoint, as with
+        UserError: If `train.py` would end with a message, or the run has no checkpoint, as with
             ``trainer.fast_dev_run=true``.
-        KeyboardInterrupt: if it is interrupted; `resume.py` goes on with the run.
+        KeyboardInterrupt: If training is interrupted; `resume.py` resumes the run.
     """
     folder = None
 
@@ -44,14 +44,14 @@ def train_run(*overrides: str) -> Run:
         nonlocal folder
         folder = config.run_dir
         with run_folder.open_run_folder(config):
-            _train_of_the_project()(config)
+            _load_train_function()(config)
 
-    with _as_command("train.py", overrides):
+    with _emulate_command("train.py", overrides):
         try:
             with job_context():
                 run_job(task, overrides)
         except SystemExit as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes of it
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning converts it to SystemExit
                 raise error.__context__ from None
             raise
         except Exception as error:
@@ -61,40 +61,44 @@ def train_run(*overrides: str) -> Run:
             raise UserError(message) from error
     assert folder is not None
     if not has_checkpoint(Path(folder)):
-        raise UserError(f"{display_path(folder)} was trained, and has no checkpoint that could be loaded.")
+        raise UserError(f"{display_path(folder)} was trained, but has no checkpoint to load.")
     is_best = (Path(folder) / "checkpoints/best.ckpt").exists()
     return load_run(folder, "best" if is_best else "last")
 
 
 def job_context() -> Any:
-    """Within, ``run_job`` can be called."""
+    """Return a context manager that initializes Hydra, within which ``run_job`` can be called."""
     return hydra.initialize_config_dir(str(project.CONFIGS), job_name="train", **VERSION_BASE)
 
 
 def run_job(task: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
-    """Composes a config and calls ``task`` with it, within a job of Hydra: a run folder and a train.log of its own.
+    """Compose a config and call ``task`` with it in a Hydra job, with its own run folder and train.log.
+
+    Args:
+        task: The function to call with the composed config.
+        overrides: Overrides as on the command line.
 
     Raises:
-        Exception: what ``task`` raises, or Hydra, if the config cannot be composed.
+        Exception: Any exception of ``task``, or of Hydra if the config cannot be composed.
     """
     failure = None
 
-    def caught(config: DictConfig) -> None:
+    def run_and_catch(config: DictConfig) -> None:
         nonlocal failure
         try:
             task(config)
-        except Exception as error:  # which Hydra would print in its own way
+        except Exception as error:  # Hydra would print it
             failure = error
 
     job = GlobalHydra.instance().hydra
     assert job is not None
-    job.run("train", caught, list(overrides))
+    job.run("train", run_and_catch, list(overrides))
     if failure:
         raise failure
 
 
-def _train_of_the_project() -> Callable[[DictConfig], None]:
-    """The function `train` of `train.py`, whatever else is called `train` where this is used."""
+def _load_train_function() -> Callable[[DictConfig], None]:
+    """Return the function `train` of `train.py`, even if another module `train` is importable."""
     spec = importlib.util.spec_from_file_location("train", project.ROOT / "train.py")
     assert spec is not None
     assert spec.loader is not None
@@ -104,10 +108,10 @@ def _train_of_the_project() -> Callable[[DictConfig], None]:
 
 
 @contextmanager
-def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
-    """What reads the command line reads this one; afterwards it, the log and the signals are as they were."""
-    argv, path, root, full = sys.argv, sys.path[:], logging.getLogger(), os.environ.get(FULL_ERROR)
-    handlers, level, at_interrupt = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
+def _emulate_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Set ``sys.argv`` to this command; afterwards restore the command line, the log and the signal handlers."""
+    argv, path, root, full_error = sys.argv, sys.path[:], logging.getLogger(), os.environ.get(FULL_ERROR)
+    handlers, level, sigint_handler = root.handlers[:], root.level, signal.getsignal(signal.SIGINT)
     sys.argv = [str(display_path(project.ROOT / script)), *arguments]
     os.environ[FULL_ERROR] = "1"
     try:
@@ -115,10 +119,10 @@ def _as_command(script: str, arguments: Sequence[str]) -> Iterator[None]:
     finally:
         sys.argv, sys.path[:] = argv, path
         os.environ.pop(FULL_ERROR)
-        if full is not None:
-            os.environ[FULL_ERROR] = full
+        if full_error is not None:
+            os.environ[FULL_ERROR] = full_error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, at_interrupt)  # Lightning ignores it, once a run was interrupted
+            signal.signal(signal.SIGINT, sigint_handler)  # Lightning ignores SIGINT after an interrupted run
         for handler in set(root.handlers) - set(handlers):
             handler.close()
         root.handlers[:] = handlers

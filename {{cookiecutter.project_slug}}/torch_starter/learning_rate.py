@@ -1,4 +1,4 @@
-"""The learning rate that a range test finds, for `find_lr=true`."""
+"""Find a learning rate by a range test, for `find_lr=true`."""
 
 import logging
 import tempfile
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of the moving average of the losses, and how many steps it needs to be one.
+# Decay of the moving average of the losses, and the number of steps before it is meaningful.
 SMOOTHING, WARMUP = 0.9, 10
-# In place of a schedule that may need more steps.
+# Replaces the schedule, which may need more steps.
 CONSTANT = {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True, "factor": 1.0}
 TRAINER = {
     "max_epochs": -1,
@@ -34,35 +34,35 @@ TRAINER = {
 
 
 def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
-    """Sets ``optimizer.lr`` to what a range test finds, if ``find_lr`` is true and the run is a new one.
+    """Set ``optimizer.lr`` to the result of a range test if ``find_lr`` is true and the run is new.
 
-    The test trains a model of its own, on data and with random numbers of its own, so that the run is to the bit the
-    one with that rate. The run folder keeps the rate, as ``optimizer.lr`` and ``find_lr``, and a figure of the test.
+    The test uses a separate model, data module and random state, so the run is bit-identical to a run that sets this
+    rate. The run folder keeps the rate, as ``optimizer.lr`` and ``find_lr``, and a figure of the test.
 
     Args:
-        config: of the run, completed; changed in place.
-        checkpoint: that the run starts from.
+        config: The completed config of the run, changed in place.
+        checkpoint: The checkpoint that the run starts from, if any.
 
     Raises:
-        Mistake: if no rate is found, or the run has several processes.
+        UserError: If no rate is found, or the run has several processes.
     """
     typed = {key: value for key, _, value in (line.partition("=") for line in saved_config.typed_overrides())}
     if not isinstance(config.get("find_lr", False), bool) and "find_lr" in typed and config.ckpt_path is None:
-        raise UserError(f"find_lr is {config.find_lr}; it must be true or false. A rate is typed as optimizer.lr=…")
+        raise UserError(f"find_lr is {config.find_lr}; it must be true or false. To set a rate: optimizer.lr=…")
     if config.get("find_lr") is not True or checkpoint:
         return
     if "optimizer.lr" in typed:
-        raise UserError(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both say the rate: leave out one.")
-    test = _range_test(config)
-    smoothed = _smoothed(test.losses)
-    rate = _steepest(test.rates, smoothed)
+        raise UserError(f"find_lr=true and optimizer.lr={typed['optimizer.lr']} both set the rate. Remove one.")
+    test = _run_range_test(config)
+    smoothed = _smooth(test.losses)
+    rate = _find_steepest(test.rates, smoothed)
     path = Path(config.run_dir, "figures/learning_rate.png")
     if rate is None:
         raise UserError(
-            f"find_lr=true finds no learning rate: in {len(test.losses)} steps, with rates up to "
-            f"{max(test.rates, default=0):.2g}, the loss does not fall. Set it: optimizer.lr=…"
+            f"find_lr=true finds no learning rate: the loss does not decrease in {len(test.losses)} steps with rates "
+            f"up to {max(test.rates, default=0):.2g}. Set the rate: optimizer.lr=…"
         )
-    _draw(path, test, smoothed, rate)
+    _plot(path, test, smoothed, rate)
     before = OmegaConf.to_container(config)
     OmegaConf.update(config, "optimizer.lr", rate, force_add=True)
     config.find_lr = rate
@@ -70,7 +70,7 @@ def find_learning_rate(config: DictConfig, checkpoint: str | None) -> None:
     log.info(f"find_lr: optimizer.lr={rate} (see {display_path(path)})")
 
 
-def _range_test(config: DictConfig) -> "RangeTest":
+def _run_range_test(config: DictConfig) -> "RangeTest":
     from lightning.pytorch.callbacks import BaseFinetuning
     from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -80,9 +80,9 @@ def _range_test(config: DictConfig) -> "RangeTest":
     config = config.copy()
     OmegaConf.update(config, "scheduler", CONSTANT, merge=False, force_add=True)
     if "compile" in config.model:
-        config.model.compile = False  # it takes longer than the test
+        config.model.compile = False  # compiling takes longer than the test
     test = RangeTest()
-    # Those that freeze a part of the network, or say what does not fit.
+    # Keep the callbacks that freeze a part of the network or check that batches fit the model.
     kept = [
         entry
         for entry in project.instantiate_entries(config, "callbacks")
@@ -94,16 +94,16 @@ def _range_test(config: DictConfig) -> "RangeTest":
         )
         if (count := trainer.num_devices * trainer.num_nodes) > 1:
             raise UserError(
-                f"find_lr=true tests learning rates in one process, and this run has {count}. Find it with "
-                "trainer=auto trainer.devices=1, and then type it: optimizer.lr=…"
+                f"find_lr=true tests learning rates in one process, but this run has {count}. Find the rate with "
+                "trainer=auto trainer.devices=1, then set it: optimizer.lr=…"
             )
         data = instantiate(config.data, _convert_="all")
         trainer.fit(checkpoints.load_weights(instantiate(config.model, _convert_="all"), config, None), data)
     return test
 
 
-def _smoothed(losses: list[float]) -> list[float]:
-    """Their moving average, each divided by the sum of its weights."""
+def _smooth(losses: list[float]) -> list[float]:
+    """Return the bias-corrected exponential moving average of the losses."""
     total, smoothed = 0.0, []
     for step, loss in enumerate(losses, 1):
         total = SMOOTHING * total + (1 - SMOOTHING) * loss
@@ -111,10 +111,10 @@ def _smoothed(losses: list[float]) -> list[float]:
     return smoothed
 
 
-def _steepest(rates: list[float], losses: list[float]) -> float | None:
-    """The rate, to two digits, at which the loss falls fastest over its logarithm; None if it does not fall.
+def _find_steepest(rates: list[float], losses: list[float]) -> float | None:
+    """Return the rate, to two digits, where the loss falls fastest over the log rate; None if the loss does not fall.
 
-    Of those below the lowest loss: https://arxiv.org/abs/1506.01186, section 3.3.
+    Considers only rates below that of the lowest loss: https://arxiv.org/abs/1506.01186, section 3.3.
     """
     import numpy
 
@@ -125,7 +125,7 @@ def _steepest(rates: list[float], losses: list[float]) -> float | None:
     return float(f"{rates[WARMUP + int(slopes.argmin())]:.2g}")
 
 
-def _draw(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> None:
+def _plot(path: Path, test: "RangeTest", smoothed: list[float], rate: float) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8))

@@ -1,4 +1,4 @@
-"""A finished run in Python: its config, its data, its trained model, its metrics and predictions."""
+"""Load a run in Python: its config, data, trained model, metrics and predictions."""
 
 import functools
 import logging
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from lightning import LightningDataModule, LightningModule, Trainer
     from torch import Tensor
 
-# A run is asked on one device, whatever it was trained on.
+# Loaded runs use one device, regardless of how they were trained.
 ON_ONE_DEVICE = (
     "++trainer.accelerator=auto",
     "++trainer.devices=1",
     "++trainer.num_nodes=1",
     "++trainer.strategy=auto",
 )
-# The one configured callback that is used here: it writes nothing, and the paths of the others were not checked.
+# The only configured callback that is used here: it writes nothing, and the paths of the others were not checked.
 KNOWN_BATCHES = {"_target_": "torch_starter.callbacks.known_batches.KnownBatches"}
 
 
 @dataclass
 class Run:
-    """A run, as ``load_run`` loads it.
+    """A run that ``load_run`` has loaded.
 
     Attributes:
-        folder: the run folder, an absolute path.
-        config: the composed config, with the changes that were asked for.
-        data: the LightningDataModule; it has read nothing yet.
-        trainer: with which the run is asked: on one device, and without loggers and checkpoints.
-        checkpoint: the file of the weights.
-        module: the LightningModule, whose weights ``trainer`` loads when it is used; see ``model``.
+        folder: The absolute path of the run folder.
+        config: The composed config, including overrides.
+        data: The LightningDataModule; it has not read any data yet.
+        trainer: The Trainer for evaluation and prediction, on one device, without loggers and checkpoints.
+        checkpoint: The checkpoint with the weights.
+        module: The LightningModule. ``trainer`` loads its weights on use; see ``model``.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class Run:
 
     @functools.cached_property
     def model(self) -> "LightningModule":
-        """The LightningModule in eval mode, with the weights of ``checkpoint``, as float32 on the CPU."""
+        """LightningModule in eval mode, with the weights of ``checkpoint``, as float32 on the CPU."""
         saved = checkpoints.read(self.checkpoint)
         self.module.configure_model()
         self.module.on_load_checkpoint(saved)
@@ -63,18 +63,21 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics in results.json, by name; empty if the run is not finished."""
+        """Metrics in results.json, by name; empty if the run is not finished."""
         return (read_json(self.folder / "results.json") or {}).get("metrics", {})
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
-        """The metrics of a split, by name.
+        """Evaluate the run on a split.
 
         Args:
-            split: ``train``, ``val`` or ``test``. The training samples are as training sees them, unless the run was
-                loaded with ``is_augmented=False``, as `evaluate.py` does it.
+            split: ``train``, ``val`` or ``test``. Training samples are augmented as in training, unless the run was
+                loaded with ``is_augmented=False``, as `evaluate.py` does.
+
+        Returns:
+            The metrics by name.
 
         Raises:
-            Mistake: if nothing was measured.
+            UserError: If the split has no batches.
         """
         options: Any = {"ckpt_path": self.checkpoint, "weights_only": True, "verbose": False}
         if split == "test":
@@ -82,7 +85,7 @@ class Run:
         elif split == "val":
             found = self.trainer.validate(self.module, self.data, **options)
         else:
-            # Lightning validates on whatever it is given, and calls it so.
+            # Lightning has no evaluation on training data, so validate on it and rename the metrics.
             self.data.prepare_data()
             self.data.setup("fit")
             limit, self.trainer.limit_val_batches = self.trainer.limit_val_batches, self.trainer.limit_train_batches
@@ -92,7 +95,7 @@ class Run:
                 self.trainer.limit_val_batches = limit
             found = [{name.replace("val/", "train/", 1): value for name, value in metrics.items()} for metrics in found]
         if not found:
-            raise UserError(f"Nothing was measured: {split} has no batch, or trainer.limit_…_batches is 0.")
+            raise UserError(f"The {split} split was not evaluated: it has no batches, or trainer.limit_…_batches is 0.")
         (metrics,) = found
         return dict(metrics)
 
@@ -102,20 +105,20 @@ class Run:
         top: int | None = None,
         probabilities: bool = False,
     ) -> list[dict[str, Any]]:
-        """The rows that `predict.py` prints, in the order of the inputs.
+        """Return the rows that `predict.py` prints, in the order of the inputs.
 
         Args:
-            inputs: a number or the path of an image, folder or table, as `predict.py` takes them, or several; the cells
-                of one row of a table, by column; or a tensor (N, …) of samples as the data module serves them, which
-                are then called 0, 1, ….
-            top: how many of the likeliest classes a row has; None: the first.
-            probabilities: whether a row has the probability of each class.
+            inputs: One or several numbers or paths of images, folders or tables, as for `predict.py`; the cells of one
+                row of a table, by column; or a tensor ``(N, …)`` of samples as the data module serves them, which are
+                then named 0, 1, ….
+            top: The number of most likely classes in a row; None: only the most likely class.
+            probabilities: Whether rows contain the probability of each class.
 
         Returns:
-            for each input a dict of its name, ``input``, and the columns of the model.
+            A dict for each input, with its name as ``input`` and the columns of the model.
 
         Raises:
-            Mistake: if an input cannot be read.
+            UserError: If an input cannot be read.
         """
         from torch import Tensor
 
@@ -138,36 +141,37 @@ class Run:
 def load_run(
     run: str | Path = "latest", checkpoint: str = "best", overrides: Sequence[str] = (), is_augmented: bool = True
 ) -> Run:
-    """Loads a run, and trusts its folder no more than `evaluate.py` does: see torch_starter/untrusted_run_folders.md.
+    """Load a run, with the same protection from untrusted run folders as `evaluate.py`.
+
+    See torch_starter/untrusted_run_folders.md. Removes the ranks that torchrun or SLURM have set in the environment.
 
     Args:
-        run: a run folder, or ``latest``: the one beneath ``outputs`` that was started or resumed last.
-        checkpoint: the name of a file in its ``checkpoints``: ``best`` or ``last``.
-        overrides: ``key=value``, as on the command line.
-        is_augmented: whether the training split is served as training sees it.
+        run: A run folder, or ``latest``: the run in ``outputs`` that was started or resumed last.
+        checkpoint: The name of a file in its ``checkpoints``: ``best`` or ``last``.
+        overrides: Overrides ``key=value``, as on the command line.
+        is_augmented: Whether the training split is augmented and balanced as in training.
 
     Returns:
-        the run, on one device, without loggers: using it writes nothing. (The ranks that torchrun or SLURM have set in
-        the environment are removed.)
+        The run, on one device, without loggers. Using it writes no files.
 
     Raises:
-        Mistake: if there is no such run or checkpoint, or something in the folder is refused.
+        UserError: If the run or the checkpoint does not exist, or something in the folder is refused.
     """
     if str(project.ROOT) not in sys.path:
-        sys.path.insert(0, str(project.ROOT))  # where the user's package is
-    # A notebook may lie in a folder of its own.
+        sys.path.insert(0, str(project.ROOT))  # contains the user's package
+    # A notebook may be in another folder.
     outputs = run_lookup.OUTPUTS if run_lookup.OUTPUTS.is_dir() else project.ROOT / "outputs"
     folder = run_lookup.find_folder(run, run_lookup.has_checkpoint, outputs)
     processes.ignore_ranks()
     config = read_config(folder, [*ON_ONE_DEVICE, *overrides], is_trained=False)
     path = checkpoints.find(folder, checkpoint)
     if "compile" in config.model:
-        config.model.compile = False  # it takes a minute, which one pass over the data does not repay
+        config.model.compile = False  # compiling takes a minute, more than one pass over the data saves
     if not is_augmented and "augmentation" in config.data:
         config.data.augmentation = None
     if not is_augmented and config.data.get("balance") is True:
         config.data.balance = False
-    # What Lightning says about itself, as configs/train.yaml has it.
+    # Reduce the output of Lightning as configs/train.yaml does.
     from . import quiet  # noqa: F401
     from .callbacks.epoch_metrics import EpochMetrics
     from .callbacks.sparse_logging import SparseLogging
@@ -178,10 +182,10 @@ def load_run(
         data = hydra.utils.instantiate(config.data, _convert_="all")
         model = hydra.utils.instantiate(config.model, _convert_="all")
         trainer = hydra.utils.instantiate(config.trainer, logger=False, enable_checkpointing=False)
-        if trainer.num_devices * trainer.num_nodes > 1:  # each process would start the command once more
+        if trainer.num_devices * trainer.num_nodes > 1:  # each rank would start the command again
             raise UserError(
                 f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: evaluate.py, "
-                "predict.py and export.py use one device. Remove these overrides, or choose one GPU of several: "
+                "predict.py and export.py use one device. Remove these overrides, or select one GPU of several: "
                 "trainer.devices=[1]"
             )
         if config.callbacks.get("known_batches") == KNOWN_BATCHES:

@@ -1,4 +1,4 @@
-"""A mistake that the user can mend: a short message with the value, the reason and the remedy."""
+"""Report errors that the user can fix: a short message with the value, the reason and the remedy."""
 
 import difflib
 import logging
@@ -7,17 +7,17 @@ import unicodedata
 from collections.abc import Iterable
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-IS_FULL = os.environ.get(FULL_ERROR) == "1"  # as the user set it; ``explained`` sets it for Hydra
+IS_FULL = os.environ.get(FULL_ERROR) == "1"  # read before ``explain_errors`` sets it for Hydra
 
 
 class UserError(Exception):
-    """Something that the user can mend; its text says what is wrong, with the value, and what to do."""
+    """An error that the user can fix; its text says what is wrong, with the value, and what to do."""
 
 
 def printable(text: str) -> str:
-    """Returns ``text`` with its control characters, but not line breaks and tabs, as Python writes them.
+    """Return ``text`` with control characters escaped as in Python literals, except line breaks and tabs.
 
-    A terminal would obey them, and what is printed may come from an untrusted run folder.
+    A terminal would execute them, and the text may come from an untrusted run folder.
     """
     return "".join(
         ascii(character)[1:-1] if unicodedata.category(character) == "Cc" and character not in "\n\t" else character
@@ -26,19 +26,19 @@ def printable(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Writes log records without control characters; configs/train.yaml gives it to the console and to train.log."""
+    """A formatter that escapes control characters; configs/train.yaml uses it for the console and train.log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says; torch and polars add paragraphs."""
+    """Return the first line of an error message; torch and polars add paragraphs."""
     return str(error).strip().partition("\n")[0]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """Which of ``words`` is meant by ``word``, perhaps, and all of them: for the end of a message."""
+    """Return the end of a message: the word in ``words`` that ``word`` may be a typo of, and all choices."""
     choices = sorted(words)
     if not choices:
         return ""
@@ -46,5 +46,5 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def close_to(word: str, words: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Up to ``count`` of ``words`` that are spelled much like ``word``, by difflib's ratio, the closest first."""
+    """Return up to ``count`` of ``words`` that are spelled like ``word``, by difflib's ratio, closest first."""
     return difflib.get_close_matches(word, sorted(words), count, cutoff)

@@ -1,4 +1,4 @@
-"""The runs of `python train.py -m …`: each in its folder, and a table at the end."""
+"""Run the jobs of `python train.py -m …`, and print a table of their results."""
 
 import atexit
 import contextlib
@@ -28,31 +28,31 @@ from .trust import refuse_links
 log = logging.getLogger(__name__)
 
 
-# Where the jobs of a multirun leave how they ended, until it ends.
+# Jobs of a multirun write their outcome here; removed when the multirun ends.
 JOBS = ".jobs"
-# Not in the callback, which Hydra sends to the processes of a launcher.
+# Not an attribute of the callback, because Hydra sends the callback to the processes of a launcher.
 _during_multirun = contextlib.ExitStack()
 
 
 class Multirun(Callback):
-    """Ends `python train.py -m …` with a table of its settings and one of its runs, best first. Hydra calls it.
+    """A Hydra callback that prints a table of settings and a table of runs at the end of `python train.py -m …`.
 
-    A setting is what all runs share that differ in seed and fold alone. The order is that of the metric by which
-    best.ckpt is chosen, at that checkpoint. A run that fails leaves its error in its folder, in error.txt, and does not
-    keep the others from running; the exit status is then 1.
+    Runs that differ only in seed and fold have the same setting. The tables are sorted, best first, by the monitored
+    metric at best.ckpt. If a run fails, its error is written to error.txt in its folder, the remaining jobs still run,
+    and the exit status is 1.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before Hydra writes: it would turn an exception of a callback into a warning."""
+        """Lock the folder before Hydra writes to it; exit on errors, because Hydra turns exceptions into warnings."""
         folder = Path(config.hydra.sweep.dir).resolve()
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        there = (folder / "multirun.yaml").read_bytes() if (folder / "multirun.yaml").exists() else None
+        previous = (folder / "multirun.yaml").read_bytes() if (folder / "multirun.yaml").exists() else None
         _during_multirun.callback(remove_empty, missing)
-        atexit.register(_during_multirun.close)  # where Hydra refuses an override before the first job
+        atexit.register(_during_multirun.close)  # in case Hydra refuses an override before the first job
         try:
             refuse_links(folder)
             _during_multirun.enter_context(hold_lock(folder))
-            _during_multirun.callback(_take_back, folder, there)
+            _during_multirun.callback(_clean_up, folder, previous)
         except UserError as mistake:
             sys.exit(printable(str(mistake)))
         shutil.rmtree(folder / JOBS, ignore_errors=True)
@@ -63,27 +63,27 @@ class Multirun(Callback):
         message = explanation(error) if error else None
         if config.hydra.mode != RunMode.MULTIRUN:
             if message and not IS_FULL:
-                sys.exit(printable(message))  # Hydra would print a line of its own before it
+                sys.exit(printable(message))  # if raised, Hydra would print an extra line
             return
         run, folder = Path(config.hydra.runtime.output_dir), Path(config.hydra.sweep.dir).resolve()
         short = None
         if error:
             short = message or f"{type(error).__name__}: {error}"
-            if isinstance(error, InUse):  # the folder and its log are another run's
+            if isinstance(error, InUse):  # the folder and its log belong to another run
                 print(printable(short), file=sys.stderr)
             else:
                 log.error(short, exc_info=None if message else error)
                 write_text(run / "error.txt", short + "\n")
-            # Hydra would raise it after the last run, instead of calling on_multirun_end.
+            # Otherwise Hydra raises it after the last run, instead of calling on_multirun_end.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        # In a file, for a launcher may run jobs in other processes.
+        # Written to a file, because a launcher may run jobs in other processes.
         job = {"run": os.path.relpath(run, folder), "overrides": list(config.hydra.overrides.task), "error": short}
         write_json(folder / JOBS / f"{config.hydra.job.num}.json", job)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         jobs = [read_json(path) for path in (folder / JOBS).glob("*.json")]
-        jobs.sort(key=lambda job: _natural(job["run"]))
+        jobs.sort(key=lambda job: _natural_sort_key(job["run"]))
         _during_multirun.close()
         for job in jobs:
             job["results"] = (None if job["error"] else read_json(folder / job["run"] / "results.json")) or {}
@@ -93,34 +93,34 @@ class Multirun(Callback):
             sys.exit(f"{failed} of {len(jobs)} runs failed.")
 
 
-def _take_back(folder: Path, there: bytes | None) -> None:
-    """Removes what only a multirun under way needs; where no job has ended, also what Hydra wrote before the first.
+def _clean_up(folder: Path, previous: bytes | None) -> None:
+    """Remove temporary files of a multirun; if no job has ended, restore multirun.yaml.
 
     Args:
-        folder: of the multirun.
-        there: what multirun.yaml was before; None if it was not there.
+        folder: The folder of the multirun.
+        previous: The content of multirun.yaml before the multirun; None if it did not exist.
     """
     has_run = any((folder / JOBS).glob("*"))
     shutil.rmtree(folder / JOBS, ignore_errors=True)
     if has_run:
         return
-    if there is None:
+    if previous is None:
         (folder / "multirun.yaml").unlink(missing_ok=True)
     else:
-        (folder / "multirun.yaml").write_bytes(there)
+        (folder / "multirun.yaml").write_bytes(previous)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """By which job 2 comes before job 10."""
+def _natural_sort_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts job 2 before job 10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _print_tables(folder: Path, jobs: list[dict[str, Any]]) -> None:
-    """Prints the settings and the single runs, best first; then those that failed, with the reason.
+    """Print the settings and the single runs, best first; then the failed runs with their errors.
 
     Args:
-        folder: of the multirun.
-        jobs: each with ``run``, ``overrides``, ``error`` (None if it has none) and ``results``, those of results.json.
+        folder: The folder of the multirun.
+        jobs: Dicts of ``run``, ``overrides``, ``error`` (None if it succeeded) and ``results`` (from results.json).
     """
     runs = {
         job["run"]: from_results(folder / job["run"], job["results"] or {"metrics": {}, "overrides": job["overrides"]})

@@ -1,4 +1,4 @@
-"""Hydra 1.3 and 1.4 alike, Python 3.14, and names that other libraries keep private."""
+"""Compatibility with Hydra 1.3 and 1.4, Python 3.14, and private names of other libraries."""
 
 import argparse
 import multiprocessing
@@ -29,7 +29,7 @@ from torch_starter.callbacks.global_batch import GlobalBatch
 
 
 @pytest.mark.slow
-def test_a_start_prints_no_deprecation_warning(tmp_path):
+def test_train_and_resume_print_no_deprecation_warning(tmp_path):
     command = [sys.executable, "-W", "always::DeprecationWarning:hydra", str(ROOT / "train.py"), "trainer.max_epochs=1"]
     run = subprocess.run([*command, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, encoding="utf-8")
     resumed = [sys.executable, str(ROOT / "resume.py"), "run", "trainer.max_epochs=2"]
@@ -39,9 +39,9 @@ def test_a_start_prints_no_deprecation_warning(tmp_path):
         assert word not in run.stderr + resume.stderr
 
 
-def test_argparse_checks_help_texts_again_once_hydra_has_its_parser():
+def test_argparse_checks_help_texts_after_hydra_builds_its_parser():
     if not hasattr(argparse._ActionsContainer, "_check_help"):
-        pytest.skip("Python before 3.14 checks no help texts")
+        pytest.skip("Python before 3.14 does not check help texts")
     parser = sys.modules["hydra.main"].get_args_parser()
     assert parser.parse_args(["seed=1"]).overrides == ["seed=1"]
     with pytest.raises(ValueError, match="badly formed help"):
@@ -49,7 +49,7 @@ def test_argparse_checks_help_texts_again_once_hydra_has_its_parser():
 
 
 @pytest.mark.skipif(compat.IS_HYDRA_1_3, reason="Hydra 1.3 has no whitelist")
-def test_a_run_folder_instantiates_only_what_its_checked_config_names():
+def test_run_folder_instantiates_only_checked_targets():
     checked = OmegaConf.create({"optimizer": {"_target_": "torch.optim.SGD", "_partial_": True}})
     added = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
     with compat.instantiate_only_targets_of(checked):
@@ -59,16 +59,16 @@ def test_a_run_folder_instantiates_only_what_its_checked_config_names():
     assert instantiate(added)
 
 
-def test_what_you_compose_may_use_any_class():
+def test_composed_configs_may_use_any_class():
     assert instantiate({"_target_": "collections.Counter"}) == {}
 
 
-# Names that other libraries keep private
+# Private names of other libraries
 
 
-def test_workers_of_a_loader_end_at_once_and_start_anew():
+def test_stop_workers_stops_workers_and_allows_restart():
     loader = DataLoader(range(4), num_workers=1, persistent_workers=True)
-    before = set(multiprocessing.active_children())  # of other tests
+    before = set(multiprocessing.active_children())  # from other tests
     next(iter(loader))
     (worker,) = set(multiprocessing.active_children()) - before
     compat.stop_workers(loader)
@@ -78,7 +78,7 @@ def test_workers_of_a_loader_end_at_once_and_start_anew():
 
 
 @pytest.mark.parametrize("is_unscaled", [True, False])
-def test_a_fused_optimizer_can_be_clipped_in_mixed_precision(is_unscaled):
+def test_fused_optimizer_allows_clipping_in_mixed_precision(is_unscaled):
     optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters(), fused=True)
     precision = MixedPrecision("bf16-mixed", "cpu")
     if not is_unscaled:
@@ -88,7 +88,7 @@ def test_a_fused_optimizer_can_be_clipped_in_mixed_precision(is_unscaled):
     precision.clip_gradients(compat.unscale_before_step(optimizer), 1.0)
 
 
-def test_a_closed_event_file_is_opened_anew(tmp_path):
+def test_file_writer_reopens_closed_event_file(tmp_path):
     experiment = SummaryWriter(str(tmp_path))
     experiment.close()
     compat.file_writer(experiment).flush()
@@ -97,7 +97,7 @@ def test_a_closed_event_file_is_opened_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_module_can_be_traced():
+def test_compiled_module_can_be_traced():
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     model[0].compile()
     with compat.disable_compiled_modules(model):
@@ -106,12 +106,12 @@ def test_a_compiled_module_can_be_traced():
     assert model[0]._compiled_call_impl
 
 
-def test_version_counter_of_a_checkpoint_is_known():
+def test_has_version_counter_reads_model_checkpoint():
     assert compat.has_version_counter(ModelCheckpoint())
     assert not compat.has_version_counter(ModelCheckpoint(enable_version_counter=False))
 
 
-class Counted(Callback):
+class BatchCounter(Callback):
     def __init__(self):
         self.batches = 0
 
@@ -120,8 +120,8 @@ class Counted(Callback):
 
 
 @pytest.mark.parametrize("profiler", [None, "simple"])
-def test_hooks_that_a_callback_has_are_called_and_profiled(tmp_path, profiler):
-    callback, later = Counted(), LambdaCallback(on_predict_batch_start=lambda *args: None)
+def test_overridden_hooks_are_called_and_profiled(tmp_path, profiler):
+    callback, later = BatchCounter(), LambdaCallback(on_predict_batch_start=lambda *args: None)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="cpu", callbacks=[callback, later], profiler=profiler, default_root_dir=tmp_path, **options
@@ -132,26 +132,26 @@ def test_hooks_that_a_callback_has_are_called_and_profiled(tmp_path, profiler):
     assert callback.batches == 64
     if profiler:
         actions = trainer.profiler.recorded_durations
-        assert any("Counted.on_predict_batch_end" in name for name in actions)
+        assert any("BatchCounter.on_predict_batch_end" in name for name in actions)
         assert any("LambdaCallback.on_predict_batch_start" in name for name in actions)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked for in Lightning's way")
-def test_without_a_gpu_its_library_is_not_looked_for_in_each_step():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, Lightning's default check is used")
+def test_nvml_is_not_loaded_in_each_step_without_gpu():
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
 @pytest.fixture
 def single_process(tmp_path):
-    """A group of one process."""
+    """Initialize a process group of one process."""
     torch.distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="gloo finds no interface on some machines")
-@pytest.mark.filterwarnings("ignore")  # it says that it divides nothing
-def test_fsdp_of_a_single_process_gets_the_gradients_of_channels_last_weights(single_process):
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo finds no network interface on some machines")
+@pytest.mark.filterwarnings("ignore")  # FSDP warns that it shards nothing
+def test_single_process_fsdp_computes_correct_gradients(single_process):
     expected = nn.Conv2d(3, 4, 3)
     images = torch.rand(2, 3, 6, 6)
     expected(images).square().sum().backward()
@@ -163,10 +163,10 @@ def test_fsdp_of_a_single_process_gets_the_gradients_of_channels_last_weights(si
     wrapped(images).square().sum().backward()
     weight, _ = wrapped.parameters()
     torch.testing.assert_close(weight.grad, expected.weight.grad)
-    assert weight.stride() == weight.grad.stride(), "which a fused optimizer asks for"
+    assert weight.stride() == weight.grad.stride(), "a fused optimizer requires equal strides"
 
 
-def test_fsdp_gets_contiguous_weights():
+def test_fsdp_receives_contiguous_weights():
     model = BoringModel()
     model.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     for strategy, is_contiguous in ((SingleDeviceStrategy(), False), (FSDPStrategy(), True)):
@@ -174,7 +174,7 @@ def test_fsdp_gets_contiguous_weights():
         assert model.conv.weight.is_contiguous() == is_contiguous
 
 
-def test_a_trial_is_gone_on_with():
+def test_reopened_trial_keeps_its_values():
     optuna = pytest.importorskip("optuna", reason='needs pip install -e ".[sweep]"')
     study = optuna.create_study()
     trial = study.ask()
@@ -185,7 +185,7 @@ def test_a_trial_is_gone_on_with():
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
 
 
-def test_error_of_a_job_is_known():
+def test_get_job_error_returns_exception_of_failed_job():
     error = ValueError("wrong")
     assert compat.get_job_error(JobReturn(status=JobStatus.FAILED, _return_value=error)) is error
     assert compat.get_job_error(JobReturn(status=JobStatus.COMPLETED, _return_value=1)) is None

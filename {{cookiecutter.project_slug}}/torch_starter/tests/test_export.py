@@ -1,4 +1,4 @@
-"""The model of a run as a file for other programs: export.py."""
+"""Export a model to a file for other programs: export.py."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from test_verbs import predicted
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 @pytest.mark.parametrize("experiment", ["line", "classifier"])
-def test_the_exported_model_gives_what_the_model_gives(request, experiment, kind, script, tmp_path, capfd):
+def test_exported_model_matches_model(request, experiment, kind, script, tmp_path, capfd):
     if kind == "onnx":
         onnxruntime = pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
     run = request.getfixturevalue(experiment)
@@ -34,7 +34,7 @@ def test_the_exported_model_gives_what_the_model_gives(request, experiment, kind
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_model_that_does_not_agree_is_not_written(line, script, monkeypatch):
+def test_mismatching_export_is_not_written(line, script, monkeypatch):
     from torch import export
 
     load = export.load
@@ -45,12 +45,12 @@ def test_a_model_that_does_not_agree_is_not_written(line, script, monkeypatch):
         return program
 
     monkeypatch.setattr(export, "load", broken)
-    with pytest.raises(SystemExit, match="1 away from the model: nothing was written"):
+    with pytest.raises(SystemExit, match="differ by 1 from the model's; no file was written"):
         script("export.py", line, "--format", "pt2")
     assert not list(line.glob("*.pt2")) + list(line.glob(".model*"))
 
 
-def test_one_test_sample_is_enough(train, script):
+def test_export_works_with_one_test_sample(train, script):
     (run,) = train("data.num_test=1", "trainer.max_epochs=2")
     script("export.py", run, "--format", "pt2")
     assert torch.export.load(run / "model.pt2").module()(torch.ones(3, 1)).shape == (3, 1)

@@ -436,7 +436,7 @@ def test_a_setting_that_does_not_fit_is_explained(train, image_folder, arguments
 
 
 def test_the_folder_has_no_default(train):
-    with pytest.raises(SystemExit, match=r"data\.root has no default\. Say it: data\.root=…"):
+    with pytest.raises(SystemExit, match=r"data\.root has no default\. Set it: data\.root=…"):
         train(*SMALL)
 
 

@@ -1,4 +1,4 @@
-"""What a model logs by a plain `self.log` in each step, and how often it costs something."""
+"""Values that a model logs by `self.log` in each step, and how often Lightning processes them."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch_starter.callbacks.sparse_logging import SparseLogging
 
 
 class Model(LightningModule):
-    """Logs in each step a value, a mean over the epoch and a metric."""
+    """Logs a value, a mean over the epoch and a metric in each step."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Model(LightningModule):
 
 @pytest.fixture
 def fit(tmp_path, monkeypatch):
-    """Trains for two epochs of ten steps; returns the trainer and the steps in which Lightning was called."""
+    """Train for two epochs of ten steps; return the trainer and the calls of `log` as (step, name)."""
 
     def fit(*callbacks, **options):
         calls, log = [], LightningModule.log
@@ -62,13 +62,13 @@ def fit(tmp_path, monkeypatch):
         model = Model()
         trainer.fit(model, loader, loader)
         monkeypatch.undo()
-        assert "log" not in vars(model), "the model is as it was"
+        assert "log" not in vars(model), "the model is unchanged"
         return trainer, calls
 
     return fit
 
 
-def test_metrics_are_those_of_plain_lightning(fit):
+def test_metrics_match_plain_lightning(fit):
     plain, _ = fit(log_every_n_steps=5)
     sparse, _ = fit(SparseLogging(), log_every_n_steps=5)
     assert sparse.callback_metrics.keys() == plain.callback_metrics.keys()
@@ -77,7 +77,7 @@ def test_metrics_are_those_of_plain_lightning(fit):
     assert sparse.callback_metrics["train/mean"] == 4.5
 
 
-def test_what_nobody_sees_is_left_out(fit):
+def test_unused_values_are_not_logged(fit):
     _, calls = fit(SparseLogging(), log_every_n_steps=5)
     assert [step for step, name in calls if name == "train/value"] == [4, 9, 14, 19]
     assert [step for step, name in calls if name == "train/metric"] == [0, 10]
@@ -85,16 +85,16 @@ def test_what_nobody_sees_is_left_out(fit):
     _, calls = fit(SparseLogging(), log_every_n_steps=0, check_val_every_n_epoch=2)
     assert [step for step, name in calls if name == "train/value"] == [9, 19], "the last step of each epoch"
     _, calls = fit(SparseLogging(), log_every_n_steps=0, check_val_every_n_epoch=2, limit_train_batches=1)
-    assert [step for step, name in calls if name == "train/value"] == [1], "of single steps the validated one"
+    assert [step for step, name in calls if name == "train/value"] == [1], "the validated step, if epochs have one step"
 
 
-def test_a_mean_of_an_evaluation_is_begun_once(fit):
+def test_evaluation_mean_is_started_once(fit):
     _, calls = fit(SparseLogging())
     assert [step for step, name in calls if name == "val/mean"] == [10, 20], "the first of ten steps"
 
 
-class Various(Model):
-    """Logs in validation what is no plain mean."""
+class VariousValues(Model):
+    """Logs values in validation that are not plain means."""
 
     def validation_step(self, batch, batch_idx):
         x = batch[0].mean()
@@ -111,12 +111,12 @@ class Various(Model):
         self.log("val/end", 7.0)
 
 
-def test_other_values_of_an_evaluation_are_those_of_plain_lightning(tmp_path):
+def test_other_evaluation_values_match_plain_lightning(tmp_path):
     def validate(*callbacks):
         options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, **options)
         loader = DataLoader(TensorDataset(torch.arange(10.0)[:, None]), batch_size=3)
-        return [trainer.validate(Various(), loader, verbose=False) for _ in range(2)]
+        return [trainer.validate(VariousValues(), loader, verbose=False) for _ in range(2)]
 
     found = validate(SparseLogging())
     assert found == validate()
@@ -135,7 +135,7 @@ class TwoLoaders(Model):
         self.log("val/metric", self.metrics[dataloader_idx], on_step=False, on_epoch=True)
 
 
-def test_each_loader_has_its_metric(tmp_path):
+def test_each_loader_has_a_metric(tmp_path):
     loaders = [DataLoader(TensorDataset(torch.arange(4.0)[:, None])) for _ in range(2)]
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", callbacks=[SparseLogging()], default_root_dir=tmp_path, **options)

@@ -1,4 +1,4 @@
-"""Metrics of the config: named by stages, logged once an epoch, and tried before training."""
+"""Metrics of the config are named by stage, logged once per epoch, and checked before training."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ from torchmetrics.regression import MeanSquaredError, R2Score
 from torch_starter.callbacks.epoch_metrics import EpochMetrics
 from torch_starter.metrics import metrics_of_stages, refuse_misfits
 
-# Predicted 0, 0, 1, 1 of the labels 0, 1, 1, 1.
+# Predictions 0, 0, 1, 1 for the labels 0, 1, 1, 1.
 LOGITS = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
 LABELS = torch.tensor([0, 1, 1, 1])
 
 
-class Ends(Metric):
-    """The smallest and the largest output, by name."""
+class Extremes(Metric):
+    """Smallest and largest output, by name."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Ends(Metric):
 
 
 class Model(LightningModule):
-    """Gives its input as logits."""
+    """Returns its input as logits."""
 
     def __init__(self, metrics):
         super().__init__()
@@ -74,8 +74,8 @@ class Data(LightningDataModule):
     val_dataloader = train_dataloader
 
 
-def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
-    """What two batches of training and validation log."""
+def fit_and_log(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, float]:
+    """Train and validate on two batches; return the logged values."""
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=max_epochs,
@@ -90,7 +90,7 @@ def logged(tmp_path, class_names=None, max_epochs=1, **metrics) -> dict[str, flo
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def test_the_metrics_of_each_stage_are_its_own():
+def test_stages_have_separate_metrics():
     metric = MulticlassAccuracy(2)
     train, val, test = metrics_of_stages({"acc": metric, "none": None})
     train.update(LOGITS, LABELS)
@@ -99,77 +99,79 @@ def test_the_metrics_of_each_stage_are_its_own():
     assert not any(one.update_called for one in (val["acc"], test["acc"], metric))
 
 
-def test_a_number_is_that_of_the_whole_epoch(tmp_path):
-    # The mean over the two batches would be 0.75 for accuracy as well, but not for F1.
-    found = logged(tmp_path, max_epochs=2, acc=MulticlassAccuracy(2, average="micro"), f1=MulticlassF1Score(2))
+def test_metrics_are_computed_over_the_epoch(tmp_path):
+    # The mean over the two batches equals the epoch value for accuracy, but not for F1.
+    found = fit_and_log(tmp_path, max_epochs=2, acc=MulticlassAccuracy(2, average="micro"), f1=MulticlassF1Score(2))
     f1 = (2 / 3 + 4 / 5) / 2
     assert found["train/acc"] == found["val/acc"] == 0.75
     assert found["val/f1"] == pytest.approx(f1)
-    assert found["train/f1"] == pytest.approx(f1)  # of the second epoch alone
+    assert found["train/f1"] == pytest.approx(f1)  # of the second epoch only
 
 
-def test_a_value_per_class_is_named_after_it(tmp_path):
+def test_values_per_class_are_named_by_class(tmp_path):
     recall = MulticlassRecall(2, average="none")
-    assert logged(tmp_path, recall=recall)["val/recall/1"] == pytest.approx(2 / 3)
-    found = logged(tmp_path, class_names=["cat", "dog"], recall=recall)
+    assert fit_and_log(tmp_path, recall=recall)["val/recall/1"] == pytest.approx(2 / 3)
+    found = fit_and_log(tmp_path, class_names=["cat", "dog"], recall=recall)
     assert found["train/recall/cat"] == 1
     assert found["val/recall/dog"] == pytest.approx(2 / 3)
 
 
-def test_an_entry_of_a_matrix_is_named_after_true_and_predicted(tmp_path):
-    found = logged(tmp_path, class_names=["cat", "dog"], confusion=MulticlassConfusionMatrix(2))
+def test_matrix_entries_are_named_by_true_and_predicted_class(tmp_path):
+    found = fit_and_log(tmp_path, class_names=["cat", "dog"], confusion=MulticlassConfusionMatrix(2))
     entries = {"cat/cat": 1, "cat/dog": 0, "dog/cat": 1, "dog/dog": 2}
     assert {name: found[f"val/confusion/{name}"] for name in entries} == entries
 
 
-def test_values_by_name_are_logged(tmp_path):
-    found = logged(tmp_path, ends=Ends())
+def test_dicts_of_values_are_logged(tmp_path):
+    found = fit_and_log(tmp_path, ends=Extremes())
     largest = [value for name, value in found.items() if name.startswith("val/") and "largest" in name]
     assert largest == [1]
 
 
-def test_no_metrics_log_nothing(tmp_path):
-    assert logged(tmp_path) == {}
+def test_empty_metrics_log_nothing(tmp_path):
+    assert fit_and_log(tmp_path) == {}
 
 
-def test_what_counts_the_same_counts_once():
+def test_metrics_with_equal_state_share_it():
     train, *_ = metrics_of_stages({"precision": MulticlassPrecision(2), "recall": MulticlassRecall(2)})
     train.update(LOGITS, LABELS)
     train.compute()
     assert len(train.compute_groups) == 1
 
 
-def test_a_metric_is_updated_with_many_samples_at_once():
+def test_updates_are_buffered():
     updates = []
 
-    class Counted(MeanSquaredError):
+    class UpdateCounter(MeanSquaredError):
         def update(self, preds, target):
             updates.append(len(preds))
             super().update(preds, target)
 
-    train, *_ = metrics_of_stages({"mse": Counted()})
+    train, *_ = metrics_of_stages({"mse": UpdateCounter()})
     outputs, targets = torch.randn(4100, 10), torch.randn(4100, 10)
     for step in range(0, 4100, 100):
-        changing = outputs[step : step + 100].clone()
-        train.update(changing, targets[step : step + 100])
-        changing.zero_()  # as a model may do
-    assert updates == [3300], "as many steps as have 65,536 numbers"
-    assert train["mse"].compute() == pytest.approx(float((outputs - targets).square().mean())), "nothing is left out"
+        batch = outputs[step : step + 100].clone()
+        train.update(batch, targets[step : step + 100])
+        batch.zero_()  # as a model may do
+    assert updates == [3300], "the buffer is flushed at 65,536 numbers"
+    assert train["mse"].compute() == pytest.approx(float((outputs - targets).square().mean())), (
+        "compute flushes the buffer"
+    )
     train.update(torch.zeros(20_000, 10), torch.zeros(20_000, 10))
-    assert updates == [3300, 800, 20_000], "what is large does not wait"
+    assert updates == [3300, 800, 20_000], "large batches are not buffered"
     train.update(outputs[:100], targets[:100])
     train.reset()
     train.update(LOGITS, LOGITS + 1)
-    assert train.compute() == {"train/mse": 1}, "what waited is forgotten"
+    assert train.compute() == {"train/mse": 1}, "reset empties the buffer"
 
 
-def refused(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:
+def get_refusal(loss, metrics, outputs=LOGITS, targets=LABELS) -> str:
     with pytest.raises(MisconfigurationException) as refusal:
         refuse_misfits(loss, metrics, outputs, targets)
     return str(refusal.value)
 
 
-def test_what_fits_is_not_changed_by_the_trial():
+def test_check_does_not_change_loss_metrics_and_rng():
     metric, loss = MulticlassAccuracy(2), nn.CrossEntropyLoss()
     state = torch.random.get_rng_state()
     refuse_misfits(loss, {"acc": metric, "none": None}, LOGITS, LABELS)
@@ -178,36 +180,36 @@ def test_what_fits_is_not_changed_by_the_trial():
     assert torch.random.get_rng_state().equal(state)
 
 
-def test_a_loss_of_numbers_is_refused_for_classes():
-    refusal = refused(nn.MSELoss(), {})
-    assert "The loss MSELoss does not take" in refusal
+def test_regression_loss_is_refused_for_classes():
+    refusal = get_refusal(nn.MSELoss(), {})
+    assert "The loss MSELoss does not accept" in refusal
     assert "int64 (4,)" in refusal
     assert "loss=cross_entropy" in refusal
 
 
-def test_a_loss_of_classes_is_refused_for_numbers():
-    assert "loss=mse" in refused(nn.CrossEntropyLoss(), {}, torch.zeros(2, 1), torch.zeros(2))
+def test_classification_loss_is_refused_for_numbers():
+    assert "loss=mse" in get_refusal(nn.CrossEntropyLoss(), {}, torch.zeros(2, 1), torch.zeros(2))
 
 
-def test_a_loss_without_a_single_number_is_refused():
-    assert "reduction=mean" in refused(nn.CrossEntropyLoss(reduction="none"), {})
+def test_unreduced_loss_is_refused():
+    assert "reduction=mean" in get_refusal(nn.CrossEntropyLoss(reduction="none"), {})
 
 
-def test_weights_of_another_number_of_classes_are_refused():
-    assert "CrossEntropyLoss" in refused(nn.CrossEntropyLoss(torch.ones(3)), {})
+def test_class_weights_of_wrong_length_are_refused():
+    assert "CrossEntropyLoss" in get_refusal(nn.CrossEntropyLoss(torch.ones(3)), {})
 
 
-def test_a_metric_that_does_not_fit_is_refused_by_its_name():
-    refusal = refused(nn.CrossEntropyLoss(), {"acc": MulticlassAccuracy(2), "mine": MeanSquaredError()})
-    assert "The metric mine, a MeanSquaredError, does not take" in refusal
+def test_refused_metric_is_named():
+    refusal = get_refusal(nn.CrossEntropyLoss(), {"acc": MulticlassAccuracy(2), "mine": MeanSquaredError()})
+    assert "The metric mine, a MeanSquaredError, does not accept" in refusal
     assert "metrics.mine=null" in refusal
 
 
-def test_a_metric_without_a_name_is_refused():
-    assert "MulticlassAccuracy without a name" in refused(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
+def test_unnamed_metric_is_refused():
+    assert "MulticlassAccuracy without a name" in get_refusal(nn.CrossEntropyLoss(), MulticlassAccuracy(2))
 
 
-def test_samples_of_another_kind_do_not_wait_together():
+def test_different_dtypes_and_shapes_are_not_buffered_together():
     train, *_ = metrics_of_stages({"mse": MeanSquaredError()})
     plain, values = MeanSquaredError(), [torch.randn(4, 5), torch.randn(4, 9), torch.randn(3, 9).double()]
     values += [torch.full((2, 9), 1e4, dtype=torch.float16), torch.randn(3, 9)]

@@ -1,4 +1,4 @@
-"""What the user can mend ends with one short message that says how."""
+"""User errors end with one short message that says how to fix them."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
     [
         (["trainer.max_epoch=1"], ["trainer.max_epoch", "Did you mean max_epochs?"]),
         (["trainer.logger=false"], ["trainer.logger", "logger=…"]),
-        (["optimizer.amsgrad=true"], ["torch.optim.Adam takes it", "+optimizer.amsgrad=…"]),
+        (["optimizer.amsgrad=true"], ["torch.optim.Adam takes it. Add it:", "+optimizer.amsgrad=…"]),
         (["callbacks.best_checkpoint.save_top_k=3"], ["+callbacks.best_checkpoint.save_top_k=…"]),
         (["optimizer.nesterov=true"], ["optimizer.nesterov: there is no such key", "betas"]),
         (["hydra.run.dri=x"], ["hydra.run.dri", "Did you mean dir?"]),
@@ -26,10 +26,10 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["data.batchsize=3"], ["data.batchsize", "Did you mean batch_size?"]),
         (["experiment=linear_regresion"], ["experiment=linear_regresion", "Did you mean linear_regression?"]),
         (["logger=null"], ["~logger"]),
-        (["experiment=null"], ["leave it out"]),
+        (["experiment=null"], ["experiment is already null by default; leave it out"]),
         (["scheduler=null"], ["scheduler=constant"]),
         (["callbacks=null"], ["~callbacks"]),
-        (["data=null"], ["A run needs a data", "mnist"]),
+        (["data=null"], ["data must be the name of a choice", "mnist"]),
         (["+callbacks.best_checkpoint.save_top_k=3"], ["best.ckpt", "filename=\"'best-{epoch}'\""]),
         (["optimizer=sgd,adam"], ["optimizer=sgd,adam", "--multirun"]),
         (["trainer.max_epochs=ten"], ["trainer.max_epochs=ten", "not a number", "500"]),
@@ -49,11 +49,11 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
     ],
     ids=lambda value: value[-1] if value[0] in MNIST or "=" in value[0] else "",
 )
-def test_the_message_says_what_and_how(script, request, arguments, messages, tmp_path):
+def test_message_names_value_and_remedy(script, request, arguments, messages, tmp_path):
     data = [f"data.root={request.getfixturevalue('digits')}"] if MNIST[0] in arguments else []
     with pytest.raises(SystemExit) as exit_:
         script("train.py", *arguments, *data)
-    message = exit_.value.code  # text: printed on standard error, with exit status 1
+    message = exit_.value.code  # a string: printed to standard error, with exit status 1
     for expected in messages:
         assert expected in message
     assert len(message.splitlines()) <= 4
@@ -111,7 +111,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize("arguments", OUT_OF_RANGE, ids=" ".join)
-def test_value_out_of_range_works_or_ends_with_one_message(script, arguments):
+def test_value_out_of_range_works_or_gives_one_message(script, arguments):
     message = ""
     try:
         script("train.py", "trainer.max_epochs=3", "~logger", *arguments)
@@ -126,20 +126,20 @@ def test_value_out_of_range_works_or_ends_with_one_message(script, arguments):
     "typed",
     ["callbacks.progress.lines=null", "callbacks.best_checkpoint.dirpath=0", "trainer.detect_anomaly=7", "seed=null"],
 )
-def test_a_value_of_another_type_is_named(train, tmp_path, typed):
+def test_value_of_wrong_type_is_named(train, tmp_path, typed):
     key, value = typed.split("=")
     with pytest.raises(SystemExit, match=rf"^{re.escape(typed)}: {value} is not .*\. The default is {re.escape(key)}="):
         train("trainer.max_epochs=3", typed)
     if "progress" in key:
-        assert not list(tmp_path.glob("outputs/*/*")), "it is known before the run begins"
+        assert not list(tmp_path.glob("outputs/*/*")), "it is refused before the run starts"
 
 
-def test_of_a_key_that_is_typed_twice_the_last_is_named(train):
+def test_last_of_repeated_overrides_is_named(train):
     with pytest.raises(SystemExit, match=r"^trainer\.max_epochs=0\.5 does not work"):
         train("trainer.max_epochs=3", "trainer.max_epochs=0.5")
 
 
-def test_a_word_that_lightning_takes_for_a_number_is_not_blamed(train):
+def test_words_that_lightning_accepts_are_not_blamed(train):
     with pytest.raises(SystemExit, match=r"^optimizer\.lr=much: much is not a number"):
         train("trainer.devices=auto", "trainer.deterministic=warn", "optimizer.lr=much")
 
@@ -147,15 +147,15 @@ def test_a_word_that_lightning_takes_for_a_number_is_not_blamed(train):
 @pytest.mark.parametrize(
     "argument", ["trainer=gpu", "trainer=mps", "trainer.accelerator=gpu", "trainer.accelerator=tpu"]
 )
-def test_an_absent_accelerator_names_those_that_are_there(train, argument):
+def test_missing_accelerator_lists_available_ones(train, argument):
     if torch.cuda.is_available() or torch.backends.mps.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("a GPU is available")
     with pytest.raises(SystemExit, match=r"trainer\.accelerator can be: auto, cpu\."):
         train(argument)
 
 
 @pytest.mark.parametrize("argument", ["data.batch_size=0", "trainer.accelerator=tpu", "optimizer.lr=-1"])
-def test_nothing_stands_before_the_message(script, capfd, argument):
+def test_nothing_is_printed_before_the_message(script, capfd, argument):
     with pytest.raises(SystemExit) as exit_:
         script("train.py", argument)
     assert isinstance(exit_.value.code, str)
@@ -163,7 +163,7 @@ def test_nothing_stands_before_the_message(script, capfd, argument):
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_exit_status_is_1_and_the_traceback_is_there_for_those_who_ask(tmp_path, full):
+def test_exit_status_is_1_and_traceback_is_optional(tmp_path, full):
     variables = environment() | ({"HYDRA_FULL_ERROR": "1"} if full else {})
     command = [sys.executable, str(ROOT / "train.py"), "optimizer=adamm"]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
@@ -173,7 +173,7 @@ def test_the_exit_status_is_1_and_the_traceback_is_there_for_those_who_ask(tmp_p
         assert done.stderr.startswith("optimizer=adamm: there is no such choice. Did you mean adam?\n")
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(train, monkeypatch):
+def test_bug_keeps_its_traceback(train, monkeypatch):
     from torch import optim
 
     def broken(*args, **kwargs):

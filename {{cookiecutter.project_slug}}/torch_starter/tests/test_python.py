@@ -1,4 +1,4 @@
-"""Runs in Python and in a notebook: `load_run` and `train_run`."""
+"""Train and load runs in Python and in notebooks: `load_run` and `train_run`."""
 
 import json
 import logging
@@ -37,14 +37,14 @@ def test_loaded_run_has_config_model_data_and_metrics(line, folder):
     assert run.evaluate()["test/loss"] == pytest.approx(run.metrics["test/loss"], rel=1e-6)
 
 
-def test_another_checkpoint_and_changes(line, folder):
+def test_load_run_accepts_checkpoint_and_overrides(line, folder):
     run = torch_starter.load_run(line, checkpoint="last", overrides=["data.noise=0"])
     last = torch.load(line / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert run.model.state_dict()["linear.weight"].equal(last["linear.weight"])
     assert run.evaluate("val")["val/loss"] != torch_starter.load_run(line, "last").evaluate("val")["val/loss"]
 
 
-def test_predictions_are_the_rows_of_predict(line, script, folder):
+def test_predict_returns_the_rows_of_predict_py(line, script, folder):
     script("predict.py", line, 4, "-1e-3", "--output", "rows.json")
     rows = json.loads((folder / "rows.json").read_text())
     run = torch_starter.load_run(line)
@@ -55,7 +55,7 @@ def test_predictions_are_the_rows_of_predict(line, script, folder):
         run.predict([4, "cat"])
 
 
-def test_images_by_their_files_and_as_tensors(classifier, folder):
+def test_predict_accepts_image_files_and_tensors(classifier, folder):
     images, _ = draw_digits(5, seed=1)
     for number, image in enumerate(images):
         Image.fromarray(image.numpy()).save(folder / f"{number}.png")
@@ -66,7 +66,7 @@ def test_images_by_their_files_and_as_tensors(classifier, folder):
     assert by_file[0].keys() == {"input", "label", "probability"}
 
 
-def test_loading_leaves_no_trace(line, folder):
+def test_loaded_run_writes_no_files(line, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     run = torch_starter.load_run(line)
     run.predict([1])
@@ -74,7 +74,7 @@ def test_loading_leaves_no_trace(line, folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_an_untrusted_folder_is_refused(line, folder):
+def test_untrusted_target_is_refused(line, folder):
     config = line / ".hydra/config.yaml"
     config.write_text(config.read_text().replace("small_task.points.Points", "os.mkdir"))
     with pytest.raises(UserError, match=r"data\._target_ of the run's config is os\.mkdir"):
@@ -82,16 +82,16 @@ def test_an_untrusted_folder_is_refused(line, folder):
 
 
 @pytest.mark.parametrize(("run", "message"), [("nowhere", "is no run folder"), ("latest", "There is no run in")])
-def test_a_run_that_is_not_there(folder, run, message):
+def test_missing_run_is_reported(folder, run, message):
     with pytest.raises(UserError, match=message):
         torch_starter.load_run(run)
 
 
-def names(folder):
+def list_names(folder):
     return sorted(path.name for path in folder.rglob("*") if "events" not in path.name)
 
 
-def test_training_does_what_the_command_does(train, folder, capfd):
+def test_train_run_matches_train_py(train, folder, capfd):
     overrides = ["trainer.max_epochs=20", "optimizer=sgd"]
     (by_command,) = train(*overrides)
     before = logging.root.handlers[:], sys.argv, dict(os.environ)
@@ -103,7 +103,7 @@ def test_training_does_what_the_command_does(train, folder, capfd):
     for name in (".hydra/overrides.yaml", ".hydra/config.yaml"):
         text = (by_command / name).read_text().replace(by_command.name, run.folder.name)
         assert (run.folder / name).read_text() == text
-    assert names(run.folder) == names(by_command)
+    assert list_names(run.folder) == list_names(by_command)
     (start,) = json.loads((run.folder / "environment.json").read_text())
     assert start["command"].endswith("train.py trainer.max_epochs=20 optimizer=sgd")
     assert run.metrics == json.loads((by_command / "results.json").read_text())["metrics"]
@@ -118,32 +118,32 @@ def test_training_does_what_the_command_does(train, folder, capfd):
         (["data.batch_size=0"], "data.batch_size is 0"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing(folder, overrides, message):
+def test_user_error_leaves_no_run_folder(folder, overrides, message):
     before = logging.root.handlers[:]
     with pytest.raises(UserError, match=message):
         torch_starter.train_run(*overrides)
     assert not list(folder.rglob("config.yaml"))
     assert logging.root.handlers == before
-    assert torch_starter.train_run("trainer.max_epochs=1").metrics, "the next one works"
+    assert torch_starter.train_run("trainer.max_epochs=1").metrics, "the next run works"
 
 
-def test_a_fault_keeps_its_traceback(folder):
+def test_bug_keeps_its_traceback(folder):
     with pytest.raises(ZeroDivisionError):
         torch_starter.train_run("+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0")
 
 
 class Interrupt(Callback):
-    """What somebody does who stops a cell."""
+    """Interrupts training, like the stop button of a notebook cell."""
 
     def on_train_epoch_end(self, trainer, pl_module):
         if trainer.current_epoch == 1:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupted_cell_can_be_gone_on_with(folder, capfd, request):
-    # A process in the background of a shell ignores it.
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
+def test_interrupted_cell_can_be_resumed(folder, capfd, request):
+    # Background processes of a shell ignore SIGINT.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     before = signal.getsignal(signal.SIGINT)
     stop = "+callbacks.interrupt._target_=test_python.Interrupt"
     with pytest.raises(KeyboardInterrupt):
@@ -166,7 +166,7 @@ again.predict([4, 5])
 
 
 @pytest.mark.slow
-def test_a_notebook_trains_shows_a_bar_and_predicts(tmp_path):
+def test_notebook_trains_with_progress_bar_and_predicts(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="needs pip install nbclient ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
     pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
@@ -175,14 +175,14 @@ def test_a_notebook_trains_shows_a_bar_and_predicts(tmp_path):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     env = environment() | {"PYTHONPATH": str(ROOT)}
-    place = {"metadata": {"path": folder}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute(env=env)
+    resources = {"metadata": {"path": folder}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute(env=env)
     trained, predicted = (cell.outputs for cell in notebook.cells)
     text = "".join(output.get("text", "") for output in trained)
     assert text.count("epoch 40/40") == 1
     assert "\x1b" not in text
     bars = [output for output in trained if "text/html" in output.get("data", {})]
-    assert len(bars) == 1, "one bar, in its place"
+    assert len(bars) == 1, "one progress bar, updated in place"
     assert 'max="40"' in bars[0]["data"]["text/html"]
     assert not [output for output in trained if output.get("name") == "stderr"]
     assert predicted[0]["data"]["text/plain"].startswith("[{'input': '4', 'y': ")
@@ -190,7 +190,7 @@ def test_a_notebook_trains_shows_a_bar_and_predicts(tmp_path):
 
 
 @pytest.mark.slow
-def test_loading_finds_the_package_of_the_project_without_an_installation(line, tmp_path):
+def test_load_run_finds_project_package_without_installation(line, tmp_path):
     code = f"import sys; sys.path.append({str(ROOT)!r}); import torch_starter; "
     code += f"print(torch_starter.load_run({str(line)!r}).metrics)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What was typed is obeyed, or refused if a checkpoint has it otherwise."""
+"""Overrides take effect, or are refused if they contradict a checkpoint."""
 
 import json
 
@@ -10,7 +10,7 @@ from project_for_tests import ROOT, weights
 QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
 
 
-def test_change_of_what_the_checkpoint_holds_is_refused(classifier, script):
+def test_overrides_that_contradict_a_checkpoint_are_refused(classifier, script):
     before = {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()}
     for change, message in {
         "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so that it would have no effect",
@@ -25,7 +25,7 @@ def test_change_of_what_the_checkpoint_holds_is_refused(classifier, script):
     assert {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()} == before
 
 
-def test_change_of_what_it_does_not_hold_is_obeyed(train, script, digits, tmp_path, capfd):
+def test_overrides_of_other_settings_take_effect(train, script, digits, tmp_path, capfd):
     small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=1", "model=mlp"]
     (run,) = train("experiment=mnist", f"data.root={digits}", *small)
     script("resume.py", run, "model.network.dropout=0.9", "trainer.max_epochs=3")
@@ -38,7 +38,7 @@ def test_change_of_what_it_does_not_hold_is_obeyed(train, script, digits, tmp_pa
     assert "test/acc" in capfd.readouterr().out
 
 
-def test_new_run_that_contradicts_the_checkpoint_it_starts_from(train, tmp_path):
+def test_new_run_that_contradicts_its_checkpoint_is_refused(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
     for change, message in {
         "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so that it would have no effect",
@@ -52,32 +52,36 @@ def test_new_run_that_contradicts_the_checkpoint_it_starts_from(train, tmp_path)
             train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2", change)
         assert not (tmp_path / "r2").exists()
     for word in ("best", "hpc", "nowhere/last.ckpt", "r1"):
-        with pytest.raises(SystemExit, match=f"ckpt_path is {word}: there is no such file"):
+        with pytest.raises(SystemExit, match=f"ckpt_path is {word}, but there is no such file"):
             train(*QUICK, f"ckpt_path={word}")
 
 
-def test_checkpoint_of_another_network_without_its_config(train, digits, tmp_path):
+def test_checkpoint_of_another_network_is_refused_without_its_config(train, digits, tmp_path):
     small = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.num_workers=0"]
     train(*small, "trainer.max_epochs=1", "hydra.run.dir=r1")
     (tmp_path / "r1/checkpoints/last.ckpt").rename(tmp_path / "alone.ckpt")
     with pytest.raises(SystemExit, match="The checkpoint does not fit the model: "):
         train(*small, "model=mlp", "ckpt_path=alone.ckpt")
-    with pytest.raises(SystemExit, match=r"weights of alone\.ckpt do not fit this network. Name a run of such"):
+    with pytest.raises(SystemExit, match=r"weights of alone\.ckpt do not fit this network. Name a run of the same"):
         train(*small, "model=mlp", "weights=alone.ckpt", "weights_strict=false")
 
 
-def test_weights_of_another_number_of_classes(train, digits, image_folder, tmp_path, capfd):
+def test_weights_load_with_another_number_of_classes(train, digits, image_folder, tmp_path, capfd):
     small = ["experiment=mnist", "data.num_workers=0", "trainer.max_epochs=1"]
     train(*small, f"data.root={digits}", "data.num_val=100", "hydra.run.dir=outputs/r1")
     new = [*small, "data=image_folder", f"data.root={image_folder}", "data.image_shape=[1,28,28]", "optimizer.lr=0"]
     new += ["optimizer.weight_decay=0", "weights=outputs/r1"]
-    with pytest.raises(SystemExit, match=r"weights_strict=false takes the others\.\n.*\(3, 576\) here, \(10, 576"):
+    with pytest.raises(
+        SystemExit, match=r"weights_strict=false loads the others\.\n.*\(3, 576\) in this network, \(10, 576"
+    ):
         train(*new)
     capfd.readouterr()
     train(*new, "weights_strict=false", "hydra.run.dir=r2")
     printed = capfd.readouterr().out
-    assert "23 of 25 weights are from outputs/r1/checkpoints/best.ckpt; the others are as initialized:\n" in printed
-    assert "(3,) here, (10,) there" in printed
+    assert (
+        "23 of 25 weights are from outputs/r1/checkpoints/best.ckpt; the others keep their initial values:\n" in printed
+    )
+    assert "(3,) in this network, (10,) in the checkpoint" in printed
     before = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     after = weights(tmp_path / "r2")
     assert [name for name in after if "weight" in name and not after[name].equal(before[name])] == [
@@ -85,28 +89,28 @@ def test_weights_of_another_number_of_classes(train, digits, image_folder, tmp_p
     ]
 
 
-def test_weights_of_a_run_or_the_latest_one(train, script, tmp_path, capfd):
+def test_weights_come_from_the_named_or_latest_run(train, script, tmp_path, capfd):
     train(*QUICK, "hydra.run.dir=outputs/r1")
     first = torch.load(tmp_path / "outputs/r1/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     for run, word in {"r1": "outputs/r1", "latest": "latest"}.items():
         train(f"weights={word}", "optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", f"hydra.run.dir=of_{run}")
         assert all(map(torch.equal, first.values(), weights(tmp_path / f"of_{run}").values()))
         saved = (tmp_path / f"of_{run}/.hydra/config.yaml").read_text()
-        assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "what is the latest run changes"
+        assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "the config keeps the run that was the latest"
     train("weights=latest", "hydra.run.dir=of_latest", "ckpt_path=last", *QUICK, "optimizer=sgd", "optimizer.lr=0")
     saved = (tmp_path / "of_latest/.hydra/config.yaml").read_text()
-    assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "it has gone on, and keeps whose weights it took"
+    assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "a resumed run keeps the source of its weights"
     for key in ("weights=outputs/r1", "weights_strict=false"):
         with pytest.raises(SystemExit, match=f"{key}: a run has its own"):
             script("resume.py", "of_r1", key)
-    with pytest.raises(SystemExit, match=r"weights is nowhere: .* Name a run folder or a checkpoint"):
+    with pytest.raises(SystemExit, match=r"weights is nowhere, .* Pass a run folder or a checkpoint"):
         train("weights=nowhere")
     with pytest.raises(SystemExit, match="2 of 2 runs failed"):
         train("-m", "weights=latest", "seed=1,2")
-    assert "another run for each job of a multirun" in capfd.readouterr().out
+    assert "a different run in each job of a multirun" in capfd.readouterr().out
 
 
-def test_weights_of_a_run_that_was_killed_before_its_first_checkpoint(train, script, tmp_path):
+def test_run_killed_before_its_first_checkpoint_reloads_weights(train, script, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
     train(*QUICK, "weights=r1", "hydra.run.dir=whole")
     train(*QUICK, "weights=r1", "hydra.run.dir=r2", "trainer.max_epochs=0")
@@ -117,7 +121,7 @@ def test_weights_of_a_run_that_was_killed_before_its_first_checkpoint(train, scr
     assert all(map(torch.equal, weights(tmp_path / "whole").values(), weights(tmp_path / "r2").values()))
 
 
-def test_new_run_from_a_checkpoint_goes_on(train, tmp_path):
+def test_new_run_from_a_checkpoint_matches_uninterrupted_run(train, tmp_path):
     train("trainer.max_epochs=30", "callbacks.regression_figures=null", "hydra.run.dir=whole")
     train(*QUICK, "hydra.run.dir=r1")
     train("trainer.max_epochs=30", "ckpt_path=r1/checkpoints/last.ckpt", "hydra.run.dir=r2")
@@ -125,10 +129,10 @@ def test_new_run_from_a_checkpoint_goes_on(train, tmp_path):
     assert all(map(torch.equal, weights(tmp_path / "r2").values(), weights(tmp_path / "whole").values()))
 
 
-def test_new_run_with_the_weights_of_another_and_nothing_else(train, tmp_path):
+def test_weights_restore_nothing_but_weights(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
-    still = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "hydra.run.dir=r2"]
-    train("weights=r1/checkpoints/last.ckpt", *still)
+    frozen = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "hydra.run.dir=r2"]
+    train("weights=r1/checkpoints/last.ckpt", *frozen)
     assert all(map(torch.equal, weights(tmp_path / "r1").values(), weights(tmp_path / "r2").values()))
     results = json.loads((tmp_path / "r2/results.json").read_text())
     assert (results["epochs"], results["steps"]) == (1, 1)
@@ -136,7 +140,7 @@ def test_new_run_with_the_weights_of_another_and_nothing_else(train, tmp_path):
         train("weights=r1/checkpoints/last.ckpt", "ckpt_path=r1/checkpoints/last.ckpt")
 
 
-def test_patience_of_a_resumed_run_is_the_one_that_was_typed(train, script, tmp_path):
+def test_resumed_run_uses_the_new_patience(train, script, tmp_path):
     each = ["trainer.max_epochs=60", "trainer.check_val_every_n_epoch=1", "callbacks.last_checkpoint.times=null"]
     never = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9"]
     (run,) = train(*each, *never, "callbacks.early_stopping.patience=3")
@@ -146,7 +150,7 @@ def test_patience_of_a_resumed_run_is_the_one_that_was_typed(train, script, tmp_
 
 
 @pytest.mark.parametrize("verb", ["evaluate.py", "export.py"])
-def test_run_is_asked_by_one_process(line, script, verb):
+def test_several_devices_are_refused(line, script, verb):
     with pytest.raises(
         SystemExit,
         match=r"trainer\.devices=2 trainer\.num_nodes=1: evaluate.py, predict.py and export.py use one device",
@@ -154,23 +158,23 @@ def test_run_is_asked_by_one_process(line, script, verb):
         script(verb, line, "trainer.devices=2")
 
 
-def test_what_a_run_folder_decides_is_refused(line, script):
+def test_overrides_of_the_run_folder_are_refused(line, script):
     for change in ("weights=x.ckpt", "ckpt_path=x.ckpt", "hydra.run.dir=r2", "run_dir=r2"):
         for verb in ("evaluate.py", "resume.py"):
             with pytest.raises(SystemExit, match="has its own folder and checkpoints, so it has no effect"):
                 script(verb, line, change)
 
 
-def test_resumed_run_does_not_end_before_its_checkpoint(line, script):
+def test_limits_below_the_checkpoint_are_refused(line, script):
     with pytest.raises(
         SystemExit, match=r"max_epochs is 5, but .* was trained for 60 epochs.* trainer\.max_epochs=120\."
     ):
         script("resume.py", line, "trainer.max_epochs=5")
-    with pytest.raises(SystemExit, match="fast_dev_run tries out a new run"):
+    with pytest.raises(SystemExit, match="fast_dev_run is for new runs, but this run continues"):
         script("resume.py", line, "trainer.fast_dev_run=true")
 
 
-def test_another_run_that_is_advised_is_of_the_same_data(classifier, script):
+def test_suggested_command_keeps_the_data(classifier, script):
     with pytest.raises(SystemExit) as exit_:
         script("resume.py", classifier, "optimizer.lr=0.5", "trainer.max_epochs=5")
     assert "python train.py experiment=mnist" in str(exit_.value.code)
@@ -178,12 +182,12 @@ def test_another_run_that_is_advised_is_of_the_same_data(classifier, script):
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
-def test_nothing_to_evaluate_is_said(line, script, split):
-    with pytest.raises(SystemExit, match=f"Nothing was measured: {split} has no batch"):
+def test_split_without_batches_is_reported(line, script, split):
+    with pytest.raises(SystemExit, match=f"The {split} split was not evaluated: it has no batches"):
         script("evaluate.py", line, "--split", split, f"trainer.limit_{split}_batches=0")
 
 
-def test_part_of_the_training_data_can_be_evaluated(classifier, script, capfd):
+def test_evaluate_can_limit_the_training_data(classifier, script, capfd):
     found = []
     for share in (1.0, 0.2):
         capfd.readouterr()
@@ -192,12 +196,12 @@ def test_part_of_the_training_data_can_be_evaluated(classifier, script, capfd):
     assert found[0] != found[1]
 
 
-def test_two_checkpoints_of_one_name_are_refused(train):
+def test_checkpoints_with_the_same_name_are_refused(train):
     with pytest.raises(SystemExit, match=r"Two callbacks write last\.ckpt"):
         train(*QUICK, "callbacks.best_checkpoint.filename=last")
 
 
-def test_config_from_before_there_were_losses_gets_the_one_it_had():
+def test_configs_without_loss_get_the_former_default():
     from torch_starter.saved_config import _with_former_loss
 
     former = {"model": {"_target_": "small_task.models.image_classifier.ImageClassifier", "num_classes": 10}}

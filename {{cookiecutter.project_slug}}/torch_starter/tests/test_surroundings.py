@@ -1,4 +1,4 @@
-"""What a shell has in its environment does not reach a run."""
+"""Environment variables of the shell do not affect a run."""
 
 import subprocess
 import sys
@@ -21,15 +21,15 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}
     ],
     ids=["Colab", "a shell of srun", "a shell of salloc"],
 )
-def test_a_run_is_trained_and_evaluated_all_the_same(variables, tmp_path):
+def test_train_and_evaluate_ignore_environment_variables(variables, tmp_path):
     for command in (["train.py", "trainer.max_epochs=2"], ["evaluate.py"]):
         command = [sys.executable, str(ROOT / command[0]), *command[1:]]
         subprocess.run(command, cwd=tmp_path, env=environment() | variables, check=True, timeout=300)
 
 
-def test_an_unknown_value_of_torch_logs_is_named(tmp_path):
+def test_invalid_torch_logs_is_reported(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "trainer.max_epochs=1"]
     variables = environment() | {"TORCH_LOGS": "nonsense"}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert done.stderr == "TORCH_LOGS is nonsense, which torch does not know. To unset it: unset TORCH_LOGS\n"
+    assert done.stderr == "TORCH_LOGS is nonsense, which is invalid. To unset it: unset TORCH_LOGS\n"

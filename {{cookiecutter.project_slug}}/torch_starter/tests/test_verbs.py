@@ -87,10 +87,10 @@ def test_without_a_run_it_says_how_to_make_one(script, verb):
 def test_a_missing_or_damaged_checkpoint_names_the_others(line, script):
     best = line / "checkpoints/best.ckpt"
     best.write_bytes(best.read_bytes()[:-100])
-    with pytest.raises(SystemExit, match=r"best.ckpt is damaged. Whole ones: last"):
+    with pytest.raises(SystemExit, match=r"best.ckpt is damaged. Intact checkpoints: last"):
         script("evaluate.py", line)
     best.unlink()
-    with pytest.raises(SystemExit, match=r"best.ckpt is not there. Whole ones: last"):
+    with pytest.raises(SystemExit, match=r"best.ckpt is missing. Intact checkpoints: last"):
         script("predict.py", line, "4")
 
 

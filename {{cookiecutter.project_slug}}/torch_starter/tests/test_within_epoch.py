@@ -192,7 +192,7 @@ def test_batches_cannot_change_within_an_epoch(train, script, tmp_path):
         script("resume.py", "run", "callbacks.cut=null", "data.batch_size=20")
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
     for change, message in {
-        "trainer.max_epochs=2": "leaves none to train",
+        "trainer.max_epochs=2": "so none are left to train",
         "callbacks.last_checkpoint=null": "Keep it until the epoch has ended",
     }.items():
         with pytest.raises(SystemExit, match=message):
