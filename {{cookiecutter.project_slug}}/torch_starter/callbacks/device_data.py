@@ -1,4 +1,4 @@
-"""Data sets in the memory of the GPU."""
+"""Copies of data sets in GPU memory."""
 
 import math
 from typing import Any
@@ -12,26 +12,26 @@ from ..data.batches import BatchLoader
 
 
 class DeviceData(Callback):
-    """Copies data sets that fit to the device of the model, before their first batch.
+    """Copies data sets that fit into device memory to the device of the model, before their first batch.
 
-    Their batches are then made there: nothing is copied in the loop, and nothing waits. Order and augmentation stay
-    the same. With several processes each has a copy on its own device. The data sets of the data module stay as they
-    are, and what is augmented image by image, or by worker processes, is not copied.
+    The device then makes the batches: the loop copies nothing and never waits. Order and augmentation stay the same. In
+    distributed training, each rank has a copy on its own device. The data sets of the data module do not change. Data
+    sets that are augmented image by image or by worker processes are not copied.
 
     Args:
-        max_share: of the memory of the device that is free at that time, the most that a data set may take, from 0
-            to 1. What is larger stays in the memory of the CPU.
+        max_share: The maximum fraction of the free device memory that a data set may take, from 0 to 1. Larger data
+            sets stay in CPU memory.
     """
 
     def __init__(self, max_share: float) -> None:
         self.max_share = max_share
-        # The data sets of the loaders that have a copy instead. Weak: Lightning may replace a loader after an epoch.
+        # The original data sets of loaders that serve a copy. Weak, because Lightning may replace a loader after an epoch.
         self.originals: WeakKeyDictionary[BatchLoader, Any] = WeakKeyDictionary()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy_data(trainer, trainer.train_dataloader)
 
-    on_train_epoch_start = on_train_start  # where Lightning reloads the loaders
+    on_train_epoch_start = on_train_start  # Lightning reloads the loaders before this hook.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy_data(trainer, trainer.val_dataloaders)
@@ -40,7 +40,7 @@ class DeviceData(Callback):
         self._copy_data(trainer, trainer.test_dataloaders)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Frees the memory, for what comes next."""
+        """Free the device memory for later stages."""
         for loader, dataset in self.originals.items():
             loader.dataset = dataset
         self.originals.clear()
@@ -55,7 +55,7 @@ class DeviceData(Callback):
 
     @staticmethod
     def free_memory(device: torch.device) -> int:
-        """Bytes that are free on a device; 0 for the CPU, where the data are already, and where nobody knows."""
+        """Return the free bytes on a device; 0 for the CPU, which holds the data already, and for unknown devices."""
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             return free
@@ -65,7 +65,7 @@ class DeviceData(Callback):
 
 
 def is_copied(loader: Any, most: float) -> bool:
-    """Whether a loader makes its batches in this process, from data that can be copied and fit into ``most`` bytes."""
+    """Return whether a loader makes its batches in this process, from a copyable data set of at most ``most`` bytes."""
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, BatchLoader) or loader.workers or getattr(dataset, "is_slow", False):
         return False
