@@ -76,7 +76,7 @@ class Run:
     def count_lost(self, before: str, after: str) -> None:
         """Epochs that had ended before a fault and were trained once more after it."""
         ended = [int(number) for number in re.findall(rf"^epoch (\d+)/{EPOCHS}", before, re.MULTILINE)]
-        again = re.search(r"goes on after epoch (\d+)", after)
+        again = re.search(r"resuming after epoch (\d+)", after)
         self.lost = max(self.lost, max(ended, default=0) - (int(again[1]) if again else 0))
 
     def state(self) -> tuple:

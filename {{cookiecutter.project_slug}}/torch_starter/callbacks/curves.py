@@ -21,7 +21,7 @@ class Curves(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # Lightning skips this hook in a run that resumes within an epoch.
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning skips this hook if a run resumes within an epoch.
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start = self.mark = time.perf_counter()

@@ -25,7 +25,7 @@ class DeviceData(Callback):
 
     def __init__(self, max_share: float) -> None:
         self.max_share = max_share
-        # The original data sets of loaders that serve a copy. Weak, because Lightning may replace a loader after an epoch.
+        # The original data sets of loaders that serve a copy. Weak: Lightning may replace a loader after an epoch.
         self.originals: WeakKeyDictionary[BatchLoader, Any] = WeakKeyDictionary()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +55,7 @@ class DeviceData(Callback):
 
     @staticmethod
     def free_memory(device: torch.device) -> int:
-        """Return the free bytes on a device; 0 for the CPU, which holds the data already, and for unknown devices."""
+        """Return the free bytes on a device; 0 for unknown devices and for the CPU, which holds the data already."""
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             return free

@@ -49,6 +49,6 @@ def _check(trainer: Trainer, name: str, value: Tensor) -> None:
     raise MisconfigurationException(
         f"{name} is {value[~finite][0].item()} in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}, "
         f"at a learning rate of {lr:.3g}.\n"
-        f"Try a smaller optimizer.lr, trainer.gradient_clip_val=1{precision}, or trainer.detect_anomaly=true to find the "
-        "operation.\nTo disable this check: callbacks.finite_loss=null."
+        f"Try a smaller optimizer.lr, trainer.gradient_clip_val=1{precision}, or trainer.detect_anomaly=true to find "
+        "the operation.\nTo disable this check: callbacks.finite_loss=null."
     )

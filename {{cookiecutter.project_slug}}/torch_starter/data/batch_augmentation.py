@@ -97,6 +97,7 @@ class RandomCrop:
         self.padding = padding
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return randomly cropped images, uint8 (N, C, H, W)."""
         count, channels, height, width = images.shape
         top, left = (draws.integer(0, 2 * self.padding + 1) for _ in range(2))
         padded = pad(images, [self.padding] * 4).contiguous()
@@ -122,6 +123,7 @@ class RandomHorizontalFlip:
         self.p = p
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return randomly flipped images, uint8 (N, C, H, W)."""
         is_flipped = draws.uniform() < self.p
         # On the CPU, index_select is several times faster than torch.where.
         both = torch.cat([images, images.flip(3)])
@@ -158,6 +160,7 @@ class RandomAffine:
         _check(max(map(abs, self.shear)) < 90, "RandomAffine.shear", shear, "less than 90 degrees")
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return randomly transformed images, uint8 (N, C, H, W)."""
         height, width = images.shape[2:]
         angle = draws.uniform(*self.degrees)[:, None, None] * (math.pi / 180)
         shear = torch.tan(draws.uniform(*self.shear)[:, None, None] * (math.pi / 180))
@@ -189,6 +192,7 @@ class Cutout:
         self.size = size
 
     def augment_batch(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return images with a random black square, uint8 (N, C, H, W)."""
         # (N, H) and (N, W): distance in pixels from the upper left corner of the square.
         rows, columns = (
             torch.arange(length, device=images.device) - draws.integer(0, length)[:, None] + self.size // 2

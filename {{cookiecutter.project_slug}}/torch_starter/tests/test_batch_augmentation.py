@@ -271,21 +271,21 @@ def test_the_order_of_pixels_in_memory_changes_nothing():
 @pytest.mark.parametrize(
     ("transform", "arguments", "message"),
     [
-        (RandomCrop, {"padding": -1}, r"RandomCrop.padding is -1; it must be a whole number from 0"),
-        (RandomHorizontalFlip, {"p": 2}, r"RandomHorizontalFlip.p is 2; it must be from 0 to 1"),
+        (RandomCrop, {"padding": -1}, r"RandomCrop.padding is -1; it must be a non-negative integer"),
+        (RandomHorizontalFlip, {"p": 2}, r"RandomHorizontalFlip.p is 2; it must be between 0 and 1"),
         (
             RandomAffine,
             {"degrees": 10, "scale": [0, 1]},
-            r"RandomAffine.scale is \[0, 1\]; it must be two numbers",
+            r"RandomAffine.scale is \[0, 1\]; it must be two positive numbers",
         ),
         (
             RandomAffine,
             {"degrees": 10, "translate": [2, 0]},
-            r"RandomAffine.translate is \[2, 0\]; it must be two",
+            r"RandomAffine.translate is \[2, 0\]; it must be two fractions",
         ),
         (RandomAffine, {"degrees": [10]}, r"RandomAffine.degrees is \[10\]; it must be two numbers"),
         (RandomAffine, {"degrees": 0, "shear": 90}, r"RandomAffine.shear is 90; it must be less than 90 degrees"),
-        (Cutout, {"size": 0}, r"Cutout.size is 0; it must be a whole number from 1"),
+        (Cutout, {"size": 0}, r"Cutout.size is 0; it must be a positive integer"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(transform, arguments, message):

@@ -117,7 +117,7 @@ def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
 def test_a_size_that_is_none_is_named(size):
-    with pytest.raises(MisconfigurationException, match=f"data.eval_batch_size is {size}; it must be null or a whole"):
+    with pytest.raises(MisconfigurationException, match=f"data.eval_batch_size is {size}; it must be null or a positive"):
         evaluation_batch_size(Data(eval_batch_size=size))
 
 

@@ -65,7 +65,7 @@ def test_folders_made_of_values_and_slashes(train, tmp_path, capfd):
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):
         train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam", "data.batch_size=0,50")
     printed = capfd.readouterr()
-    assert table(printed.out).count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert table(printed.out).count("data.batch_size is 0; it must be a positive integer.") == 2
     assert "sgd/batch 50" in printed.out.partition("failed")[0]
     assert "raised" not in printed.err
     assert (tmp_path / "s/adam/batch 0/error.txt").exists()
@@ -180,14 +180,14 @@ def test_killed_in_its_second_job_it_goes_on_with_the_same_runs(train, run_to_st
     assert re.findall(r"\d+\.\d{4}", found) == re.findall(r"\d+\.\d{4}", expected)
     assert sorted(rows(found)) == list("012")
     assert (tmp_path / "s/0/results.json").read_bytes() == before
-    assert "goes on after epoch" in (tmp_path / "s/1/train.log").read_text()
+    assert "resuming after epoch" in (tmp_path / "s/1/train.log").read_text()
 
 
 def test_stopped_by_a_signal_it_tells_the_command_that_goes_on_with_all(train, run_to_stop):
     train(*SHORTEST)  # so that the fork finds everything imported
     grid = ["-m", *SHORTEST, "seed=1,2", "hydra.sweep.dir=a folder"]
     stop, printed = run_to_stop(signal.SIGTERM, *grid)
-    told = re.search(r"go on with   python \S*train.py (.*)", printed)[1]
+    told = re.search(r"resume with   python \S*train.py (.*)", printed)[1]
     assert shlex.split(told) == [*grid[:-1], stop, grid[-1], "ckpt_path=last"]
 
 

@@ -75,7 +75,7 @@ def train_on(own_project):
         ({"change": "x, y = x[:, 0], y[:, None].float()"}, "x float32 (4,)", "x[:, None]"),
         ({"size": "N, 3"}, "x float32 (4, 3)", "Change x"),
         ({"sample": "dict(x=x, y=y)"}, "a dict of x: float32 (4, 1)", "a tuple (x, y)"),
-        ({"sample": "x"}, "gives: float32 (4, 1)", "a tuple (x, y)"),
+        ({"sample": "x"}, "provides: float32 (4, 1)", "a tuple (x, y)"),
         ({"sample": "(x, y, y)"}, "int64 (4,), int64 (4,)", "a tuple (x, y)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -85,7 +85,7 @@ def test_a_regression_says_what_it_takes(train_on, parts, found, remedy):
         train_on(**{"change": ""} | parts)
     message = str(exit_.value.code)
     assert found in message
-    assert "LinearRegression takes: x float32 (N, 1), y float32 (N, 1)" in message
+    assert "LinearRegression expects: x float32 (N, 1), y float32 (N, 1)" in message
     assert remedy in message
     assert not list(Path("run").rglob("*.ckpt"))
 
@@ -115,7 +115,7 @@ def test_a_classifier_says_what_it_takes(train_on, change, found, remedy):
 
 @pytest.mark.parametrize("shuffle", ["True", "False"])
 def test_a_data_set_without_samples_is_named(train_on, shuffle):
-    with pytest.raises(SystemExit, match="train_dataloader of the data module has no batch"):
+    with pytest.raises(SystemExit, match="train_dataloader of the data module has no batches"):
         train_on(change="x, y = x[:0], y[:0]", shuffle=shuffle)
 
 
@@ -134,7 +134,7 @@ def test_an_input_that_the_model_does_not_take_is_described_as_batches_are(train
     train_on(read=read)
     with pytest.raises(SystemExit) as exit_:
         own_project("predict.py", "run", "1")
-    assert f"read_input gives: {found}\nLinearRegression takes: x float32 (N, 1)" in str(exit_.value.code)
+    assert f"read_input provides: {found}\nLinearRegression expects: x float32 (N, 1)" in str(exit_.value.code)
 
 
 def test_double_precision_takes_double_data(train_on):
@@ -150,7 +150,7 @@ def test_a_missing_test_set_is_named_before_training(train_on, own_project, monk
     with pytest.raises(SystemExit, match="Own has no test_dataloader") as exit_:
         own_project(*command)
     assert not Path("run").exists()
-    remedy = str(exit_.value.code).partition("if need be ")[2]
+    remedy = str(exit_.value.code).partition("or reuse the validation data: ")[2]
     Path(PACKAGE, "own2.py").write_text(text.format(**GOOD) + f"\n    {remedy}\n", encoding="utf-8")
     own_project(*command[:-2], f"+data._target_={PACKAGE}.own2.Own", "hydra.run.dir=run")
 

@@ -164,7 +164,7 @@ def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_
     capfd.readouterr()
     script("resume.py", run)
     # What max_steps cuts short is done again, and ends in the same step.
-    assert ("goes on after" in capfd.readouterr().out) == (end == "max_steps_within_an_epoch")
+    assert ("resuming after" in capfd.readouterr().out) == (end == "max_steps_within_an_epoch")
     if end == "max_time_within_an_epoch":
         found, expected = (json.loads((run / "results.json").read_text()) for run in (run, tmp_path / "whole"))
         assert (found["metrics"], found["epochs"]) == (expected["metrics"], expected["epochs"])
@@ -364,7 +364,7 @@ def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder
     assert start(*options, "hydra.run.dir=rare-killed", at=calls // 2)[0] == -signal.SIGKILL
     status, printed, _ = start("resume.py", "rare-killed")
     assert status == 0
-    epoch = int(re.search(r"goes on after epoch (\d+)", printed)[1])
+    epoch = int(re.search(r"resuming after epoch (\d+)", printed)[1])
     assert 0 < epoch < 119
     assert_same(state_of_line(folder / "rare-killed"), state_of_line(folder / "rare"))
 
@@ -410,7 +410,7 @@ def test_longer_and_the_change_is_kept(train, script, tmp_path, capfd):
     script("resume.py")
     assert "is finished" in capfd.readouterr().out
     assert len(json.loads((run / "environment.json").read_text())) == 2
-    assert (run / "train.log").read_text().count("goes on after epoch 10") == 1
+    assert (run / "train.log").read_text().count("resuming after epoch 10") == 1
 
 
 def test_a_change_that_does_not_work_is_not_kept(train, script, tmp_path):

@@ -198,7 +198,7 @@ def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, 
     printed = capfd.readouterr()
     rows = re.findall(r"^ +(\d) ", printed.out, re.MULTILINE)
     assert rows == ["3", "2", "0", "1"], "the best first, those that failed at the end"
-    assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a positive integer.") == 2
     assert "Traceback" not in printed.out + printed.err
     assert "data.batch_size is 0" in (sweep / "0/train.log").read_text()
 
@@ -316,7 +316,7 @@ def test_a_monitor_that_is_not_measured(train, capfd, options, key):
     with pytest.raises(SystemExit) as exit_:
         train(QUICK, *options)
     wrong = "train/losss" if "train" in options[0] else "val/losss"
-    assert f"monitor is {wrong}, which is not measured. Did you mean {wrong[:-1]}?" in exit_.value.code
+    assert f"monitor is {wrong}, but no such metric is logged. Did you mean {wrong[:-1]}?" in exit_.value.code
     assert key in exit_.value.code
     printed = capfd.readouterr().out
     assert "resume.py" not in printed

@@ -124,7 +124,7 @@ def test_killed_within_an_epoch(start, folder, digits, case):
     assert status == -signal.SIGKILL, printed
     status, printed, _ = start(*again)
     assert status == 0, printed
-    assert 0 < step - int(re.search(r"goes on within epoch 2, after step (\d+)", printed)[1]) <= 3
+    assert 0 < step - int(re.search(r"resuming within epoch 2, after step (\d+)", printed)[1]) <= 3
     assert_same(state(folder / f"{case}-killed"), state(folder / case))
 
 
@@ -145,7 +145,7 @@ def test_sigterm_is_a_notice_and_nothing_is_lost(start, folder, whole, step, pla
     assert status == 128 + signal.SIGTERM
     assert printed.rstrip().endswith(f"python resume.py {run}")
     status, printed, _ = start(*again)
-    assert f"goes on {place}" in printed
+    assert f"resuming {place}" in printed
     assert_same(state(folder / run), expected)
 
 
@@ -188,12 +188,12 @@ def test_interval_that_is_none(train, every):
 def test_batches_cannot_change_within_an_epoch(train, script, tmp_path):
     train(*LINE, *CUT, f"{EVERY}2", "hydra.run.dir=run")
     before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
-    with pytest.raises(SystemExit, match="epoch of 10 batches, and it has 5 now"):
+    with pytest.raises(SystemExit, match="epoch of 10 batches, but the epoch now has 5"):
         script("resume.py", "run", "callbacks.cut=null", "data.batch_size=20")
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before
     for change, message in {
         "trainer.max_epochs=2": "leaves none to train",
-        "callbacks.last_checkpoint=null": "Keep it until the epoch has ended",
+        "callbacks.last_checkpoint=null": "Keep it enabled until the epoch has ended",
     }.items():
         with pytest.raises(SystemExit, match=message):
             script("resume.py", "run", "callbacks.cut=null", change)
@@ -205,6 +205,6 @@ def test_another_run_goes_on_from_within_an_epoch(train, tmp_path, capfd):
     train(*LINE, "hydra.run.dir=whole")
     train(*LINE, *CUT, f"{EVERY}2", "hydra.run.dir=cut")
     train(*LINE, "ckpt_path=cut/checkpoints/last.ckpt", "hydra.run.dir=other")
-    assert "goes on within epoch 3, after step 24" in capfd.readouterr().out
+    assert "resuming within epoch 3, after step 24" in capfd.readouterr().out
     last = [torch.load(tmp_path / f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "other")]
     assert_same(last[1]["state_dict"], last[0]["state_dict"])
