@@ -66,7 +66,8 @@ class FineTuning(BackboneFinetuning):
             if isinstance(config.scheduler, CosineAnnealingLR | OneCycleLR | WarmupCosine):
                 raise MisconfigurationException(
                     f"{type(config.scheduler).__name__} sets the learning rates of all parameters at the start, but "
-                    "the backbone is added later. Use scheduler=constant, step, or plateau, or callbacks.fine_tuning=null."
+                    "the backbone is added later. Use scheduler=constant, step, or plateau, or set "
+                    "callbacks.fine_tuning=null."
                 )
         if self.previous_backbone_lr is not None:
             self.make_trainable(pl_module.backbone)

@@ -151,9 +151,7 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
 def _parts(text: str) -> tuple[str, ...]:
     match = FORMAT.fullmatch(text)
     if match is None:
-        raise ValueError(
-            f"batch_format has {text!r}; it must look like 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'."
-        )
+        raise ValueError(f"batch_format has {text!r}; it must look like 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'.")
     return match.groups()
 
 

@@ -37,9 +37,7 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
     batch_size: int = data.batch_size
     if (chosen := data.eval_batch_size) is not None:
         if type(chosen) is not int or chosen < 1:
-            raise MisconfigurationException(
-                f"data.eval_batch_size is {chosen}; it must be null or a positive integer."
-            )
+            raise MisconfigurationException(f"data.eval_batch_size is {chosen}; it must be null or a positive integer.")
         return chosen
     if trainer is None:
         return batch_size

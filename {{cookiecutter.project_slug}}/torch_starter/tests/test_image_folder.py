@@ -422,7 +422,10 @@ def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
         (["data.num_workers=-1"], ["data.num_workers is -1"]),
         (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
         # A network for grey images, told so behind the back of the data.
-        (["model.network.image_shape=[1,16,16]"], ["CNN does not accept images of [3, 16, 16]", "1 channels", "model="]),
+        (
+            ["model.network.image_shape=[1,16,16]"],
+            ["CNN does not accept images of [3, 16, 16]", "1 channels", "model="],
+        ),
         (["model.network.num_classes=2"], ["CNN returns logits of shape [2] per image; the data have 3 classes"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",

@@ -45,7 +45,10 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["ckpt_path=~/Größe 山"], ["only in quotes", "ckpt_path='~/Größe 山'"]),
         (["model=cnn"], ["data.image_shape", "another data= or model="]),
         ([*MNIST, "data.batch_size=-1"], ["data.batch_size is -1"]),
-        ([*MNIST, "model=linear_regression"], ["LinearRegression expects: x float32 (N, 1)", "another data= or model="]),
+        (
+            [*MNIST, "model=linear_regression"],
+            ["LinearRegression expects: x float32 (N, 1)", "another data= or model="],
+        ),
     ],
     ids=lambda value: value[-1] if value[0] in MNIST or "=" in value[0] else "",
 )
