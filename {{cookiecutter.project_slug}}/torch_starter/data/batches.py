@@ -238,9 +238,7 @@ class Workers:
         self.requests: list[Any] = []
         self.loader = self._loader(self.requests)
         self.owner: object = None  # the iteration that uses the workers
-        self.extra_loader: DataLoader[Any] | None = (
-            None  # serves batches while the workers are in use
-        )
+        self.extra_loader: DataLoader[Any] | None = None  # serves batches while the workers are in use
 
     def batches(self, dataset: protocols.Dataset, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
         """Yield the batches of ``dataset`` at these indices, in order; the workers prefetch some of them.
