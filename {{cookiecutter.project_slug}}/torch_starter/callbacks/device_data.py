@@ -48,8 +48,8 @@ class DeviceData(Callback):
     def _copy_data(self, trainer: Trainer, loaders: Any) -> None:
         device = trainer.strategy.root_device
         for loader in CombinedLoader(loaders).flattened:
-            most = self.max_share * self.free_memory(device)
-            if is_copied(loader, most) and loader not in self.originals:
+            max_bytes = self.max_share * self.free_memory(device)
+            if is_copied(loader, max_bytes) and loader not in self.originals:
                 self.originals[loader] = loader.dataset
                 loader.dataset = loader.dataset.to(device)
 
@@ -64,9 +64,9 @@ class DeviceData(Callback):
         return 0
 
 
-def is_copied(loader: Any, most: float) -> bool:
-    """Return whether a loader makes its batches in this process, from a copyable data set of at most ``most`` bytes."""
+def is_copied(loader: Any, max_bytes: float) -> bool:
+    """Return whether a loader makes its batches in this process, from copyable data of at most ``max_bytes`` bytes."""
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, BatchLoader) or loader.workers or getattr(dataset, "is_slow", False):
         return False
-    return hasattr(dataset, "to") and getattr(dataset, "nbytes", math.inf) <= most
+    return hasattr(dataset, "to") and getattr(dataset, "nbytes", math.inf) <= max_bytes

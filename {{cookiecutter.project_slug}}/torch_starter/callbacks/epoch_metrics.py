@@ -20,8 +20,8 @@ class EpochMetrics(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # If an epoch is a single step, only validated epochs are logged, as in sparse_logging.py.
-        is_seen = is_validated(trainer) or trainer.num_training_batches > 1
-        self._log(trainer, pl_module, "train", is_seen)
+        should_log = is_validated(trainer) or trainer.num_training_batches > 1
+        self._log(trainer, pl_module, "train", should_log)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "val")
@@ -29,14 +29,14 @@ class EpochMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "test")
 
-    def _log(self, trainer: Trainer, model: LightningModule, stage: str, is_seen: bool = True) -> None:
+    def _log(self, trainer: Trainer, model: LightningModule, stage: str, should_log: bool = True) -> None:
         metrics: Any = getattr(model, f"{stage}_metrics", None)
         if not metrics:
             return
         classes = getattr(trainer.datamodule, "class_names", None) or ()
         # All ranks have the same values; without sync_dist, Lightning would warn that they may differ.
         options: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
-        for name, value in metrics.compute().items() if is_seen else ():
+        for name, value in metrics.compute().items() if should_log else ():
             for entry, number in _entries(name, torch.as_tensor(value), classes):
                 model.log(entry, number.float(), prog_bar=entry == name, **options)
         metrics.reset()

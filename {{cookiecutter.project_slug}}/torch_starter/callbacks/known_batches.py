@@ -66,12 +66,12 @@ class KnownBatches(Callback):
         except ValueError as error:
             if "num_samples" not in str(error):
                 raise
-            raise _empty("train_dataloader") from error  # torch's message for an empty, shuffled data set
+            raise _no_batches_error("train_dataloader") from error  # torch's message for an empty, shuffled data set
         if trainer.limit_train_batches and trainer.num_training_batches == 0:
-            raise _empty("train_dataloader", trainer, "train")
+            raise _no_batches_error("train_dataloader", trainer, "train")
         val.setup_data()
         if trainer.enable_validation and not any(val.max_batches):
-            raise _empty("val_dataloader", trainer, "val")
+            raise _no_batches_error("val_dataloader", trainer, "val")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -97,10 +97,10 @@ def _check_network(model: Any, image_shape: Sequence[int]) -> None:
             f"{reason}\nChoose another model=, or change the network or data.image_shape."
         ) from error
     *_, labels = model.batch_format.values()
-    *_, greatest = _parts(labels)
-    if greatest and isinstance(output, Tensor) and output.shape != (1, int(greatest) + 1):
+    *_, highest = _parts(labels)
+    if highest and isinstance(output, Tensor) and output.shape != (1, int(highest) + 1):
         raise MisconfigurationException(
-            f"{name} returns logits of shape {list(output.shape[1:])} per image; the data have {int(greatest) + 1} "
+            f"{name} returns logits of shape {list(output.shape[1:])} per image; the data have {int(highest) + 1} "
             "classes."
         )
 
@@ -123,24 +123,28 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
         formats = dict(list(formats.items())[:1])
         batch = [batch]
     expected = ", ".join(f"{name} {text}" for name, text in formats.items())
-    end = "or choose another data= or model=."
+    alternative = "or choose another data= or model=."
     is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
     if not is_batch or len(batch) != len(formats):
         found = ", ".join(map(describe_type, batch)) if isinstance(batch, list | tuple) else describe_type(batch)
         raise MisconfigurationException(
             f"{source} provides: {found}\n{type(model).__name__} expects: {expected}\n"
-            f"Let the data module provide a tuple ({', '.join(formats)}), {end}"
+            f"Let the data module provide a tuple ({', '.join(formats)}), {alternative}"
         )
     found = ", ".join(f"{name} {describe_type(tensor)}" for name, tensor in zip(formats, batch, strict=True))
     for (name, text), tensor in zip(formats.items(), batch, strict=True):
         if not _fits(tensor, text, model.dtype):
             conversion = _conversion(name, tensor, text, model.dtype)
-            remedy = f"In the data module, write {conversion}, {end}" if conversion else f"Change {name}, {end}"
+            remedy = (
+                f"In the data module, write {conversion}, {alternative}"
+                if conversion
+                else f"Change {name}, {alternative}"
+            )
             raise MisconfigurationException(
                 f"{source} provides: {found}\n{type(model).__name__} expects: {expected}\n{remedy}"
             )
-        _, _, least, greatest = _parts(text)
-        if greatest and len(tensor) and not int(least) <= tensor.min() <= tensor.max() <= int(greatest):
+        _, _, lowest, highest = _parts(text)
+        if highest and len(tensor) and not int(lowest) <= tensor.min() <= tensor.max() <= int(highest):
             raise MisconfigurationException(
                 f"{source} provides: {name} from {tensor.min()} to {tensor.max()}\n"
                 f"{type(model).__name__} expects: {expected}\n"
@@ -155,21 +159,21 @@ def _parts(text: str) -> tuple[str, ...]:
     return match.groups()
 
 
-def _dtype(text: str, of_model: torch.dtype | str) -> torch.dtype | str:
+def _dtype(text: str, model_dtype: torch.dtype | str) -> torch.dtype | str:
     """Return the dtype of a format; float32 is the dtype of the weights, to which Lightning converts floats."""
     name = _parts(text)[0]
-    return of_model if name == "float32" else getattr(torch, name)
+    return model_dtype if name == "float32" else getattr(torch, name)
 
 
-def _fits(tensor: Tensor, text: str, of_model: torch.dtype | str) -> bool:
+def _fits(tensor: Tensor, text: str, model_dtype: torch.dtype | str) -> bool:
     shape = re.escape(_parts(text)[1])
     pattern = re.sub(r"[A-Z]\b", r"\\d+", shape)
-    return tensor.dtype == _dtype(text, of_model) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
+    return tensor.dtype == _dtype(text, model_dtype) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
 
 
-def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | str) -> str:
+def _conversion(name: str, tensor: Tensor, text: str, model_dtype: torch.dtype | str) -> str:
     """Return an expression that makes ``tensor`` fit the format; empty if there is none."""
-    dtype = _dtype(text, of_model)
+    dtype = _dtype(text, model_dtype)
     changes = {"": tensor}
     if tensor.ndim == 1:
         changes["[:, None]"] = tensor[:, None]
@@ -178,7 +182,7 @@ def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | st
         if dtype == torch.int64 and tensor.shape[1] > 1:
             changes[".argmax(dim=1)"] = tensor.argmax(dim=1)  # one-hot
     for change, changed in changes.items():
-        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, of_model):
+        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, model_dtype):
             continue
         if dtype == torch.uint8 and tensor.is_floating_point():
             return f"(255 * {name}{change}).round().to({dtype}) for values from 0 to 1"
@@ -186,7 +190,7 @@ def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | st
     return ""
 
 
-def _empty(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
+def _no_batches_error(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
     key = f"limit_{split}_batches"
     limit = getattr(trainer, key, 1.0)
     remedy = f" trainer.{key} is {limit}." if isinstance(limit, float) and limit < 1 else ""

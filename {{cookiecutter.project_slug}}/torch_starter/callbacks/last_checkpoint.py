@@ -18,7 +18,7 @@ from . import within_epoch
 class LastCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` at the end of epochs and optionally within them, so that a resumed run is bit-identical.
 
-    An epoch that ``max_time``, ``max_steps``, or early stopping cuts short is not saved; the last epoch of a run is.
+    An epoch that ``max_time``, ``max_steps``, or early stopping cuts short is not saved; a complete last epoch is.
 
     With ``every``, the run saves the current step after SIGTERM and then exits. It exits without saving during a
     validation, at a second signal, and right after a validation, because Lightning cannot resume there.
@@ -44,7 +44,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.logged_to_restore: dict[str, Any] = {}
         self.is_asked_to_stop = False
         self.handler: Any = None  # the previous SIGTERM handler
-        self.notice: Any = None  # our handler
+        self.own_handler: Any = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.state_to_restore = checkpoint.get(WITHIN_EPOCH)
@@ -55,8 +55,8 @@ class LastCheckpoint(ModelCheckpoint):
         This hook runs last of all callbacks, so that no random numbers are drawn after the random state is set.
         """
         if (self.steps or self.seconds) and threading.current_thread() is threading.main_thread():
-            self.notice = lambda *_: self._on_sigterm(trainer)
-            self.handler = signal.signal(signal.SIGTERM, self.notice)
+            self.own_handler = lambda *_: self._on_sigterm(trainer)
+            self.handler = signal.signal(signal.SIGTERM, self.own_handler)
         if self.state_to_restore:
             self.logged_to_restore = within_epoch.restore(trainer, pl_module, self.state_to_restore)
             self.state_to_restore = None
@@ -95,7 +95,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps or self.seconds:
-            (self.is_asked_to_stop,) = _of_rank_zero(trainer, self.is_asked_to_stop)
+            (self.is_asked_to_stop,) = _broadcast_from_rank_zero(trainer, self.is_asked_to_stop)
         if trainer.is_last_batch and (self._is_due(trainer) or trainer.should_stop or self.is_asked_to_stop):
             super().on_train_epoch_end(trainer, pl_module)
             self._after_saving(trainer)
@@ -121,7 +121,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _restore_handler(self) -> None:
         # At the end of the run, another handler ignores SIGTERM; keep that one.
-        if self.handler and signal.getsignal(signal.SIGTERM) is self.notice:
+        if self.handler and signal.getsignal(signal.SIGTERM) is self.own_handler:
             signal.signal(signal.SIGTERM, self.handler)
             self.handler = None
 
@@ -136,11 +136,11 @@ class LastCheckpoint(ModelCheckpoint):
         is_over = bool(self.steps) and trainer.global_step - self.saved_step >= self.steps
         is_over |= bool(self.seconds) and time.monotonic() - self.saved_at >= self.seconds
         is_over |= self.is_asked_to_stop
-        is_over, self.is_asked_to_stop = _of_rank_zero(trainer, is_over, self.is_asked_to_stop)
+        is_over, self.is_asked_to_stop = _broadcast_from_rank_zero(trainer, is_over, self.is_asked_to_stop)
         return is_over
 
 
-def _of_rank_zero(trainer: Trainer, *values: bool) -> tuple[bool, ...]:
+def _broadcast_from_rank_zero(trainer: Trainer, *values: bool) -> tuple[bool, ...]:
     return values if trainer.world_size == 1 else trainer.strategy.broadcast(values)
 
 

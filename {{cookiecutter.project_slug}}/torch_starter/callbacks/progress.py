@@ -16,7 +16,7 @@ from ..files import display_path
 
 log = logging.getLogger(__name__)
 
-SECONDS = 0.25  # between two updates of the bar
+REFRESH_SECONDS = 0.25  # between two updates of the bar
 
 
 class Progress(Callback):
@@ -52,7 +52,7 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # An update takes as long as a step of a small network, and reading a metric waits for the device.
-        if self.bar and time.monotonic() > self.updated + SECONDS:
+        if self.bar and time.monotonic() > self.updated + REFRESH_SECONDS:
             self._update(trainer, trainer.current_epoch + 1, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,7 +100,7 @@ class _TerminalBar:
             rich.progress.TextColumn("{task.fields[metrics]}"),
             console=console,
             transient=True,
-            refresh_per_second=1 / SECONDS,
+            refresh_per_second=1 / REFRESH_SECONDS,
         )
         self.task = self.bar.add_task("", total=total, epoch=1, metrics="")
         stdout = sys.stdout

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
 # The test ends when the loss exceeds the loss of the first step by this factor.
-DIVERGED = 4.0
+DIVERGENCE_FACTOR = 4.0
 
 
 class RangeTest(Callback):
@@ -34,7 +34,7 @@ class RangeTest(Callback):
         if trainer.global_step == len(self.losses):
             return  # Gradients are accumulated.
         loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        if math.isfinite(loss) and loss <= DIVERGED * [*self.losses, loss][0]:
+        if math.isfinite(loss) and loss <= DIVERGENCE_FACTOR * [*self.losses, loss][0]:
             self.rates.append(self.rate)
             self.losses.append(loss)
         else:

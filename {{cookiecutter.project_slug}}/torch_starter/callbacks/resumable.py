@@ -93,7 +93,7 @@ class Resumable(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["callbacks"][self.state_key] = _metrics(trainer)
         if trainer.should_stop:
-            checkpoint["ended_by"] = _rules(trainer)
+            checkpoint["ended_by"] = _read_end_rules(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored_metrics = state_dict
@@ -108,7 +108,7 @@ class Resumable(Callback):
         self.restored_step = checkpoint["global_step"]
         self.is_within_epoch = WITHIN_EPOCH in checkpoint
         # A run whose rules have changed may continue training.
-        self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _rules(trainer)
+        self.has_ended = "ended_by" in checkpoint and checkpoint["ended_by"] == _read_end_rules(trainer)
         if self.has_ended and "ended_with" in checkpoint:
             checkpoint["callbacks"][self.state_key] = checkpoint["ended_with"]
         for callback in trainer.early_stopping_callbacks:
@@ -116,13 +116,13 @@ class Resumable(Callback):
                 state["patience"] = callback.patience  # The config may have changed.
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key, {})
-            folder, former = getattr(callback, "dirpath", None), state.get("dirpath")
-            if folder and former and Path(trainer.ckpt_path or "").resolve().parent == Path(folder):
+            folder, old_folder = getattr(callback, "dirpath", None), state.get("dirpath")
+            if folder and old_folder and Path(trainer.ckpt_path or "").resolve().parent == Path(folder):
                 state["dirpath"] = folder
                 for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = _moved(state[key], former, folder)
+                    state[key] = _relocate(state[key], old_folder, folder)
                 scores = state["best_k_models"].items()
-                state["best_k_models"] = {_moved(path, former, folder): score for path, score in scores}
+                state["best_k_models"] = {_relocate(path, old_folder, folder): score for path, score in scores}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Skip training if the run has ended, and extend the schedule if it now has more epochs."""
@@ -169,7 +169,7 @@ class Resumable(Callback):
         path = Path(trainer.default_root_dir, "checkpoints/last.ckpt")
         if trainer.should_stop and not trainer.is_last_batch and trainer.is_global_zero and path.exists():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            end = {"ended_by": _rules(trainer), "ended_with": _metrics(trainer)}
+            end = {"ended_by": _read_end_rules(trainer), "ended_with": _metrics(trainer)}
             trainer.strategy.checkpoint_io.save_checkpoint(checkpoint | end, path)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +202,7 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _rules(trainer: Trainer) -> dict[str, Any] | None:
+def _read_end_rules(trainer: Trainer) -> dict[str, Any] | None:
     """Return the settings that decide when the run ends; None if it has no config."""
     path = Path(trainer.default_root_dir, ".hydra/config.yaml")
     if not path.exists():
@@ -212,10 +212,10 @@ def _rules(trainer: Trainer) -> dict[str, Any] | None:
     return {"callbacks": config["callbacks"], "trainer": limits}
 
 
-def _moved(path: str, former: str, folder: str) -> str:
+def _relocate(path: str, old_folder: str, folder: str) -> str:
     # PureWindowsPath accepts both slashes, so this reads paths from any system.
-    inside = path and PureWindowsPath(path).is_relative_to(former)
-    return str(Path(folder, PureWindowsPath(path).relative_to(former).as_posix())) if inside else path
+    inside = path and PureWindowsPath(path).is_relative_to(old_folder)
+    return str(Path(folder, PureWindowsPath(path).relative_to(old_folder).as_posix())) if inside else path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -74,7 +74,7 @@ class SparseLogging(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def is_seen(self) -> bool:
+    def should_log(self) -> bool:
         """Return whether a logger writes in this training step, or the step is the last one of an epoch."""
         trainer = self.trainer
         is_last = trainer.is_last_batch and (is_validated(trainer) or trainer.num_training_batches > 1)
@@ -96,7 +96,7 @@ class _Log:
                 if (name, callback.dataloader_idx) in callback.metrics:
                     return
                 callback.metrics.add((name, callback.dataloader_idx))
-        elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.is_seen():
+        elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.should_log():
             return
         elif callback.batch is not None:
             if callback.trainer.world_size > 1 and not options.get("rank_zero_only"):

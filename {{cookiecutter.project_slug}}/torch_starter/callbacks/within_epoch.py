@@ -40,13 +40,13 @@ def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> d
     own = {"random": _random_state(model.device), "metrics": _metrics(model), "waiting": _waiting(model)}
     own["logged"] = logged
     _, count = rank_and_count()
-    of_processes: list[Any] = [own]
+    states: list[Any] = [own]
     if count > 1:
-        of_processes = [None] * count
-        distributed.all_gather_object(of_processes, own)
+        states = [None] * count
+        distributed.all_gather_object(states, own)
     return {
         "batches": trainer.num_training_batches,
-        "processes": of_processes,
+        "processes": states,
         "loaders": trainer.fit_loop.on_save_checkpoint().get("combined_loader", []),
     }
 
@@ -108,13 +108,13 @@ def restore_logged(trainer: Trainer, logged: dict[str, Any]) -> None:
     """Add the values that were logged in this epoch before the checkpoint to those that have been logged since."""
     results = epoch_results(trainer)
     for name in results.keys() & logged.keys():
-        former, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]
+        earlier, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]
         if result.meta.is_mean_reduction or result.meta.is_sum_reduction:
-            result.value = former["value"] + result.value
+            result.value = earlier["value"] + result.value
         else:
-            result.value = result.meta.reduce_fx(former["value"], result.value)
-        if "cumulated_batch_size" in former:
-            result.cumulated_batch_size = former["cumulated_batch_size"] + result.cumulated_batch_size
+            result.value = result.meta.reduce_fx(earlier["value"], result.value)
+        if "cumulated_batch_size" in earlier:
+            result.cumulated_batch_size = earlier["cumulated_batch_size"] + result.cumulated_batch_size
 
 
 def _logged(trainer: Trainer) -> dict[str, Any]:

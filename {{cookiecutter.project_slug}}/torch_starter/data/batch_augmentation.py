@@ -80,7 +80,7 @@ def _check(is_right: bool, argument: str, value: object, must: str) -> None:
         raise MisconfigurationException(f"{argument} is {value}; it must be {must}.")
 
 
-def _pair(value: float | Sequence[float]) -> tuple[float, ...]:
+def _to_range(value: float | Sequence[float]) -> tuple[float, ...]:
     """Return the bounds of a range; a single number is the half-width of a range around 0."""
     return tuple(value) if isinstance(value, Sequence) else (-value, value)
 
@@ -149,7 +149,7 @@ class RandomAffine:
         scale: Sequence[float] = (1.0, 1.0),
         shear: float | Sequence[float] = 0.0,
     ) -> None:
-        self.degrees, self.shear = _pair(degrees), _pair(shear)
+        self.degrees, self.shear = _to_range(degrees), _to_range(shear)
         self.translate = tuple(translate)
         self.scale = tuple(scale)
         for name in ("degrees", "shear", "scale", "translate"):

@@ -147,8 +147,8 @@ class BatchLoader:
         whole, rest = divmod(count, self.batch_size)
         sizes = [self.batch_size] * whole + [rest] * (rest > 0)
         # Batch normalization cannot be trained on one sample.
-        least = processes if self.shuffle_seed is None else 2 * processes
-        if len(sizes) > 1 and sizes[-1] < min(least, self.batch_size):
+        minimum = processes if self.shuffle_seed is None else 2 * processes
+        if len(sizes) > 1 and sizes[-1] < min(minimum, self.batch_size):
             sizes[-2:] = [sum(sizes[-2:])]
         if count == 0:
             raise MisconfigurationException("A split of the data has no samples. Give it at least one.")
@@ -164,11 +164,11 @@ class BatchLoader:
         self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
         order = _to_device(self._order(), getattr(self.dataset, "device", None))
         rest = order.split(self.batch_sizes())[first:]
-        ours = [batch.tensor_split(count)[rank] for batch in rest]
+        own_batches = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
-            batches = self.workers.batches(self.dataset, self.epoch, ours)
+            batches = self.workers.batches(self.dataset, self.epoch, own_batches)
         else:
-            batches = (self.dataset.batch(self.epoch, indices) for indices in ours)
+            batches = (self.dataset.batch(self.epoch, indices) for indices in own_batches)
         for batch in batches:
             self.place["batch"] += 1
             yield batch
@@ -256,7 +256,7 @@ class Workers:
             yield from self.extra_loader
             self._stop_extra_loader()
             return
-        me = self.owner = object()
+        token = self.owner = object()
         self.requests[:] = requests
         try:
             for made, batch in enumerate(self.loader, start=1):
@@ -264,7 +264,7 @@ class Workers:
                     self.owner = None  # Lightning does not call next() again after the last batch.
                 yield batch
         finally:
-            if self.owner is me:
+            if self.owner is token:
                 self.owner = None
 
     def stop(self) -> None:

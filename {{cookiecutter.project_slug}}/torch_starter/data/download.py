@@ -38,7 +38,7 @@ def download(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> N
             for split in splits:
                 dataset(root, **split, download=True)
         except (RuntimeError, OSError) as error:
-            raise MisconfigurationException(_remedy(dataset, root, error)) from error
+            raise MisconfigurationException(_describe_remedy(dataset, root, error)) from error
 
 
 def _is_whole(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> bool:
@@ -98,7 +98,7 @@ def _is_like_archive(path: Path, archive: Path, md5: str) -> bool:
     return zlib.crc32(path.read_bytes()) == checksum
 
 
-def _remedy(dataset: Any, root: Path, error: Exception) -> str:
+def _describe_remedy(dataset: Any, root: Path, error: Exception) -> str:
     name = dataset.__name__
     reason = str(error).strip().splitlines()[-1]
     message = f"{name} is not in {root.resolve()} and could not be downloaded: {reason}\n"

@@ -15,7 +15,7 @@ from ..compat import flatten
 # Bytes of the activations of a batch. On a CPU, about the size of its cache: beyond it, each image takes longer. Other
 # devices are faster with larger batches.
 CPU_BYTES, DEVICE_BYTES = 8 * 2**20, 256 * 2**20
-LARGEST = 4096
+MAX_BATCH_SIZE = 4096
 
 
 def evaluation_batch_size(data: LightningDataModule) -> int:
@@ -52,7 +52,7 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
         return batch_size
     device = trainer.strategy.root_device
     count = (CPU_BYTES if device.type == "cpu" else DEVICE_BYTES) // max(per_image, 1)
-    return max(batch_size, min(LARGEST, 1 << max(count, 1).bit_length() - 1))
+    return max(batch_size, min(MAX_BATCH_SIZE, 1 << max(count, 1).bit_length() - 1))
 
 
 def activation_bytes(model: LightningModule, image_shape: Sequence[int]) -> int:
@@ -62,11 +62,11 @@ def activation_bytes(model: LightningModule, image_shape: Sequence[int]) -> int:
         model: The model to run.
         image_shape: (C, H, W).
     """
-    found: list[int] = [4 * math.prod(image_shape)]
+    sizes: list[int] = [4 * math.prod(image_shape)]
 
     def count(layer: nn.Module, inputs: Any, output: Any) -> None:
         # Recurrent layers return tuples.
-        found.extend(value.nbytes for value in flatten(output) if isinstance(value, Tensor))
+        sizes.extend(value.nbytes for value in flatten(output) if isinstance(value, Tensor))
 
     layers = [layer for layer in model.modules() if not any(layer.children())]
     handles = [layer.register_forward_hook(count) for layer in layers]
@@ -75,7 +75,7 @@ def activation_bytes(model: LightningModule, image_shape: Sequence[int]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return sum(found)
+    return sum(sizes)
 
 
 def run_on_black_image(model: LightningModule, image_shape: Sequence[int]) -> Any:

@@ -28,24 +28,24 @@ class Watch(Callback):
     def __init__(self):
         Watch.served = []
 
-    def look(self, split, trainer, loader):
+    def record(self, split, trainer, loader):
         own = getattr(trainer.datamodule, f"{split}_set")
         Watch.served.append(f"{split} {'original' if loader.dataset is own else 'copy'}")
 
     def on_train_batch_start(self, trainer, *args):
-        self.look("train", trainer, trainer.train_dataloader)
+        self.record("train", trainer, trainer.train_dataloader)
 
     def on_validation_batch_start(self, trainer, *args):
-        self.look("val", trainer, trainer.val_dataloaders)
+        self.record("val", trainer, trainer.val_dataloaders)
 
     def on_test_batch_start(self, trainer, *args):
-        self.look("test", trainer, trainer.test_dataloaders)
+        self.record("test", trainer, trainer.test_dataloaders)
 
 
 FORCED = "callbacks.device_data._target_=test_device_data.AlwaysDeviceData"
 WATCH = "+callbacks.watch._target_=test_device_data.Watch"
 CROP = "+data.augmentation.crop={_target_:torch_starter.data.batch_augmentation.RandomCrop,padding:2}"
-IMAGES = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
+PER_IMAGE_CROP = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_too_large_data_set_is_not_copied(run):
 
 
 def test_data_set_with_workers_is_not_copied(run):
-    _, served = run(IMAGES, FORCED, "data.num_workers=1")
+    _, served = run(PER_IMAGE_CROP, FORCED, "data.num_workers=1")
     assert served == {"train original", "val original", "test copy"}
 
 
@@ -112,7 +112,7 @@ def test_is_copied_accepts_only_copyable_data_sets():
     per_image = rows(augment=Augmentation({"crop": lambda image: image}, 0))
     assert not is_copied(BatchLoader(per_image, 2), 2**30), "its random numbers come from the CPU"
 
-    class Own:
+    class NotCopyable:
         """A data set without a ``to`` method."""
 
         def __len__(self):
@@ -121,8 +121,8 @@ def test_is_copied_accepts_only_copyable_data_sets():
         def batch(self, epoch, indices):
             return (indices,)
 
-    assert not is_copied(BatchLoader(Own(), 2), 2**30)
-    assert [batch.tolist() for (batch,) in BatchLoader(Own(), 2)] == [[0, 1], [2]]
+    assert not is_copied(BatchLoader(NotCopyable(), 2), 2**30)
+    assert [batch.tolist() for (batch,) in BatchLoader(NotCopyable(), 2)] == [[0, 1], [2]]
 
 
 def test_copy_has_the_same_batches():

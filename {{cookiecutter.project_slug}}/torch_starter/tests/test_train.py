@@ -203,7 +203,7 @@ def test_multirun_continues_after_a_failed_run(train, tmp_path, capfd):
     assert "data.batch_size is 0" in (sweep / "0/train.log").read_text()
 
 
-class Fault(Callback):
+class DivideByZero(Callback):
     """Raises a ZeroDivisionError if ``divisor`` is 0."""
 
     def __init__(self, divisor):
@@ -216,9 +216,9 @@ class Fault(Callback):
 @pytest.mark.slow
 def test_multirun_logs_the_traceback_of_an_error(train, tmp_path, capfd):
     rich.reconfigure(width=200)
-    fault = ["+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0,1"]
+    divide = ["+callbacks.fault._target_=test_train.DivideByZero", "+callbacks.fault.divisor=0,1"]
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        train("-m", "trainer.max_epochs=2", *fault)
+        train("-m", "trainer.max_epochs=2", *divide)
     table = capfd.readouterr().out.rpartition("test/loss")[2]
     assert "ZeroDivisionError: division by zero" in table
     assert "Traceback" not in table
@@ -388,14 +388,14 @@ def test_files_are_utf_8_on_systems_with_another_encoding(tmp_path):
     ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
     ascii_ |= {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, str(ROOT / "train.py"), QUICK, "hydra.run.dir=run"]
-    command += ["+callbacks.says._target_=test_train.Says"]
+    command += ["+callbacks.says._target_=test_train.LogUnicode"]
     done = subprocess.run(command, cwd=tmp_path, env=environment() | ascii_, capture_output=True, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
     assert "class \\u5c71 …" in done.stdout
     assert "class 山 …" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
-class Says(Callback):
+class LogUnicode(Callback):
     """Logs a character that the Western European code page lacks."""
 
     def on_train_end(self, trainer, pl_module):

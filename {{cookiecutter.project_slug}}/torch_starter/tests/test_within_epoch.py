@@ -19,7 +19,7 @@ from test_resume import assert_same, state
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after torch is imported is safe on Linux only")
 
 CROP = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
-WHOLE = "+data.augmentation.affine={_target_:torch_starter.data.batch_augmentation.RandomAffine,degrees:10}"
+BATCH_AFFINE = "+data.augmentation.affine={_target_:torch_starter.data.batch_augmentation.RandomAffine,degrees:10}"
 MLP = ["experiment=mnist", "model=mlp", "model.network.dropout=0.5", CROP, "data.num_val=100", "data.batch_size=50"]
 QUICK = ["trainer.max_epochs=2", "callbacks.run_description=null", "+callbacks.sums._target_=test_within_epoch.Sums"]
 EVERY = "callbacks.last_checkpoint.every="
@@ -90,7 +90,7 @@ PLAIN += ["+data.mean=[0.5]", "+data.std=[0.5]", "model=mlp", "scheduler=constan
 # The loaders serve from copies of the data sets, as on a GPU.
 FORCED = ["callbacks.device_data._target_=test_device_data.AlwaysDeviceData"]
 CASES = {
-    "in_memory": ([*(WHOLE if option is CROP else option for option in MLP), *FORCED], 15),
+    "in_memory": ([*(BATCH_AFFINE if option is CROP else option for option in MLP), *FORCED], 15),
     "workers": ([*MLP, "data.num_workers=2"], 15),
     "folder": (["experiment=mnist", "data=image_folder", "data.image_shape=[3,16,16]", "data.num_workers=2"], 11),
     "accumulated": (
