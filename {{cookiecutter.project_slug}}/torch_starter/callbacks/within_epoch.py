@@ -72,7 +72,7 @@ def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> 
     Args:
         trainer: The trainer of the run.
         model: The model of the run.
-        state: The return value of ``state``.
+        state: The return value of the function ``state``.
 
     Returns:
         The values for ``restore_logged``.
