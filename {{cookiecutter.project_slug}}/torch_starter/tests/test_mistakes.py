@@ -37,7 +37,7 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["data.batch_size=many"], ["data.batch_size=many", "not a number"]),
         (["seed=x"], ["seed=x", "not a number"]),
         (["trainer.fast_dev_run=treu"], ["trainer.fast_dev_run=treu", "not true or false"]),
-        (["data.batch_size=0"], ["data.batch_size is 0", "from 1"]),
+        (["data.batch_size=0"], ["data.batch_size is 0", "positive integer"]),
         (["seed=-1"], ["seed", "-1", "from 0"]),
         (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["+optimizer.dampening=1"], ["optimizer", "dampening"]),
