@@ -22,8 +22,8 @@ def evaluation_batch_size(data: LightningDataModule) -> int:
     """Return the images per step of validation and test: ``data.eval_batch_size`` or a size that suits the network.
 
     A step of a small network takes less time than the overhead around it. Therefore, a batch has as many images as
-    fit into 8 MB of activations on a CPU, or 256 MB on other devices. The batch size is a power of two of at most 4,096, or
-    ``data.batch_size`` if that is larger. On a CPU, it is 1,024 images of 28 x 28 pixels for an MLP, and
+    fit into 8 MB of activations on a CPU, or 256 MB on other devices. The batch size is a power of two of at most
+    4,096, or ``data.batch_size`` if that is larger. On a CPU, it is 1,024 images of 28 x 28 pixels for an MLP, and
     ``data.batch_size`` for a CNN. The metrics are the same up to rounding. If ``trainer.limit_val_batches`` or
     ``limit_test_batches`` limits the batches, the batch size is ``data.batch_size``.
 
