@@ -93,7 +93,7 @@ def test_training_can_start_from_a_checkpoint(train, digits):
         (["data.dataset=MNITS"], ["data.dataset is MNITS", "MNIST"]),
         (["data.num_classes=5"], ["data.num_classes is 5", "label 9"]),
         (["data.image_shape=[1,32,32]"], ["data.image_shape is [1, 32, 32]", "[1, 28, 28]"]),
-        (["model=linear_regression"], ["LinearRegression takes: x float32 (N, 1)", "another data= or model="]),
+        (["model=linear_regression"], ["LinearRegression expects: x float32 (N, 1)", "another data= or model="]),
         (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",

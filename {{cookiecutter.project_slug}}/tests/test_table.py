@@ -298,7 +298,7 @@ def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
         (["data.target=size", "loss=mse"], "The loss MSELoss does not accept"),
         (["data.target=rent", "loss=cross_entropy"], "loss=cross_entropy is for classes"),
         (["data.target=size", "metrics=[f11]"], "Did you mean f1?"),
-        (["data.target=size", "callbacks.best_checkpoint.monitor=val/nope"], "val/nope, which is not measured"),
+        (["data.target=size", "callbacks.best_checkpoint.monitor=val/nope"], "val/nope, but no such metric is logged"),
         (["data.target=size", "loss=cross_entropy", "loss.weight=[1,2,3]"], "must be 2 numbers, one per class"),
         (["data.target=rent", "data.num_folds=5", "data.fold=7"], "data.fold is 7; with data.num_folds=5"),
         (["data.target=rent", "data.val_share=1.5"], "data.val_share is 1.5"),

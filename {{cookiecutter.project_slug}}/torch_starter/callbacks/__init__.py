@@ -1,1 +1,3 @@
-from .. import quiet  # noqa: F401  (before Lightning says anything)
+"""Callbacks of the trainer."""
+
+from .. import quiet  # noqa: F401  (before Lightning prints anything)

@@ -1,4 +1,4 @@
-"""Data sets in the memory of the GPU."""
+"""Copies of data sets in GPU memory."""
 
 import math
 from typing import Any
@@ -12,26 +12,26 @@ from ..data.batches import BatchLoader
 
 
 class DeviceData(Callback):
-    """Copies data sets that fit to the device of the model, before their first batch.
+    """Copies data sets that fit into device memory to the device of the model, before their first batch.
 
-    Their batches are then made there: nothing is copied in the loop, and nothing waits. Order and augmentation stay
-    the same. With several processes each has a copy on its own device. The data sets of the data module stay as they
-    are, and what is augmented image by image, or by worker processes, is not copied.
+    The device then makes the batches: the loop copies nothing and never waits. Order and augmentation stay the same. In
+    distributed training, each rank has a copy on its own device. The data sets of the data module do not change. Data
+    sets that are augmented image by image or by worker processes are not copied.
 
     Args:
-        max_share: of the memory of the device that is free at that time, the most that a data set may take, from 0
-            to 1. What is larger stays in the memory of the CPU.
+        max_share: The maximum fraction of the free device memory that a data set may take, from 0 to 1. Larger data
+            sets stay in CPU memory.
     """
 
     def __init__(self, max_share: float) -> None:
         self.max_share = max_share
-        # The data sets of the loaders that have a copy instead. Weak: Lightning may replace a loader after an epoch.
+        # The original data sets of loaders that serve a copy. Weak: Lightning may replace a loader after an epoch.
         self.originals: WeakKeyDictionary[BatchLoader, Any] = WeakKeyDictionary()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy_data(trainer, trainer.train_dataloader)
 
-    on_train_epoch_start = on_train_start  # where Lightning reloads the loaders
+    on_train_epoch_start = on_train_start  # Lightning reloads the loaders before this hook.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._copy_data(trainer, trainer.val_dataloaders)
@@ -40,7 +40,7 @@ class DeviceData(Callback):
         self._copy_data(trainer, trainer.test_dataloaders)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Frees the memory, for what comes next."""
+        """Free the device memory for later stages."""
         for loader, dataset in self.originals.items():
             loader.dataset = dataset
         self.originals.clear()
@@ -48,14 +48,14 @@ class DeviceData(Callback):
     def _copy_data(self, trainer: Trainer, loaders: Any) -> None:
         device = trainer.strategy.root_device
         for loader in CombinedLoader(loaders).flattened:
-            most = self.max_share * self.free_memory(device)
-            if is_copied(loader, most) and loader not in self.originals:
+            max_bytes = self.max_share * self.free_memory(device)
+            if is_copied(loader, max_bytes) and loader not in self.originals:
                 self.originals[loader] = loader.dataset
                 loader.dataset = loader.dataset.to(device)
 
     @staticmethod
     def free_memory(device: torch.device) -> int:
-        """Bytes that are free on a device; 0 for the CPU, where the data are already, and where nobody knows."""
+        """Return the free bytes on a device; 0 for unknown devices and for the CPU, which holds the data already."""
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             return free
@@ -64,9 +64,9 @@ class DeviceData(Callback):
         return 0
 
 
-def is_copied(loader: Any, most: float) -> bool:
-    """Whether a loader makes its batches in this process, from data that can be copied and fit into ``most`` bytes."""
+def is_copied(loader: Any, max_bytes: float) -> bool:
+    """Return whether a loader makes its batches in this process, from copyable data of at most ``max_bytes`` bytes."""
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, BatchLoader) or loader.workers or getattr(dataset, "is_slow", False):
         return False
-    return hasattr(dataset, "to") and getattr(dataset, "nbytes", math.inf) <= most
+    return hasattr(dataset, "to") and getattr(dataset, "nbytes", math.inf) <= max_bytes

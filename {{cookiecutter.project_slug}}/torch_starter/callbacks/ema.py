@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""Exponential moving average of the weights."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's, with the average on the device of the run.
+    """Lightning's EMAWeightAveraging, with the average on the device of the model.
 
-    (Lightning copies the model before it is moved there, so that each step brings the weights of a GPU to the CPU.)
+    Lightning copies the model before it moves to the device, so each step would transfer the weights from GPU to CPU.
 
     Args:
-        decay: of the average, in [0, 1).
-        options: of Lightning's.
+        decay: The decay of the average, in [0, 1).
+        **options: Arguments of EMAWeightAveraging.
 
     Raises:
-        MisconfigurationException: if the decay is not in its range.
+        MisconfigurationException: If the decay is out of range.
     """
 
     def __init__(self, decay: float, **options: Any) -> None:
@@ -27,14 +27,14 @@ class EMA(EMAWeightAveraging):
         super().__init__(decay=decay, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copies the model, before training.
+        """Copy the model before training.
 
         Raises:
-            MisconfigurationException: if no process has the whole model.
+            MisconfigurationException: If no rank holds the whole model.
         """
         if isinstance(trainer.strategy, FSDPStrategy):
             raise MisconfigurationException(
-                "callbacks=ema needs the whole model in each process, and trainer=fsdp divides it: take trainer=ddp."
+                "callbacks=ema needs the whole model in each process, but trainer=fsdp shards it. Use trainer=ddp."
             )
         if stage == "fit":
             pl_module.to(trainer.strategy.root_device)

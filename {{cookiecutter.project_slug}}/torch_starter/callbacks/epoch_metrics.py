@@ -1,4 +1,4 @@
-"""What the metrics of a model have found in an epoch, in the logs."""
+"""Logging of the metrics of a model at the end of each epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from ..optimization import is_validated
 
 
 class EpochMetrics(Callback):
-    """Logs what ``train_metrics``, ``val_metrics`` and ``test_metrics`` of a model have found, at the end of an epoch.
+    """Logs ``train_metrics``, ``val_metrics``, and ``test_metrics`` of a model at the end of an epoch.
 
-    The steps of the model update them: see ``torch_starter.metrics.metrics_of_stages``. A metric with a value per class
-    is logged as ``val/NAME/CLASS``, a matrix as ``val/NAME/TRUE/PREDICTED``. (``self.log`` of Lightning takes metrics
-    of a single value alone, and its time in each step.)
+    The steps of the model update them, see ``torch_starter.metrics.metrics_of_stages``. A metric with a value per class
+    is logged as ``val/NAME/CLASS``, a matrix as ``val/NAME/TRUE/PREDICTED``. Lightning's ``self.log`` only accepts
+    metrics with a single value and takes time in each step.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Of epochs of a single step, only those that are validated are logged, as in sparse_logging.py.
-        is_seen = is_validated(trainer) or trainer.num_training_batches > 1
-        self._log(trainer, pl_module, "train", is_seen)
+        # If an epoch is a single step, only validated epochs are logged, as in sparse_logging.py.
+        should_log = is_validated(trainer) or trainer.num_training_batches > 1
+        self._log(trainer, pl_module, "train", should_log)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "val")
@@ -29,21 +29,21 @@ class EpochMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer, pl_module, "test")
 
-    def _log(self, trainer: Trainer, model: LightningModule, stage: str, is_seen: bool = True) -> None:
+    def _log(self, trainer: Trainer, model: LightningModule, stage: str, should_log: bool = True) -> None:
         metrics: Any = getattr(model, f"{stage}_metrics", None)
         if not metrics:
             return
         classes = getattr(trainer.datamodule, "class_names", None) or ()
-        # Each process has the same values; without sync_dist Lightning would warn that they may differ.
+        # All ranks have the same values; without sync_dist, Lightning would warn that they may differ.
         options: dict[str, Any] = {"sync_dist": trainer.world_size > 1, "batch_size": 1}
-        for name, value in metrics.compute().items() if is_seen else ():
+        for name, value in metrics.compute().items() if should_log else ():
             for entry, number in _entries(name, torch.as_tensor(value), classes):
                 model.log(entry, number.float(), prog_bar=entry == name, **options)
         metrics.reset()
 
 
 def _entries(name: str, value: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The numbers in ``value``, with their names."""
+    """Yield the numbers in ``value`` with their names."""
     if value.ndim == 0:
         yield name, value
         return

@@ -1,4 +1,4 @@
-"""First the head of a pretrained network, then all of it."""
+"""Fine-tuning of pretrained networks: first the head, then the whole network."""
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
@@ -11,33 +11,35 @@ from ..schedulers import WarmupCosine
 
 
 class FineTuning(BackboneFinetuning):
-    """Trains what is not the ``backbone`` of the model at first, and the backbone later, at a lower rate.
+    """Freezes the ``backbone`` of the model at first and trains it later, at a lower learning rate.
 
-    (Lightning's BackboneFinetuning trains batch normalisation from the beginning, doubles the rate of the backbone each
-    epoch until it is that of the rest, and leaves the backbone frozen if a run is resumed after it was thawed.)
+    Lightning's BackboneFinetuning trains batch normalization from the start, doubles the learning rate of the backbone
+    in each epoch until it reaches the rate of the head, and leaves the backbone frozen if a run is resumed after
+    unfreezing.
 
     Args:
-        unfreeze_backbone_at_epoch: the epoch, from 0, in which the backbone is trained for the first time.
-        backbone_initial_ratio_lr: the learning rate of the backbone, as a share of that of the rest.
+        unfreeze_backbone_at_epoch: The first epoch, from 0, in which the backbone is trained.
+        backbone_initial_ratio_lr: The learning rate of the backbone as a fraction of the rate of the head.
     """
 
     def __init__(self, unfreeze_backbone_at_epoch: int, backbone_initial_ratio_lr: float) -> None:
         super().__init__(
             unfreeze_backbone_at_epoch,
-            lambda_func=_unchanged,
+            lambda_func=_constant_factor,
             backbone_initial_ratio_lr=backbone_initial_ratio_lr,
         )
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         if not hasattr(pl_module, "backbone"):
             raise MisconfigurationException(
-                "FineTuning needs a backbone, as model=resnet18 has it. Without it: callbacks.fine_tuning=null."
+                "FineTuning needs a model with a backbone, such as model=resnet18. To disable fine-tuning: "
+                "callbacks.fine_tuning=null."
             )
         self.freeze(pl_module.backbone, train_bn=False)
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
         super().finetune_function(pl_module, epoch, optimizer)
-        # Lightning knows of one group, which may have been split by optimizer.no_decay.
+        # Lightning expects one group, but optimizer.no_decay may have split it.
         backbone = set(pl_module.backbone.parameters())
         for group in optimizer.param_groups:
             if backbone.issuperset(group["params"]):
@@ -46,38 +48,39 @@ class FineTuning(BackboneFinetuning):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if trainer.current_epoch == self.unfreeze_backbone_at_epoch:
-            _share_gradients(trainer)
+            _rebuild_ddp(trainer)
         self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What is frozen gives in training what it gives in validation: no dropout, no statistics of the batch.
+        # A frozen backbone behaves in training as in validation: no dropout, no batch statistics.
         pl_module.backbone.train(trainer.current_epoch >= self.unfreeze_backbone_at_epoch)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on where a resumed run was.
+        """Restore the state of a resumed run.
 
         Raises:
-            MisconfigurationException: if the scheduler cannot take in the backbone later.
+            MisconfigurationException: If the scheduler does not support adding the backbone later.
         """
         super().on_fit_start(trainer, pl_module)
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, CosineAnnealingLR | OneCycleLR | WarmupCosine):
                 raise MisconfigurationException(
-                    f"{type(config.scheduler).__name__} plans the rates of all parameters at the start, and the "
-                    "backbone comes later: take scheduler=constant, step or plateau, or callbacks.fine_tuning=null."
+                    f"{type(config.scheduler).__name__} sets the learning rates of all parameters at the start, but "
+                    "the backbone is added later. Use scheduler=constant, step, or plateau, or set "
+                    "callbacks.fine_tuning=null."
                 )
         if self.previous_backbone_lr is not None:
             self.make_trainable(pl_module.backbone)
-            _share_gradients(trainer)
+            _rebuild_ddp(trainer)
 
 
-def _share_gradients(trainer: Trainer) -> None:
-    """Of several processes, also those of the backbone: DDP shares what could be trained when it was set up."""
+def _rebuild_ddp(trainer: Trainer) -> None:
+    """Make DDP synchronize the gradients of the backbone; it only knows the parameters that were trainable at setup."""
     if isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy.model = trainer.lightning_module
         trainer.strategy.configure_ddp()
 
 
-def _unchanged(epoch: int) -> float:
-    """The factor by which the rate of the backbone changes from epoch to epoch."""
+def _constant_factor(epoch: int) -> float:
+    """Return the factor by which the learning rate of the backbone changes in each epoch."""
     return 1.0

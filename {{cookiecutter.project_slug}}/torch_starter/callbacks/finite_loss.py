@@ -1,4 +1,4 @@
-"""The end of a run whose loss is no number any more."""
+"""Stops runs whose loss is infinite or NaN."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from ..optimization import is_logged
 
 
 class FiniteLoss(Callback):
-    """Ends a run when its loss, or a weight that is about to be saved, is infinite or NaN.
+    """Stops a run when its loss, or a weight that is about to be saved, is infinite or NaN.
 
-    It looks at the loss of the steps that are logged, at the metrics with "loss" in their names after each validation,
-    and at the weights when a checkpoint is written: reading a value makes the program wait for the device.
+    It checks the loss of the logged steps, the metrics with "loss" in their names after each validation, and the
+    weights in each checkpoint. It does not check every step, because reading a value waits for the device.
     """
 
     def on_train_batch_end(
@@ -36,10 +36,10 @@ class FiniteLoss(Callback):
 
 
 def _check(trainer: Trainer, name: str, value: Tensor) -> None:
-    """Refuses what is not finite.
+    """Raise an error if a value is not finite.
 
     Raises:
-        MisconfigurationException: if ``value`` is not; it says when, and what to try.
+        MisconfigurationException: If ``value`` is not finite; the message names the step and possible remedies.
     """
     finite = torch.isfinite(value)
     if finite.all():
@@ -49,6 +49,6 @@ def _check(trainer: Trainer, name: str, value: Tensor) -> None:
     raise MisconfigurationException(
         f"{name} is {value[~finite][0].item()} in epoch {trainer.current_epoch + 1}, after step {trainer.global_step}, "
         f"at a learning rate of {lr:.3g}.\n"
-        f"Try a smaller optimizer.lr, trainer.gradient_clip_val=1{precision}, or trainer.detect_anomaly=true, which "
-        "finds the operation.\ncallbacks.finite_loss=null trains on regardless."
+        f"Try a smaller optimizer.lr, trainer.gradient_clip_val=1{precision}, or trainer.detect_anomaly=true to find "
+        "the operation.\nTo disable this check: callbacks.finite_loss=null."
     )

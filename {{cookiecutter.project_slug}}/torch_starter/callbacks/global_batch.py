@@ -1,4 +1,4 @@
-"""The gradient of a batch that several processes share."""
+"""Gradients of batches that are split unevenly across ranks."""
 
 from typing import Any
 
@@ -12,13 +12,15 @@ from ..figures import remove_callback
 
 
 class GlobalBatch(Callback):
-    """Makes the step of several processes the one that a single process would make.
+    """Weights gradients so that a step across ranks equals the single-process step.
 
-    The strategies take the mean of the processes' gradients, each the mean over a share of the batch. That is the
-    gradient of the batch if all shares are of one size, which those of the last batch of an epoch may not be; so each
-    is weighted with its share. (``train/loss`` of such a step is logged as the plain mean over the processes.)
+    The strategies average the gradients of all ranks, and each rank averages over its share of the batch. The result is
+    the gradient of the batch only if all shares have the same size. In the last batch of an epoch they may differ, so
+    this callback weights each gradient by the size of its share. ``train/loss`` of such a step is logged as the
+    unweighted mean over ranks.
 
-    And FSDP gets weights whose gradients it orders rightly: see ``use_contiguous_weights``.
+    For FSDP, it also makes the weights contiguous so that the gradients have the right order, see
+    ``use_contiguous_weights``.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -30,7 +32,7 @@ class GlobalBatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.weight = 1.0
         loader = trainer.train_dataloader
-        # The same in each epoch. A loader of another kind shares evenly, as Lightning makes it.
+        # The sizes are the same in each epoch. For other loaders, Lightning makes all shares equal.
         self.sizes = loader.batch_sizes() if hasattr(loader, "batch_sizes") else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

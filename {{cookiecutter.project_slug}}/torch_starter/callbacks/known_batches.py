@@ -1,4 +1,4 @@
-"""Finds batches that the model does not take, before anything is trained on them."""
+"""Checks before training that the data fit the model."""
 
 import re
 from collections.abc import Sequence
@@ -13,27 +13,28 @@ from torch import Tensor
 from ..data.evaluation import run_on_black_image
 from ..metrics import describe_type
 
-# Of a batch of images.
+# The format of a batch of images.
 IMAGES = re.compile(r"uint8 \(N, \w+, \w+, \w+\)")
-# A dtype, a shape and perhaps the least and the greatest value.
+# A dtype, a shape, and optionally the minimum and maximum.
 FORMAT = re.compile(r"(\w+) (\([^)]*\))(?: from (\d+) to (\d+))?")
 
 
 class KnownBatches(Callback):
     """Compares the first batch of each split, and of the inputs of predict.py, with ``batch_format`` of the model.
 
-    That is a dict of the tensors in a batch, in order: ``{"x": "float32 (N, 3)", "labels": "int64 (N,) from 0 to 9"}``.
-    A letter stands for any number, and float32 for the type of the model's weights. A model without it is not checked.
+    ``batch_format`` maps names to the tensors of a batch, in order:
+    ``{"x": "float32 (N, 3)", "labels": "int64 (N,) from 0 to 9"}``. A letter matches any number, and float32 matches
+    the dtype of the model's weights. Models without ``batch_format`` are not checked.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tries a network on an image of the size that the data have, if the data module has ``image_shape``.
+        """Run the network on one image of the shape of the data, if the data module has ``image_shape``.
 
         Raises:
-            MisconfigurationException: if it does not take such images, or gives another number of logits, or the mean
-                or standard deviation of the data is for another number of channels.
+            MisconfigurationException: If the network rejects such images, returns the wrong number of logits, or the
+                mean or standard deviation of the data has the wrong number of channels.
         """
-        self.checked: set[Any] = set()  # the stages whose first batch was compared
+        self.checked: set[Any] = set()  # The stages whose first batch was checked.
         data = trainer.datamodule
         formats: Any = getattr(pl_module, "batch_format", None)
         if not (image_shape := getattr(data, "image_shape", None)) or not formats:
@@ -41,23 +42,23 @@ class KnownBatches(Callback):
         for key in ("mean", "std"):
             if (values := getattr(data, key, None)) is not None and len(values) != image_shape[0]:
                 raise MisconfigurationException(
-                    f"data.{key} is {list(values)}: {len(values)} numbers, but images have {image_shape[0]} channels "
+                    f"data.{key} is {list(values)}: {len(values)} values, but images have {image_shape[0]} channels "
                     f"(data.image_shape is {list(image_shape)})."
                 )
         images, *others = formats.values()
         if stage == "fit" and IMAGES.match(images) and len(others) == 1 and others[0].startswith("int64 (N,)"):
-            _try(pl_module, image_shape)
+            _check_network(pl_module, image_shape)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks whether there is something to train and to validate on.
+        """Check that there are batches to train and validate on.
 
         Raises:
-            MisconfigurationException: if there is no batch. Lightning would train nothing, and say that it is done.
+            MisconfigurationException: If there is no batch. Lightning would report success without any training.
         """
         if not is_overridden("test_dataloader", trainer.datamodule, LightningDataModule):
             raise MisconfigurationException(
-                f"{type(trainer.datamodule).__name__} has no test_dataloader, for the test after training. Write one, "
-                "if need be test_dataloader = val_dataloader"
+                f"{type(trainer.datamodule).__name__} has no test_dataloader; the test after training needs one. Add "
+                "it, or reuse the validation data: test_dataloader = val_dataloader"
             )
         fit, val = trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop
         try:
@@ -65,12 +66,12 @@ class KnownBatches(Callback):
         except ValueError as error:
             if "num_samples" not in str(error):
                 raise
-            raise _empty("train_dataloader") from error  # what torch says of an empty data set that is shuffled
+            raise _no_batches_error("train_dataloader") from error  # torch's message for an empty, shuffled data set
         if trainer.limit_train_batches and trainer.num_training_batches == 0:
-            raise _empty("train_dataloader", trainer, "train")
+            raise _no_batches_error("train_dataloader", trainer, "train")
         val.setup_data()
         if trainer.enable_validation and not any(val.max_batches):
-            raise _empty("val_dataloader", trainer, "val")
+            raise _no_batches_error("val_dataloader", trainer, "val")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -84,35 +85,36 @@ class KnownBatches(Callback):
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
 
 
-def _try(model: Any, image_shape: Sequence[int]) -> None:
-    """Runs a model on a black image, so that a network that does not fit is named, and not one of its layers."""
+def _check_network(model: Any, image_shape: Sequence[int]) -> None:
+    """Run a model on a black image so that an error names the network instead of one of its layers."""
     name = getattr(model, "name", type(getattr(model, "network", model)).__name__)
     try:
         output = run_on_black_image(model, image_shape)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise MisconfigurationException(
-            f"{name} does not take images of {list(image_shape)} (channels, height, width), as data= serves them: "
+            f"{name} does not accept images of {list(image_shape)} (channels, height, width), as data= serves them: "
             f"{reason}\nChoose another model=, or change the network or data.image_shape."
         ) from error
     *_, labels = model.batch_format.values()
-    *_, greatest = _parts(labels)
-    if greatest and isinstance(output, Tensor) and output.shape != (1, int(greatest) + 1):
+    *_, highest = _parts(labels)
+    if highest and isinstance(output, Tensor) and output.shape != (1, int(highest) + 1):
         raise MisconfigurationException(
-            f"{name} gives {list(output.shape[1:])} numbers per image; the data have {int(greatest) + 1} classes."
+            f"{name} returns logits of shape {list(output.shape[1:])} per image; the data have {int(highest) + 1} "
+            "classes."
         )
 
 
 def check(model: LightningModule, batch: Any, source: str) -> None:
-    """Compares a batch with what ``model`` takes.
+    """Compare a batch with the ``batch_format`` of a model.
 
     Args:
-        model: has ``batch_format``, or takes anything.
-        batch: what the data module serves; of ``read_input`` the first tensor alone.
-        source: the method of the data module that it comes from.
+        model: The model; without ``batch_format``, it accepts any batch.
+        batch: The batch that the data module serves; only the first tensor if ``source`` is ``read_input``.
+        source: The method of the data module that returned the batch.
 
     Raises:
-        MisconfigurationException: if they differ; it has the names, dtypes and shapes of both, and how to convert.
+        MisconfigurationException: If they differ; the message has names, dtypes, and shapes of both, and a conversion.
     """
     formats: Any = getattr(model, "batch_format", None)
     if formats is None:
@@ -120,51 +122,58 @@ def check(model: LightningModule, batch: Any, source: str) -> None:
     if source == "read_input":
         formats = dict(list(formats.items())[:1])
         batch = [batch]
-    takes = ", ".join(f"{name} {text}" for name, text in formats.items())
-    end = "or choose another data= or model=."
+    expected = ", ".join(f"{name} {text}" for name, text in formats.items())
+    alternative = "or choose another data= or model=."
     is_batch = isinstance(batch, list | tuple) and all(isinstance(entry, Tensor) for entry in batch)
     if not is_batch or len(batch) != len(formats):
         found = ", ".join(map(describe_type, batch)) if isinstance(batch, list | tuple) else describe_type(batch)
         raise MisconfigurationException(
-            f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n"
-            f"Let the data module give a tuple ({', '.join(formats)}), {end}"
+            f"{source} provides: {found}\n{type(model).__name__} expects: {expected}\n"
+            f"Let the data module provide a tuple ({', '.join(formats)}), {alternative}"
         )
     found = ", ".join(f"{name} {describe_type(tensor)}" for name, tensor in zip(formats, batch, strict=True))
     for (name, text), tensor in zip(formats.items(), batch, strict=True):
         if not _fits(tensor, text, model.dtype):
             conversion = _conversion(name, tensor, text, model.dtype)
-            remedy = f"In the data module write {conversion}, {end}" if conversion else f"Change {name}, {end}"
-            raise MisconfigurationException(f"{source} gives: {found}\n{type(model).__name__} takes: {takes}\n{remedy}")
-        _, _, least, greatest = _parts(text)
-        if greatest and len(tensor) and not int(least) <= tensor.min() <= tensor.max() <= int(greatest):
+            remedy = (
+                f"In the data module, write {conversion}, {alternative}"
+                if conversion
+                else f"Change {name}, {alternative}"
+            )
             raise MisconfigurationException(
-                f"{source} gives {name} from {tensor.min()} to {tensor.max()}\n{type(model).__name__} takes: {takes}\n"
-                f"Number the classes from 0 in the data module, and set data.num_classes to how many there are."
+                f"{source} provides: {found}\n{type(model).__name__} expects: {expected}\n{remedy}"
+            )
+        _, _, lowest, highest = _parts(text)
+        if highest and len(tensor) and not int(lowest) <= tensor.min() <= tensor.max() <= int(highest):
+            raise MisconfigurationException(
+                f"{source} provides: {name} from {tensor.min()} to {tensor.max()}\n"
+                f"{type(model).__name__} expects: {expected}\n"
+                f"Number the classes from 0 in the data module, and set data.num_classes to the number of classes."
             )
 
 
 def _parts(text: str) -> tuple[str, ...]:
     match = FORMAT.fullmatch(text)
     if match is None:
-        raise ValueError(f"batch_format has {text!r}; write it as in 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'")
+        raise ValueError(f"batch_format has {text!r}; it must look like 'float32 (N, 3)' or 'int64 (N,) from 0 to 9'.")
     return match.groups()
 
 
-def _dtype(text: str, of_model: torch.dtype | str) -> torch.dtype | str:
-    """Lightning has converted floats to the type of the weights where trainer.precision says so."""
+def _dtype(text: str, model_dtype: torch.dtype | str) -> torch.dtype | str:
+    """Return the dtype of a format; float32 is the dtype of the weights, to which Lightning converts floats."""
     name = _parts(text)[0]
-    return of_model if name == "float32" else getattr(torch, name)
+    return model_dtype if name == "float32" else getattr(torch, name)
 
 
-def _fits(tensor: Tensor, text: str, of_model: torch.dtype | str) -> bool:
+def _fits(tensor: Tensor, text: str, model_dtype: torch.dtype | str) -> bool:
     shape = re.escape(_parts(text)[1])
     pattern = re.sub(r"[A-Z]\b", r"\\d+", shape)
-    return tensor.dtype == _dtype(text, of_model) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
+    return tensor.dtype == _dtype(text, model_dtype) and re.fullmatch(pattern, str(tuple(tensor.shape))) is not None
 
 
-def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | str) -> str:
-    """An expression that makes ``tensor`` fit; empty if none of these does."""
-    dtype = _dtype(text, of_model)
+def _conversion(name: str, tensor: Tensor, text: str, model_dtype: torch.dtype | str) -> str:
+    """Return an expression that makes ``tensor`` fit the format; empty if there is none."""
+    dtype = _dtype(text, model_dtype)
     changes = {"": tensor}
     if tensor.ndim == 1:
         changes["[:, None]"] = tensor[:, None]
@@ -173,16 +182,18 @@ def _conversion(name: str, tensor: Tensor, text: str, of_model: torch.dtype | st
         if dtype == torch.int64 and tensor.shape[1] > 1:
             changes[".argmax(dim=1)"] = tensor.argmax(dim=1)  # one-hot
     for change, changed in changes.items():
-        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, of_model):
+        if not isinstance(dtype, torch.dtype) or not _fits(changed.to(dtype), text, model_dtype):
             continue
         if dtype == torch.uint8 and tensor.is_floating_point():
-            return f"(255 * {name}{change}).round().to({dtype}) for numbers from 0 to 1"
+            return f"(255 * {name}{change}).round().to({dtype}) for values from 0 to 1"
         return f"{name}{change}" + (f".to({dtype})" if changed.dtype != dtype else "")
     return ""
 
 
-def _empty(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
+def _no_batches_error(source: str, trainer: Trainer | None = None, split: str = "") -> MisconfigurationException:
     key = f"limit_{split}_batches"
     limit = getattr(trainer, key, 1.0)
     remedy = f" trainer.{key} is {limit}." if isinstance(limit, float) and limit < 1 else ""
-    return MisconfigurationException(f"{source} of the data module has no batch: give it at least one sample.{remedy}")
+    return MisconfigurationException(
+        f"{source} of the data module has no batches. Give it at least one sample.{remedy}"
+    )

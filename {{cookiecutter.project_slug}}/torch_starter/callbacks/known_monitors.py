@@ -1,4 +1,4 @@
-"""Finds a metric that is monitored and never measured, before it costs an epoch."""
+"""Checks early in training that every monitored metric is logged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,21 +15,21 @@ from ..mistakes import nearest
 
 
 class KnownMonitors(Callback):
-    """Refuses a ``monitor`` of checkpoints, early stopping or a plateau scheduler that no metric has the name of.
+    """Rejects a ``monitor`` of checkpoints, early stopping, or a plateau scheduler that is not a logged metric.
 
-    A name that begins with ``val`` is known after the sanity check or, without one, after the first validation; any
-    other at the end of the first epoch that has a validation. (Lightning trains an epoch first, lists all metrics, and
-    raises a RuntimeError for early stopping.)
+    Names that begin with ``val`` are checked after the sanity check or, without one, after the first validation; all
+    other names at the end of the first epoch with a validation. Lightning trains an epoch first, lists all metrics, and
+    raises a RuntimeError for early stopping.
 
     Args:
-        config_path: the composed config, as Hydra writes it into the run folder, to name the key.
+        config_path: The composed config that Hydra writes into the run folder, for the name of the key.
     """
 
     def __init__(self, config_path: str) -> None:
         self.config_path = Path(config_path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Last of all but the checkpoints, so that it knows what the other callbacks log.
+        # Runs last except for checkpoints, so that it sees what other callbacks log.
         others = [callback for callback in trainer.callbacks if callback is not self]
         checkpoints = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(other for other in others if other not in checkpoints), self, *checkpoints]
@@ -40,33 +40,33 @@ class KnownMonitors(Callback):
             name, top = checkpoint.filename, checkpoint.save_top_k
             if name and files.count(file) > 1:
                 raise MisconfigurationException(
-                    f"Two callbacks write {name}.ckpt, and one would replace the other. Give one another name, as in "
+                    f"Two callbacks write {name}.ckpt and would overwrite each other. Rename one, for example: "
                     "callbacks.best_checkpoint.filename=best"
                 )
             if top not in (0, 1) and name and "{" not in name and not has_version_counter(checkpoint):
-                # Lightning would write each to the same file, and call the last one the best.
+                # Lightning would write all to the same file and report the last one as the best.
                 raise MisconfigurationException(
-                    f"save_top_k is {top}, but each checkpoint would be {name}.ckpt. Give them names of their own: "
+                    f"save_top_k is {top}, but every checkpoint would be {name}.ckpt. Give each its own name: "
                     f"callbacks.best_checkpoint.filename=\"'{name}-{{epoch}}'\""
                 )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The names of the validation.
+        """Check the monitors that begin with ``val``.
 
         Raises:
-            MisconfigurationException: if a monitor begins with ``val`` and is not among them.
+            MisconfigurationException: If no validation metric has the name of a monitor.
         """
         if not self.knows_validation:
             self._check(trainer, is_validation=True)
         self.knows_validation = True
-        # Lightning forgets what the sanity check has measured.
+        # Lightning discards the metrics of the sanity check.
         self.has_validated |= not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All names, except those that the model itself logs in ``on_train_epoch_end``, which comes later.
+        """Check all monitors, unless the model logs more metrics in its own, later ``on_train_epoch_end``.
 
         Raises:
-            MisconfigurationException: if a monitor is not among them.
+            MisconfigurationException: If no metric has the name of a monitor.
         """
         if not self.has_validated:
             return
@@ -81,10 +81,10 @@ class KnownMonitors(Callback):
                 continue
             key = next(self._keys(monitor), "monitor")
             choices = nearest(monitor, names) or "\nChoices: none"
-            raise MisconfigurationException(f"{key} is {monitor}, which is not measured.{choices}")
+            raise MisconfigurationException(f"{key} is {monitor}, but no such metric is logged.{choices}")
 
     def _keys(self, monitor: str) -> Iterator[str]:
-        """The keys of the config, such as ``callbacks.best_checkpoint.monitor``, with that value."""
+        """Yield the config keys with this value, such as ``callbacks.best_checkpoint.monitor``."""
 
         def walk(config: Any, name: str) -> Iterator[str]:
             for key, value in config.items() if isinstance(config, dict) else ():
@@ -97,10 +97,10 @@ class KnownMonitors(Callback):
 
 
 def _monitors(trainer: Trainer) -> Iterator[str]:
-    """What must be measured."""
+    """Yield the metrics that must be logged."""
     for callback in trainer.checkpoint_callbacks:
         monitor = getattr(callback, "monitor", None)
-        if monitor and monitor not in ("epoch", "step"):  # which ModelCheckpoint knows by itself
+        if monitor and monitor not in ("epoch", "step"):  # ModelCheckpoint adds these two itself.
             yield monitor
     yield from (callback.monitor for callback in trainer.early_stopping_callbacks if callback.strict)
     for config in trainer.lr_scheduler_configs:

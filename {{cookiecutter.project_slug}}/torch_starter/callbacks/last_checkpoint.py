@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from."""
+"""The checkpoint from which a run resumes."""
 
 import re
 import signal
@@ -16,44 +16,47 @@ from . import within_epoch
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``last.ckpt`` at the end of each epoch and, if asked to, within it, so that a resumed run is the same run.
+    """Writes ``last.ckpt`` at the end of epochs and optionally within them, so that a resumed run is bit-identical.
 
-    An epoch that ``max_time``, ``max_steps`` or early stopping cuts short is not saved; one that ends the run is.
+    An epoch that ``max_time``, ``max_steps``, or early stopping cuts short is not saved; a complete last epoch is.
 
-    With ``every``, SIGTERM is a notice: the run ends once the step under way is saved. It ends at once while it
-    validates, right after a validation, from where Lightning cannot go on, and at a second signal.
+    With ``every``, the run saves the current step after SIGTERM and then exits. It exits without saving during a
+    validation, at a second signal, and right after a validation, because Lightning cannot resume there.
 
     Args:
-        dirpath: the folder for it.
-        times: how often it is written at the end of an epoch, spread evenly over the run, the last time after the last
-            epoch. A run of unknown length, or one that ends by ``max_steps``, has it after each. None: after each.
-        every: the interval at which it is written within an epoch: a number of steps, at least 1, or a time
-            ``"HH:MM:SS"`` or ``"DD:HH:MM:SS"``. A step that a validation follows is not saved. None: only at the end.
+        dirpath: The folder of the checkpoint.
+        times: The number of saves at the end of an epoch, spread evenly over the run and including the last epoch. Runs
+            of unknown length and runs with ``max_steps`` save after each epoch. None: after each epoch.
+        every: The interval of saves within an epoch: a number of steps, at least 1, or a time ``"HH:MM:SS"`` or
+            ``"DD:HH:MM:SS"``. A step that is followed by a validation is not saved. None: no saves within an epoch.
 
     Raises:
-        MisconfigurationException: if ``every`` is neither.
+        MisconfigurationException: If ``every`` has none of these forms.
     """
 
     def __init__(self, dirpath: str, times: int | None, every: int | str | None = None) -> None:
         super().__init__(dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.times = times
         self.steps, self.seconds = _interval(every)
-        self.state_of_step: dict[str, Any] | None = None  # if the last step is to be saved
-        self.state_in_file: dict[str, Any] | None = None  # while it is saved
+        self.state_of_step: dict[str, Any] | None = None  # set if the last step will be saved
+        self.state_in_file: dict[str, Any] | None = None  # set during the save
         self.state_to_restore: dict[str, Any] | None = None
         self.logged_to_restore: dict[str, Any] = {}
         self.is_asked_to_stop = False
         self.handler: Any = None  # the previous SIGTERM handler
-        self.notice: Any = None  # ours
+        self.own_handler: Any = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.state_to_restore = checkpoint.get(WITHIN_EPOCH)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Comes last of all callbacks' hooks of this name, so that nothing is drawn after the random state is set."""
+        """Restore the state of a checkpoint within an epoch.
+
+        This hook runs last of all callbacks, so that no random numbers are drawn after the random state is set.
+        """
         if (self.steps or self.seconds) and threading.current_thread() is threading.main_thread():
-            self.notice = lambda *_: self._on_sigterm(trainer)
-            self.handler = signal.signal(signal.SIGTERM, self.notice)
+            self.own_handler = lambda *_: self._on_sigterm(trainer)
+            self.handler = signal.signal(signal.SIGTERM, self.own_handler)
         if self.state_to_restore:
             self.logged_to_restore = within_epoch.restore(trainer, pl_module, self.state_to_restore)
             self.state_to_restore = None
@@ -68,15 +71,15 @@ class LastCheckpoint(ModelCheckpoint):
         if self.steps or self.seconds:
             is_step, self.step = trainer.global_step > self.step, trainer.global_step
             if is_step and self._is_interval_over(trainer) and not trainer.is_last_batch:
-                # The file is written when the step is logged and validated, which it is not yet. By then the next batch
-                # is loaded, which may draw random numbers.
+                # The file is written later, after the step is logged and validated. By then the next batch is loaded,
+                # and loading it may draw random numbers.
                 self.state_of_step = within_epoch.state(trainer, pl_module, self.logged_to_restore)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_validated = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Right after a validation Lightning cannot go on: it would repeat the validation.
+        # Lightning cannot resume right after a validation; it would repeat the validation.
         if self.state_of_step and self.is_validated and self.is_asked_to_stop:
             self.handler(signal.SIGTERM, None)
         if self.state_of_step and not self.is_validated:
@@ -92,7 +95,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps or self.seconds:
-            (self.is_asked_to_stop,) = _of_rank_zero(trainer, self.is_asked_to_stop)
+            (self.is_asked_to_stop,) = _broadcast_from_rank_zero(trainer, self.is_asked_to_stop)
         if trainer.is_last_batch and (self._is_due(trainer) or trainer.should_stop or self.is_asked_to_stop):
             super().on_train_epoch_end(trainer, pl_module)
             self._after_saving(trainer)
@@ -100,7 +103,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         handler = self.handler
         self._restore_handler()
-        if self.is_asked_to_stop:  # in the last step of all
+        if self.is_asked_to_stop:  # SIGTERM came in the last step of the run.
             handler(signal.SIGTERM, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -117,7 +120,8 @@ class LastCheckpoint(ModelCheckpoint):
         self.is_asked_to_stop = True
 
     def _restore_handler(self) -> None:
-        if self.handler and signal.getsignal(signal.SIGTERM) is self.notice:  # and not what ignores it at the end
+        # At the end of the run, another handler ignores SIGTERM; keep that one.
+        if self.handler and signal.getsignal(signal.SIGTERM) is self.own_handler:
             signal.signal(signal.SIGTERM, self.handler)
             self.handler = None
 
@@ -128,20 +132,20 @@ class LastCheckpoint(ModelCheckpoint):
         return (epoch + 1) * self.times // epochs > epoch * self.times // epochs
 
     def _is_interval_over(self, trainer: Trainer) -> bool:
-        """Whether it is time to save within an epoch: for all processes what the first one says."""
+        """Return whether it is time to save within an epoch; rank zero decides for all ranks."""
         is_over = bool(self.steps) and trainer.global_step - self.saved_step >= self.steps
         is_over |= bool(self.seconds) and time.monotonic() - self.saved_at >= self.seconds
         is_over |= self.is_asked_to_stop
-        is_over, self.is_asked_to_stop = _of_rank_zero(trainer, is_over, self.is_asked_to_stop)
+        is_over, self.is_asked_to_stop = _broadcast_from_rank_zero(trainer, is_over, self.is_asked_to_stop)
         return is_over
 
 
-def _of_rank_zero(trainer: Trainer, *values: bool) -> tuple[bool, ...]:
+def _broadcast_from_rank_zero(trainer: Trainer, *values: bool) -> tuple[bool, ...]:
     return values if trainer.world_size == 1 else trainer.strategy.broadcast(values)
 
 
 def _interval(every: int | str | None) -> tuple[int, float]:
-    """Steps and seconds; 0 where there are none."""
+    """Return the interval as (steps, seconds); unused parts are 0."""
     if every is None:
         return 0, 0.0
     if type(every) is int and every > 0:
@@ -151,6 +155,6 @@ def _interval(every: int | str | None) -> tuple[int, float]:
         if total := ((days * 24 + hours) * 60 + minutes) * 60 + seconds:
             return 0, total
     raise MisconfigurationException(
-        f"callbacks.last_checkpoint.every is {every}; it can be null, a number of steps from 1, or a time such as "
+        f"callbacks.last_checkpoint.every is {every}; it must be null, a positive number of steps, or a time such as "
         '"00:30:00".'
     )

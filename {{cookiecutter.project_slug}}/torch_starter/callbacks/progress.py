@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains."""
+"""Progress of a run: a bar and log lines."""
 
 import html
 import logging
@@ -16,28 +16,28 @@ from ..files import display_path
 
 log = logging.getLogger(__name__)
 
-SECONDS = 0.25  # between two drawings of the bar
+REFRESH_SECONDS = 0.25  # between two updates of the bar
 
 
 class Progress(Callback):
-    """One bar for the whole run in a terminal or a notebook, and some lines in the log everywhere.
+    """Shows one bar for the whole run in a terminal or notebook, and writes some lines to the log.
 
-    (Lightning's bars are one per epoch; 500 epochs of one step each would be 500 bars.)
+    Lightning shows one bar per epoch; 500 epochs of one step each would be 500 bars.
 
     Args:
-        lines: that the run leaves in the log, spread evenly over its epochs; at most one per epoch.
+        lines: The number of log lines, spread evenly over the epochs; at most one per epoch.
     """
 
     def __init__(self, lines: int) -> None:
-        self.lines = int(lines)  # of what is no number it is known before the run
+        self.lines = int(lines)  # Invalid values fail before the run.
         self.bar: _TerminalBar | _NotebookBar | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log.info(_start_line(trainer, pl_module))
 
-        # Lightning's -1 and None are a run that something else ends.
+        # With -1 or None, something else ends the run.
         epochs = self.epochs = trainer.max_epochs if (trainer.max_epochs or -1) > 0 else None
-        # Infinite for a data set that does not know its length: then the bar only says that something goes on.
+        # Infinite for a data set of unknown length; the bar then only shows activity.
         batches = trainer.num_training_batches
         total = batches * epochs if epochs and math.isfinite(batches) else None
         console = rich.get_console()
@@ -51,8 +51,8 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Drawing takes as long as a step of a small network, and reading a metric waits for the device.
-        if self.bar and time.monotonic() > self.updated + SECONDS:
+        # An update takes as long as a step of a small network, and reading a metric waits for the device.
+        if self.bar and time.monotonic() > self.updated + REFRESH_SECONDS:
             self._update(trainer, trainer.current_epoch + 1, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,12 +83,12 @@ class Progress(Callback):
 
 
 class _TerminalBar:
-    """A bar below the lines of the log, which goes at the end.
+    """A bar below the log lines that disappears at the end.
 
     Args:
-        console: where it is drawn.
-        total: number of batches; None if it is not known.
-        epochs: number of epochs, likewise.
+        console: The console of the bar.
+        total: The number of batches; None if it is unknown.
+        epochs: The number of epochs; None if it is unknown.
     """
 
     def __init__(self, console: rich.console.Console, total: float | None, epochs: int | None) -> None:
@@ -100,12 +100,12 @@ class _TerminalBar:
             rich.progress.TextColumn("{task.fields[metrics]}"),
             console=console,
             transient=True,
-            refresh_per_second=1 / SECONDS,
+            refresh_per_second=1 / REFRESH_SECONDS,
         )
         self.task = self.bar.add_task("", total=total, epoch=1, metrics="")
         stdout = sys.stdout
         self.bar.start()
-        # Rich prints above the bar what goes to sys.stdout; the log's handlers still hold the former one.
+        # Rich replaces sys.stdout and prints its lines above the bar; the log handlers still hold the original stream.
         self.handlers = [handler for handler in logging.root.handlers if getattr(handler, "stream", None) is stdout]
         self._redirect_log()
 
@@ -122,10 +122,10 @@ class _TerminalBar:
 
 
 class _NotebookBar:
-    """A bar in the output of a cell, which stays. (Rich's needs ipywidgets.) It takes what _TerminalBar takes."""
+    """A persistent bar in the output of a cell, like _TerminalBar; Rich's own notebook bar needs ipywidgets."""
 
     def __init__(self, total: float | None, epochs: int | None) -> None:
-        from IPython.display import HTML, display  # pyrefly: ignore[missing-import]  (a notebook has it)
+        from IPython.display import HTML, display  # pyrefly: ignore[missing-import]  (notebooks have IPython)
 
         self.html = HTML
         self.total = total
@@ -142,17 +142,17 @@ class _NotebookBar:
 
 
 def network_name(model: LightningModule) -> str:
-    """The ``name`` of a model, or the class of its network."""
+    """Return the ``name`` of a model, or the name of its network's class."""
     return str(getattr(model, "name", type(getattr(model, "network", model)).__name__))
 
 
 def data_name(data: object) -> str:
-    """The class ``dataset`` of a data module, or its own."""
+    """Return the name of the class ``dataset`` of a data module, or of its own class."""
     return getattr(getattr(data, "dataset", None), "__name__", type(data).__name__)
 
 
 def _start_line(trainer: Trainer, model: LightningModule) -> str:
-    """What model, which data, on which device, into which folder."""
+    """Return a line with model, data, device, and run folder."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data = data_name(trainer.datamodule)
     dataset = getattr(trainer.train_dataloader, "dataset", None)

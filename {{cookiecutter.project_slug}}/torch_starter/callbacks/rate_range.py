@@ -1,4 +1,4 @@
-"""A test of learning rates, from low to high, in a few steps."""
+"""Learning rate range test."""
 
 import math
 from typing import Any
@@ -7,16 +7,16 @@ from lightning import Callback, LightningModule, Trainer
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0
-# The test ends when the loss is so many times that of the first step.
-DIVERGED = 4.0
+# The test ends when the loss exceeds the loss of the first step by this factor.
+DIVERGENCE_FACTOR = 4.0
 
 
 class RangeTest(Callback):
-    """Raises the learning rate from ``LOWEST`` to ``HIGHEST`` in ``STEPS`` steps, and keeps the loss of each.
+    """Increases the learning rate from ``LOWEST`` to ``HIGHEST`` in ``STEPS`` steps and records the loss of each.
 
-    (Lightning's ``Tuner.lr_find`` saves a checkpoint, tests a network before it has its pretrained weights, halves the
-    first loss, and takes the slope over the rate and not over its logarithm, which is steepest in the noise of the
-    lowest rates: 2e-5 for `experiment=mnist`.)
+    Lightning's ``Tuner.lr_find`` saves a checkpoint, tests a network before its pretrained weights are loaded, halves
+    the first loss, and takes the slope over the rate instead of its logarithm. That slope is steepest in the noise of
+    the lowest rates: 2e-5 for `experiment=mnist`.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class RangeTest(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == len(self.losses):
-            return  # gradients are accumulated
+            return  # Gradients are accumulated.
         loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        if math.isfinite(loss) and loss <= DIVERGED * [*self.losses, loss][0]:
+        if math.isfinite(loss) and loss <= DIVERGENCE_FACTOR * [*self.losses, loss][0]:
             self.rates.append(self.rate)
             self.losses.append(loss)
         else:

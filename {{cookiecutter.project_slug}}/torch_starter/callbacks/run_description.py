@@ -1,4 +1,4 @@
-"""What a run is, for those who look at it in a logger."""
+"""Descriptions of runs for loggers: hyperparameters, config, and model graph."""
 
 import logging
 import warnings
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class RunDescription(Callback):
-    """Gives every logger the hyperparameters, all but CSVLogger the config, and TensorBoard the graph of the model.
+    """Logs the hyperparameters to every logger, the config to all but CSVLogger, and the model graph to TensorBoard.
 
-    TensorBoard's HPARAMS tab works out from the hyperparameters of all runs which of them differ, shows those first,
-    and beside them the last value of each curve. (Lightning's logger would write a list of columns with each run, of
-    which TensorBoard takes the first: it would not show a key that only a later run has.)
+    TensorBoard's HPARAMS tab finds the hyperparameters that differ between runs and shows them first, next to the last
+    value of each curve. Lightning's logger would write a list of columns with each run. TensorBoard only reads the
+    first list, so it would hide keys that only later runs have.
 
     Args:
-        config_path: the composed config, as Hydra writes it into the run folder.
+        config_path: The composed config that Hydra writes into the run folder.
     """
 
     def __init__(self, config_path: str) -> None:
@@ -44,14 +44,14 @@ class RunDescription(Callback):
             tracking.log_config(logger, self.values, self.text)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", f"```yaml\n{self.text}```")
-                # torch takes true and false for 1 and 0.
+                # torch would log true and false as 1 and 0.
                 values = {name: str(value) if isinstance(value, bool) else value for name, value in self.values.items()}
                 _, session_start, _ = hparams(values, metric_dict={})
                 logger.experiment.file_writer.add_summary(session_start)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         is_start = trainer.global_step == batch_idx == 0
-        # Under FSDP the model can only be run by all processes at once.
+        # Under FSDP, the model can only run on all ranks at once.
         alone = trainer.is_global_zero and not isinstance(trainer.strategy, FSDPStrategy)
         for logger in trainer.loggers if is_start and alone else []:
             if isinstance(logger, TensorBoardLogger):
@@ -61,9 +61,9 @@ class RunDescription(Callback):
 
 def _add_graph(logger: TensorBoardLogger, model: LightningModule, batch: Any) -> None:
     try:
-        # Tracing runs the model, and must not change what is drawn at random after it.
+        # Tracing runs the model and must not change later random numbers.
         with disable_compiled_modules(model), torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit, on which TensorBoard's graphs are built, is deprecated
+            warnings.simplefilter("ignore")  # torch.jit, which TensorBoard's graphs use, is deprecated.
             logger.experiment.add_graph(model, batch[0][:1])
-    except Exception as error:  # whatever there is in a batch, or a network does, that cannot be traced
+    except Exception as error:  # Some batches and networks cannot be traced.
         log.info(f"TensorBoard shows no graph of the model: {str(error).partition(chr(10))[0]}")

@@ -1,4 +1,4 @@
-"""What a model logs in its steps, without what nobody sees."""
+"""Cheap ``self.log`` calls in training and evaluation steps."""
 
 from typing import Any
 
@@ -12,31 +12,30 @@ from ..optimization import is_logged, is_validated
 
 
 class SparseLogging(Callback):
-    """Lets a model call ``self.log`` in each step, as simply as it can be written, and not pay for it.
+    """Makes plain ``self.log`` calls in each step cheap by skipping those without effect.
 
-    ``log`` takes longer than a training step of a small network. So it does nothing where nothing would come of it:
+    ``log`` takes longer than a training step of a small network. It is skipped:
 
-    - in training, for a value that no logger writes in this step, except in the last step of an epoch; where each is
-      a single step, in that of an epoch that is validated;
+    - in training, for a value that no logger writes in this step, except in the last step of an epoch; if each epoch is
+      a single step, except in validated epochs;
     - for a ``torchmetrics.Metric`` that is computed at the end of the epoch, after the first step.
 
-    In validation and test, a mean that Lightning has begun in the first step gets the further values without all that
-    ``log`` looks at.
+    In validation and test, further values of a mean are added directly, without the checks of ``log``.
 
-    A mean over the steps of an epoch (``on_epoch=True``) is not left out. With several processes what is logged in a
-    step is averaged over all of them, in validation and test weighted by their shares of the batch, so that all must
-    log it; ``rank_zero_only=True`` is left as it is.
+    A mean over the steps of an epoch (``on_epoch=True``) is never skipped. In distributed training, logged values are
+    averaged over all ranks, in validation and test weighted by the ranks' shares of the batch, so every rank must log
+    them. ``rank_zero_only=True`` has its usual effect.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         skip_empty_hooks(trainer)
         self.trainer = trainer
-        self.batch: Any = None  # while a step is under way
+        self.batch: Any = None  # set during a step
         self.is_training_step = False
-        self.dataloader_idx: int | None = None  # None: there is one loader
-        self.metrics: set[Any] = set()  # those of this epoch that are logged already
-        self.means: dict[Any, Any] = {}  # of this epoch of evaluation, with the options of their first value
-        vars(pl_module).pop("log", None)  # of a stage that ended by an exception
+        self.dataloader_idx: int | None = None  # None: a single loader
+        self.metrics: set[Any] = set()  # logged already in this epoch
+        self.means: dict[Any, Any] = {}  # of this evaluation epoch, with the options of their first value
+        vars(pl_module).pop("log", None)  # left over if an exception ended a stage
         pl_module.log = _Log(self, pl_module, pl_module.log)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,15 +74,15 @@ class SparseLogging(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def is_seen(self) -> bool:
-        """Whether a logger writes in this training step, or it is the last one of an epoch."""
+    def should_log(self) -> bool:
+        """Return whether a logger writes in this training step, or the step is the last one of an epoch."""
         trainer = self.trainer
         is_last = trainer.is_last_batch and (is_validated(trainer) or trainer.num_training_batches > 1)
         return is_last or is_logged(trainer, logged_batches(trainer) + 1)
 
 
 class _Log:
-    """``LightningModule.log``, called only if something comes of it."""
+    """Wraps ``LightningModule.log`` and skips calls without effect."""
 
     def __init__(self, callback: SparseLogging, model: LightningModule, log: Any) -> None:
         self.callback = callback
@@ -97,20 +96,20 @@ class _Log:
                 if (name, callback.dataloader_idx) in callback.metrics:
                     return
                 callback.metrics.add((name, callback.dataloader_idx))
-        elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.is_seen():
+        elif callback.is_training_step and not args and not options.get("on_epoch") and not callback.should_log():
             return
         elif callback.batch is not None:
             if callback.trainer.world_size > 1 and not options.get("rank_zero_only"):
                 options["sync_dist"] = True
                 if options.get("batch_size") is None:
-                    # A float: Lightning's mean over processes rounds whole numbers down.
+                    # A float, because Lightning's mean over ranks rounds integers down.
                     options["batch_size"] = float(extract_batch_size(callback.batch))
-            if not args and self._goes_on(name, value, dict(options)):
+            if not args and self._add_to_mean(name, value, dict(options)):
                 return
         self.log(name, value, *args, **options)
 
-    def _goes_on(self, name: str, value: Any, options: dict[str, Any]) -> bool:
-        """Adds a value to a mean of this evaluation, and returns whether there is one that it could be added to."""
+    def _add_to_mean(self, name: str, value: Any, options: dict[str, Any]) -> bool:
+        """Add a value to an existing mean of this evaluation; return False if there is none."""
         callback = self.callback
         is_number = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 0
         if callback.is_training_step or callback.dataloader_idx is not None or not is_number:
@@ -123,4 +122,4 @@ class _Log:
         return True
 
     def __deepcopy__(self, memo: Any) -> "_Log":
-        return self  # averaging of weights copies the model
+        return self  # Weight averaging copies the model.

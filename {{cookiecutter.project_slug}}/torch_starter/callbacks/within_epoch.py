@@ -1,11 +1,11 @@
-"""What a run needs, beside an ordinary checkpoint, to go on within an epoch to the bit.
+"""The state that a checkpoint needs to resume bit for bit within an epoch.
 
-Lightning counts the batches and steps. This adds the random numbers, where the loaders are, and what metrics and
-``self.log(…, on_epoch=True)`` have added up since the epoch began, which Lightning leaves out
+Lightning counts the batches and steps. This module adds the random state, the positions of the loaders, and the values
+that metrics and ``self.log(…, on_epoch=True)`` have accumulated since the epoch began. Lightning omits them
 (https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
 
-Two things are not equal to the bit: a value that is logged in some batches and in none after the checkpoint, and data
-of unknown length that draw from the global generators, of which Lightning loads a batch ahead.
+Two things are not bit-identical: values that are logged in some batches, but in none after the checkpoint; and data of
+unknown length that draw from the global generators, because Lightning prefetches a batch of them.
 """
 
 import random
@@ -27,32 +27,32 @@ from ..metrics import MetricsOfStage
 
 
 def state(trainer: Trainer, model: LightningModule, logged: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a checkpoint lacks for a run to go on between two batches: plain numbers and tensors.
+    """Return the missing state for a checkpoint between two batches, as plain numbers and tensors.
 
-    Each process calls it after a step, before the next batch is loaded.
+    Each rank calls this function after a step, before the next batch is loaded.
 
     Args:
-        trainer: of the run.
-        model: of the run.
-        logged: what waits for ``restore_logged``.
+        trainer: The trainer of the run.
+        model: The model of the run.
+        logged: Values that are still to be passed to ``restore_logged``.
     """
     logged = logged | _logged(trainer)
     own = {"random": _random_state(model.device), "metrics": _metrics(model), "waiting": _waiting(model)}
     own["logged"] = logged
     _, count = rank_and_count()
-    of_processes: list[Any] = [own]
+    states: list[Any] = [own]
     if count > 1:
-        of_processes = [None] * count
-        distributed.all_gather_object(of_processes, own)
+        states = [None] * count
+        distributed.all_gather_object(states, own)
     return {
         "batches": trainer.num_training_batches,
-        "processes": of_processes,
+        "processes": states,
         "loaders": trainer.fit_loop.on_save_checkpoint().get("combined_loader", []),
     }
 
 
 def add_to(checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
-    """Adds ``state`` to a checkpoint that Lightning makes before the first step of the next batch, which it counts."""
+    """Add ``state`` to a checkpoint that Lightning makes before the next batch, which it already counts as ready."""
     checkpoint[WITHIN_EPOCH] = state
     loops, epoch = checkpoint["loops"]["fit_loop"], checkpoint["epoch"]
     if state["loaders"]:
@@ -61,28 +61,33 @@ def add_to(checkpoint: dict[str, Any], state: dict[str, Any]) -> None:
     batches["is_last_batch"] = False
     for counts in (batches["total"], batches["current"]):
         counts["ready"] = counts["completed"]
-    # As they are in a run that was never resumed.
+    # The same counts as in an uninterrupted run.
     for counts in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
         counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
 
 
 def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> dict[str, Any]:
-    """Brings back a state, when training starts, before the next batch is loaded.
+    """Restore a state when training starts, before the next batch is loaded.
+
+    Args:
+        trainer: The trainer of the run.
+        model: The model of the run.
+        state: The return value of the function ``state``.
 
     Returns:
-        what is for ``restore_logged``.
+        The values for ``restore_logged``.
 
     Raises:
-        MisconfigurationException: if the epoch has another number of batches now.
+        MisconfigurationException: If the number of batches per epoch has changed.
     """
     if state["batches"] != trainer.num_training_batches:
         raise MisconfigurationException(
-            f"The checkpoint is from within an epoch of {state['batches']} batches, and it has "
-            f"{trainer.num_training_batches} now. Go on as before until the epoch has ended; change the batches then."
+            f"The checkpoint is from within an epoch of {state['batches']} batches, but the epoch now has "
+            f"{trainer.num_training_batches}. Resume without this change until the epoch has ended."
         )
     restore_loaders(trainer, state["loaders"], trainer.fit_loop.batch_idx + 1)
     rank, _ = rank_and_count()
-    if rank >= len(state["processes"]):  # there were fewer
+    if rank >= len(state["processes"]):  # The checkpoint has fewer ranks.
         return {}
     own = state["processes"][rank]
     _set_random_state(own["random"], model.device)
@@ -100,16 +105,16 @@ def restore(trainer: Trainer, model: LightningModule, state: dict[str, Any]) -> 
 
 
 def restore_logged(trainer: Trainer, logged: dict[str, Any]) -> None:
-    """Adds what was logged of the epoch before the checkpoint, for each value that has been logged since."""
+    """Add the values that were logged in this epoch before the checkpoint to those that have been logged since."""
     results = epoch_results(trainer)
     for name in results.keys() & logged.keys():
-        former, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]
+        earlier, result = move_data_to_device(logged.pop(name), trainer.strategy.root_device), results[name]
         if result.meta.is_mean_reduction or result.meta.is_sum_reduction:
-            result.value = former["value"] + result.value
+            result.value = earlier["value"] + result.value
         else:
-            result.value = result.meta.reduce_fx(former["value"], result.value)
-        if "cumulated_batch_size" in former:
-            result.cumulated_batch_size = former["cumulated_batch_size"] + result.cumulated_batch_size
+            result.value = result.meta.reduce_fx(earlier["value"], result.value)
+        if "cumulated_batch_size" in earlier:
+            result.cumulated_batch_size = earlier["cumulated_batch_size"] + result.cumulated_batch_size
 
 
 def _logged(trainer: Trainer) -> dict[str, Any]:
@@ -117,17 +122,17 @@ def _logged(trainer: Trainer) -> dict[str, Any]:
 
 
 def _metrics(model: LightningModule) -> dict[str, tuple[int, dict[str, Any]]]:
-    """How often each metric was updated, and its state."""
+    """Return the number of updates and the state of each metric."""
     for module in model.modules():
         if isinstance(module, MetricCollection):
-            # Those that count the same have the same state from now on. What waits goes on to wait, so that it is added
-            # up in the same order as in a run that is not saved here.
+            # Metrics of the same compute group share their state from now on. Waiting samples keep waiting, so that
+            # they are added in the same order as in a run without this checkpoint.
             MetricCollection.values(module)
     return {name: (metric.update_count, dict(metric.metric_state)) for name, metric in _metrics_of(model)}
 
 
 def _waiting(model: LightningModule) -> dict[str, list[tuple[Tensor, ...]]]:
-    """What each MetricsOfStage has not yet given to its metrics."""
+    """Return the samples that each MetricsOfStage has not yet passed to its metrics."""
     return {name: list(module.waiting) for name, module in model.named_modules() if isinstance(module, MetricsOfStage)}
 
 
@@ -139,7 +144,7 @@ def _metrics_of(model: LightningModule) -> Iterator[tuple[str, Metric]]:
 
 def _random_state(device: torch.device) -> dict[str, Any]:
     numpy_state: Any = numpy.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # weights_only reads no arrays
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # weights_only=True does not load arrays.
     state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if device.type != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state()

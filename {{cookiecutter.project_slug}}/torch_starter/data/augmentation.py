@@ -1,4 +1,4 @@
-"""Chance in what training sees of an image, and yet the same each time."""
+"""Reproducible random augmentation of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ from .batch_augmentation import Draws
 
 
 class Augmentation:
-    """Transforms that are drawn anew for each image and epoch, one image at a time.
+    """Applies random transforms to one image at a time.
 
-    What they draw depends on (seed, epoch, index) alone: not on the process that draws it, nor on what was drawn
-    before. So neither workers nor an interruption change it. For a ``BatchLoader`` with weights, the number of the draw
-    takes the place of the index.
+    The random numbers depend only on (seed, epoch, index), not on the process or on earlier draws. Therefore, neither
+    workers nor an interruption change the result. For a ``BatchLoader`` with weights, the number of the draw takes the
+    place of the index.
 
     Args:
-        transforms: of ``torchvision.transforms.v2`` or of batches (see batch_augmentation.py), in this order, by names
-            that are for people; None is left out.
-        seed: of the run.
+        transforms: Transforms of ``torchvision.transforms.v2`` or of batches (see batch_augmentation.py) by name,
+            applied in this order. The names have no effect; transforms that are None are skipped.
+        seed: The seed of the run.
     """
 
     def __init__(self, transforms: Mapping[str, Any], seed: int) -> None:
@@ -28,10 +28,19 @@ class Augmentation:
         self.seed = seed
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
-        """From a uint8 image (C, H, W) to another, of the size that the transforms give it."""
+        """Return the augmented image.
+
+        Args:
+            image: uint8 (C, H, W).
+            epoch: The epoch, from 0.
+            index: The index of the sample or the number of its draw.
+
+        Returns:
+            The image in the size that the transforms give it.
+        """
         sequence = numpy.random.SeedSequence([self.seed, epoch, index])
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reach for the generators of the GPUs, too.
+            # torch.manual_seed would also seed the generators of the GPUs.
             torch.default_generator.manual_seed(int(sequence.generate_state(1)[0]))
             for place, transform in enumerate(self.transforms):
                 if _is_for_batches(transform):
@@ -43,24 +52,30 @@ class Augmentation:
 
 
 class BatchAugmentation(Augmentation):
-    """Transforms of whole batches; what an image becomes is what ``Augmentation`` makes of it alone."""
+    """Applies transforms to whole batches; each image becomes what ``Augmentation`` makes of it alone."""
 
     def augment_batch(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
-        """From uint8 images (N, C, H, W) and their indices, int64 (N,) on the same device, to as many images."""
+        """Return the augmented images.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            epoch: The epoch, from 0.
+            indices: The indices of the samples or the numbers of their draws, int64 (N,), on the device of the images.
+        """
         for place, transform in enumerate(self.transforms):
             images = transform.augment_batch(images, Draws(self.seed, epoch, place, indices))
         return images
 
 
 def augmentation(transforms: Mapping[str, Any] | None, seed: int) -> Augmentation | None:
-    """What a data set augments with: whole batches, if all transforms can do that.
+    """Return the augmentation of a data set; it handles whole batches if all transforms can.
 
     Args:
-        transforms: by names that are for people; None is left out.
-        seed: of the run.
+        transforms: Transforms by name; those that are None are skipped.
+        seed: The seed of the run.
 
     Returns:
-        an Augmentation, or None if there is nothing to do.
+        The augmentation, or None if there are no transforms.
     """
     if not transforms or not any(transforms.values()):
         return None

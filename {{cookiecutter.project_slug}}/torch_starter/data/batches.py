@@ -1,4 +1,4 @@
-"""Batches of a data set, made here or by worker processes that all its splits share."""
+"""Batches of a data set, made in the main process or by worker processes that all splits share."""
 
 import gc
 import multiprocessing
@@ -19,13 +19,13 @@ from ..compat import stop_workers
 
 
 class TensorBatches:
-    """Tensors with one row per sample: a batch costs one index operation, not one call per sample.
+    """A data set of tensors with one row per sample; a batch costs one index operation, not one call per sample.
 
     Args:
-        tensors: of equal length.
-        augment: from a row of the first tensor, the epoch and the index (or the number of the draw, see
-            ``BatchLoader``), to what training sees of it. If it has ``augment_batch``, see ``BatchAugmentation``, that
-            is called for all rows at once.
+        *tensors: Tensors of equal length.
+        augment: Maps a row of the first tensor, the epoch, and the index of the sample (or the number of its draw, see
+            ``BatchLoader``) to the row that training sees. If it has an ``augment_batch`` method, see
+            ``BatchAugmentation``, that method is called for all rows at once.
     """
 
     def __init__(self, *tensors: Tensor, augment: "Callable[[Tensor, int, int], Tensor] | None" = None) -> None:
@@ -34,28 +34,36 @@ class TensorBatches:
 
     @property
     def device(self) -> torch.device:
+        """The device of the tensors."""
         return self.tensors[0].device
 
     @property
     def nbytes(self) -> int:
+        """The size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def to(self, device: torch.device) -> "TensorBatches":
-        """The same data set on another device, where it makes its batches."""
+        """Return the same data set on another device; it makes its batches there."""
         return TensorBatches(*(tensor.to(device) for tensor in self.tensors), augment=self.augment)
 
     @property
     def is_slow(self) -> bool:
-        """Whether rows are augmented one by one: on the CPU, where worker processes are worth it."""
+        """Whether rows are augmented one by one on the CPU, so that worker processes pay off."""
         return self.augment is not None and not hasattr(self.augment, "augment_batch")
 
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
+        """Return the rows at ``indices`` of each tensor, augmented for ``epoch``.
+
+        Args:
+            epoch: The epoch, from 0.
+            indices: The samples or, with weights, the numbers of their draws (see ``BatchLoader``), int64 (N,).
+        """
         draws = torch.as_tensor(indices, device=self.device)
         indices = draws % len(self)
-        # On the CPU several times faster than tensor[indices].
+        # On the CPU, index_select is several times faster than tensor[indices].
         first, *others = (tensor.index_select(0, indices) for tensor in self.tensors)
         if augment_batch := getattr(self.augment, "augment_batch", None):
             first = augment_batch(first, epoch, draws)
@@ -66,31 +74,31 @@ class TensorBatches:
 
 
 class BatchLoader:
-    """The batches of a data set: in its order or, given ``shuffle_seed``, in an order of their own each epoch.
+    """Iterates over the batches of a data set, in order or, with ``shuffle_seed``, shuffled in each epoch.
 
-    That order depends on the seed and the number of the epoch alone, not on what ran before: a resumed
-    run sees the batches that it would have seen. It is a class of its own, and no DataLoader, because a DataLoader
-    neither tells its workers the epoch nor shares them with another.
+    The order depends only on the seed and the epoch, so a resumed run sees the same batches as an uninterrupted one.
+    This class does not extend DataLoader because a DataLoader neither passes the epoch to its workers nor shares them
+    with another loader.
 
-    Of several processes each serves its share of every batch, so that together they serve what one would: no sample
-    twice, none left out.
+    In distributed training, each rank serves its share of every batch. Together, the ranks serve each sample exactly
+    once.
 
-    Given ``weights`` as well, an epoch draws as many samples as there are, with replacement. So that augmentation can
-    treat the repetitions of a sample differently, the data set is not asked for the index of a sample but for the
-    number of its draw, ``index + place * len(dataset)``, where ``place`` counts the samples of the epoch from 0.
+    With ``weights``, an epoch draws as many samples as the data set has, with replacement. The loader then requests
+    each sample by the number of its draw, ``index + place * len(dataset)``, where ``place`` counts the samples of the
+    epoch from 0, so that augmentation can treat repeated samples differently.
 
     Args:
-        dataset: what to serve.
-        batch_size: samples per batch, of all processes together. The last batch has what is left; if that is too little
-            for each process to have one, in training two, it joins the batch before.
-        shuffle_seed: see above.
-        workers: processes that have ``dataset``; without them batches are made here.
-        weights: how often each sample is drawn, relative to the others, at least 0, floating point (N,); at most 2**24
-            samples. Without ``shuffle_seed`` they have no effect.
+        dataset: The data set to serve.
+        batch_size: Samples per batch, summed over all ranks. The last batch holds the remaining samples; it is merged
+            into the previous batch if it has less than one sample per rank (in training: two).
+        shuffle_seed: The seed of the order. None: the order of the data set.
+        workers: Worker processes that hold ``dataset``. None: this process makes the batches.
+        weights: Relative frequency of each sample, non-negative floating point (N,), for at most 2**24 samples. They
+            have no effect without ``shuffle_seed``.
 
     Raises:
-        MisconfigurationException: if ``batch_size`` is not a positive whole number, there are more processes than
-            samples, or not as many weights as samples.
+        MisconfigurationException: If ``batch_size`` is not a positive integer, there are more ranks than samples, or
+            the numbers of weights and samples differ.
     """
 
     def __init__(
@@ -102,10 +110,10 @@ class BatchLoader:
         weights: Tensor | None = None,
     ) -> None:
         if type(batch_size) is not int or batch_size < 1:
-            raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a whole number from 1.")
+            raise MisconfigurationException(f"data.batch_size is {batch_size}; it must be a positive integer.")
         if weights is not None and len(weights) != len(dataset):
             raise MisconfigurationException(
-                f"A BatchLoader has {len(weights)} weights for {len(dataset)} samples. Give it one for each sample."
+                f"A BatchLoader has {len(weights)} weights for {len(dataset)} samples. Pass one weight per sample."
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -115,37 +123,38 @@ class BatchLoader:
         self.epoch = 0
         self.place = {"epoch": 0, "batch": 0}
         self.start = self.place
-        # Where Lightning looks for set_epoch.
+        # Lightning looks for set_epoch here.
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, from 0."""
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, from 0, and how many of its batches were served."""
+        """Return the epoch, from 0, and the number of its batches that were served."""
         return dict(self.place)
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets the next iteration go on where another loader was, if it is of the same epoch."""
+        """Start the next iteration at the position of another loader if both are in the same epoch."""
         self.start = state_dict
 
     def __len__(self) -> int:
         return len(self.batch_sizes())
 
     def batch_sizes(self) -> list[int]:
-        """Samples in each batch, of all processes together."""
+        """Return the number of samples in each batch, summed over all ranks."""
         count, processes = len(self.dataset), rank_and_count()[1]
         whole, rest = divmod(count, self.batch_size)
         sizes = [self.batch_size] * whole + [rest] * (rest > 0)
-        # Batch normalisation cannot be trained on one sample.
-        least = processes if self.shuffle_seed is None else 2 * processes
-        if len(sizes) > 1 and sizes[-1] < min(least, self.batch_size):
+        # Batch normalization cannot be trained on one sample.
+        minimum = processes if self.shuffle_seed is None else 2 * processes
+        if len(sizes) > 1 and sizes[-1] < min(minimum, self.batch_size):
             sizes[-2:] = [sum(sizes[-2:])]
         if count == 0:
-            raise MisconfigurationException("A split of the data has no samples: give it at least one.")
+            raise MisconfigurationException("A split of the data has no samples. Give it at least one.")
         if sizes[-1] < processes:
             raise MisconfigurationException(
-                f"{sizes[-1]} samples cannot be shared by {processes} processes. Take fewer: trainer.devices=…"
+                f"{sizes[-1]} samples cannot be split across {processes} processes. Use fewer: trainer.devices=…"
             )
         return sizes
 
@@ -153,19 +162,19 @@ class BatchLoader:
         rank, count = rank_and_count()
         first = self.start["batch"] if self.start["epoch"] == self.epoch else 0
         self.start, self.place = {"epoch": 0, "batch": 0}, {"epoch": self.epoch, "batch": first}
-        order = _sent(self._order(), getattr(self.dataset, "device", None))
+        order = _to_device(self._order(), getattr(self.dataset, "device", None))
         rest = order.split(self.batch_sizes())[first:]
-        ours = [batch.tensor_split(count)[rank] for batch in rest]
+        own_batches = [batch.tensor_split(count)[rank] for batch in rest]
         if self.workers:
-            batches = self.workers.batches(self.dataset, self.epoch, ours)
+            batches = self.workers.batches(self.dataset, self.epoch, own_batches)
         else:
-            batches = (self.dataset.batch(self.epoch, indices) for indices in ours)
+            batches = (self.dataset.batch(self.epoch, indices) for indices in own_batches)
         for batch in batches:
             self.place["batch"] += 1
             yield batch
 
     def _order(self) -> Tensor:
-        """What the data set is asked for in this epoch, by all processes together: int64 (N,)."""
+        """Return the indices or draws that all ranks together request in this epoch, int64 (N,)."""
         places = torch.arange(len(self.dataset))
         if self.shuffle_seed is None:
             return places
@@ -176,17 +185,17 @@ class BatchLoader:
         return indices + places * len(places)
 
 
-def _sent(order: Tensor, device: torch.device | None) -> Tensor:
-    """The order of an epoch on the device of the data set, which is asked for parts of it."""
+def _to_device(order: Tensor, device: torch.device | None) -> Tensor:
+    """Move the order of an epoch to the device of the data set."""
     if device is None or device.type == "cpu":
         return order
     if device.type == "cuda":
-        order = order.pin_memory()  # otherwise the program waits for the GPU
+        order = order.pin_memory()  # Otherwise the copy waits for the GPU.
     return order.to(device, non_blocking=True)
 
 
 def rank_and_count() -> tuple[int, int]:
-    """Number of this process, from 0, and how many train together."""
+    """Return the rank of this process and the world size."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -194,74 +203,80 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def shuffle_seed(data: LightningDataModule) -> int | None:
-    """The seed of a data module, for its training batches; None if its trainer wants the same batches in each epoch.
+    """Return the seed of the training batches; None if the trainer needs the same batches in each epoch.
 
-    (With ``trainer.overfit_batches`` Lightning stops the shuffling of a DataLoader, but not of another loader.)
+    With ``trainer.overfit_batches``, Lightning disables the shuffling of a DataLoader, but not of other loaders.
     """
     return None if data.trainer is not None and data.trainer.overfit_batches else data.seed
 
 
 def balanced_weights(labels: Tensor) -> Tensor:
-    """Weights for a BatchLoader that draws each class as often as any other, in expectation.
+    """Return weights with which a BatchLoader draws all classes equally often, in expectation.
 
     Args:
-        labels: of the samples, int64 (N,), from 0.
+        labels: The labels of the samples, int64 (N,), from 0.
 
     Returns:
-        float64 (N,): 1 / number of samples of the class.
+        1 / (number of samples of the class), float64 (N,).
     """
     return labels.bincount().double().reciprocal()[labels]
 
 
 class Workers:
-    """Processes that make the batches of several data sets in turn, and stay until they are stopped.
+    """Worker processes that make the batches of several data sets in turn and run until ``stop`` is called.
 
-    With a DataLoader for each split there would be as many processes again for each, of which only some work.
+    One DataLoader per split would start a set of processes for each, and only one set would work at a time.
 
     Args:
-        datasets: what they can be asked for.
-        count: of processes, at least 1.
+        datasets: The data sets whose batches the workers make.
+        count: The number of processes, at least 1.
     """
 
     def __init__(self, datasets: Sequence[protocols.Dataset], count: int) -> None:
-        self.datasets = _Several(datasets)
+        self.datasets = _DataSets(datasets)
         self.count = count
         self.requests: list[Any] = []
         self.loader = self._loader(self.requests)
-        self.owner: object = None  # of the batches that are under way
-        self.passing: DataLoader[Any] | None = None  # of other batches in the meantime, by processes of its own
+        self.owner: object = None  # the iteration that uses the workers
+        self.extra_loader: DataLoader[Any] | None = None  # serves batches while the workers are in use
 
     def batches(self, dataset: protocols.Dataset, epoch: int, batches: Sequence[Tensor]) -> Iterator[Any]:
-        """The batches of ``dataset`` at these indices, in order; some are made ahead of their time."""
+        """Yield the batches of ``dataset`` at these indices, in order; the workers prefetch some of them.
+
+        Args:
+            dataset: One of the data sets of the workers.
+            epoch: The epoch, from 0.
+            batches: The indices of each batch, int64 (N,).
+        """
         number = self.datasets.numbers[id(dataset)]
         requests = [(number, epoch, indices.numpy()) for indices in batches]
         if self.owner:
-            # Validation in the middle of an epoch: what is made ahead for the epoch must not be lost.
-            self.passing = self._loader(requests)
-            yield from self.passing
-            self._stop_passing()
+            # Validation within an epoch: the batches that are prefetched for the epoch must not be lost.
+            self.extra_loader = self._loader(requests)
+            yield from self.extra_loader
+            self._stop_extra_loader()
             return
-        me = self.owner = object()
+        token = self.owner = object()
         self.requests[:] = requests
         try:
             for made, batch in enumerate(self.loader, start=1):
                 if made == len(requests):
-                    self.owner = None  # here, because Lightning does not ask once more after the last
+                    self.owner = None  # Lightning does not call next() again after the last batch.
                 yield batch
         finally:
-            if self.owner is me:
+            if self.owner is token:
                 self.owner = None
 
     def stop(self) -> None:
-        """Ends the processes, now and not when Python happens to collect this. When needed they start again."""
+        """Stop the processes now, not at garbage collection. They start again when needed."""
         stop_workers(self.loader)
-        self._stop_passing()
+        self._stop_extra_loader()
         self.owner = None
 
-    def _stop_passing(self) -> None:
-        if self.passing:
-            stop_workers(self.passing)
-            self.passing = None
+    def _stop_extra_loader(self) -> None:
+        if self.extra_loader:
+            stop_workers(self.extra_loader)
+            self.extra_loader = None
 
     def _loader(self, requests: list[Any]) -> DataLoader[Any]:
         return DataLoader(
@@ -270,15 +285,15 @@ class Workers:
             num_workers=self.count,
             collate_fn=to_shared_memory,
             worker_init_fn=begin_worker,
-            persistent_workers=True,  # until they are stopped
+            persistent_workers=True,
             pin_memory=torch.cuda.is_available(),
-            # Of its own: a DataLoader draws from it at moments that differ between a resumed run and another.
+            # A DataLoader draws from its generator at moments that differ between resumed and uninterrupted runs.
             generator=Generator(),
         )
 
 
-class _Several(Dataset[Any]):
-    """Data sets by number, as a DataLoader wants one: what it is asked for is not a list of indices but a request."""
+class _DataSets(Dataset[Any]):
+    """Several data sets behind the interface of one; a request takes the place of a list of indices."""
 
     def __init__(self, datasets: Sequence[protocols.Dataset]) -> None:
         self.datasets = list(datasets)
@@ -290,13 +305,13 @@ class _Several(Dataset[Any]):
 
 
 def to_shared_memory(batch: Any) -> tuple[Tensor, ...]:
-    """A batch of tensors in shared memory, as it travels to another process.
+    """Move the tensors of a batch to shared memory and return the batch.
 
-    Left to torch's queue, its tensors are moved there by a thread, which prints that the memory is full and goes on:
-    the training process would wait for ever. What is raised here reaches it.
+    Otherwise, a thread of torch's queue would move them. If shared memory is full, that thread only prints an error,
+    and the training process waits forever. An error raised here reaches the training process.
 
     Raises:
-        RuntimeError: if shared memory is full.
+        RuntimeError: If shared memory is full.
     """
     for tensor in batch:
         tensor.share_memory_()
@@ -304,15 +319,15 @@ def to_shared_memory(batch: Any) -> tuple[Tensor, ...]:
 
 
 def begin_worker(worker: int) -> None:
-    """What each worker process does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the training process ends the workers
-    gc.freeze()  # what was there before: to look at an object is to write to it, and so to copy its page
+    """Prepare a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process stops the workers.
+    gc.freeze()  # The collector writes to inherited objects when it visits them, which would copy their pages.
 
 
 def suggested_workers() -> int:
-    """How many worker processes suit the cores that this process has: up to 8.
+    """Return a number of worker processes that suits the available cores: at most 8.
 
-    Up to 4 where a process takes seconds to start and imports everything anew (Windows, macOS).
+    It is at most 4 where a new process imports everything again and takes seconds to start (Windows, macOS).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -320,17 +335,19 @@ def suggested_workers() -> int:
 
 
 def make_workers(datasets: Sequence[protocols.Dataset], num_workers: int | None) -> Workers | None:
-    """Worker processes for some data sets.
+    """Return worker processes for the data sets, or None if ``num_workers`` is 0.
 
     Args:
-        datasets: what they can be asked for.
-        num_workers: how many, in each process that trains; 0 for none; None for ``suggested_workers``.
+        datasets: The data sets whose batches the workers make.
+        num_workers: Workers per rank. None: ``suggested_workers()``.
 
     Raises:
-        MisconfigurationException: if ``num_workers`` is negative.
+        MisconfigurationException: If ``num_workers`` is not a non-negative integer.
     """
     if num_workers is None:
         num_workers = suggested_workers()
     if not isinstance(num_workers, int) or num_workers < 0:
-        raise MisconfigurationException(f"data.num_workers is {num_workers}; it can be null, 0, 1, 2, …")
+        raise MisconfigurationException(
+            f"data.num_workers is {num_workers}; it must be null or a non-negative integer."
+        )
     return Workers(datasets, num_workers) if num_workers else None

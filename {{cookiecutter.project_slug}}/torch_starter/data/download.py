@@ -1,4 +1,4 @@
-"""Gets the files of a torchvision data set, and only whole ones."""
+"""Downloads torchvision data sets and repairs damaged files."""
 
 import logging
 import math
@@ -15,31 +15,30 @@ log = logging.getLogger(__name__)
 
 
 def download(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> None:
-    """Downloads a data set to ``root`` unless it is there; what an interrupted download has left is fetched again.
+    """Download a data set to ``root`` if files are missing or damaged, for example after an interrupted download.
 
-    Of several processes that start at once, one downloads and the others wait for it. A ``root`` that
-    holds everything is only read.
+    If several processes start at once, one downloads and the rest wait. A complete ``root`` is only read.
 
     Args:
-        dataset: a class of ``torchvision.datasets`` with the arguments ``root`` and ``download``.
-        root: the folder that torchvision calls so.
-        splits: for each split that is needed, the arguments that mean it.
+        dataset: A class of ``torchvision.datasets`` with the arguments ``root`` and ``download``.
+        root: The ``root`` argument of ``dataset``.
+        splits: For each required split, the arguments of ``dataset`` that select it.
 
     Raises:
-        MisconfigurationException: if the files are not to be had; it says which belong where.
+        MisconfigurationException: If the files are not available; the message names them and their folder.
     """
     if _is_whole(dataset, root, splits):
         return
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{dataset.__name__}.lock"):
         for path in _damaged_files(dataset, root):
-            log.warning(f"{path} is damaged and will be fetched again.")
+            log.warning(f"{path} is damaged and will be downloaded again.")
             path.unlink()
         try:
             for split in splits:
                 dataset(root, **split, download=True)
         except (RuntimeError, OSError) as error:
-            raise MisconfigurationException(_remedy(dataset, root, error)) from error
+            raise MisconfigurationException(_describe_remedy(dataset, root, error)) from error
 
 
 def _is_whole(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> bool:
@@ -54,10 +53,10 @@ def _is_whole(dataset: Any, root: Path, splits: Sequence[Mapping[str, Any]]) -> 
 
 
 def _damaged_files(dataset: Any, root: Path) -> list[Path]:
-    """The IDX files of MNIST and its relatives that are not what they should be.
+    """Return the damaged IDX files of MNIST and its variants.
 
-    torchvision compares the archives that it downloads with their checksums, but takes an unpacked file
-    for good as soon as it exists. (Its other data sets check their own files.)
+    torchvision verifies the checksums of downloaded archives, but accepts any unpacked file that exists. Its other data
+    sets check their own files.
     """
     damaged = []
     for name, md5 in _idx_archives(dataset):
@@ -69,13 +68,13 @@ def _damaged_files(dataset: Any, root: Path) -> list[Path]:
 
 
 def _idx_archives(dataset: Any) -> list[tuple[str, str]]:
-    """Names and checksums of the archives of MNIST, FashionMNIST and KMNIST. (Their subclasses have other files.)"""
+    """Return names and checksums of the archives of MNIST, FashionMNIST, and KMNIST; subclasses have other files."""
     resources = vars(dataset).get("resources")
     return resources if isinstance(resources, list) else []
 
 
 def _is_complete_idx(path: Path) -> bool:
-    """Whether an IDX file of bytes is as long as its header says.
+    """Return whether an IDX file of bytes has the length that its header specifies.
 
     The header is two zeros, the type, the number of dimensions, then each dimension as a big-endian int32:
     http://yann.lecun.com/exdb/mnist/.
@@ -91,7 +90,7 @@ def _is_complete_idx(path: Path) -> bool:
 
 
 def _is_like_archive(path: Path, archive: Path, md5: str) -> bool:
-    """Whether a file is what ``archive`` unpacks to; also if there is no sound archive to compare it with."""
+    """Return whether a file equals the contents of ``archive``; True if the archive is missing or damaged."""
     if not check_integrity(archive, md5):
         return True
     # The last eight bytes of a gzip file are the checksum and the length of its contents (RFC 1952).
@@ -99,15 +98,15 @@ def _is_like_archive(path: Path, archive: Path, md5: str) -> bool:
     return zlib.crc32(path.read_bytes()) == checksum
 
 
-def _remedy(dataset: Any, root: Path, error: Exception) -> str:
+def _describe_remedy(dataset: Any, root: Path, error: Exception) -> str:
     name = dataset.__name__
     reason = str(error).strip().splitlines()[-1]
     message = f"{name} is not in {root.resolve()} and could not be downloaded: {reason}\n"
     archives = _idx_archives(dataset)
     if not archives:
-        return message + f"Connect to the network, or put the files there as torchvision.datasets.{name} expects them."
+        return message + f"Connect to the network, or put the files there, as torchvision.datasets.{name} expects them."
     files = ", ".join(file.removesuffix(".gz") for file, _ in archives)
     return message + (
-        f"Connect to the network, set data.root to a folder that has it, or put these {len(archives)} files, "
+        f"Connect to the network, set data.root to a folder that contains it, or put these {len(archives)} files, "
         f"unpacked, into {root.resolve() / name / 'raw'}:\n{files}"
     )

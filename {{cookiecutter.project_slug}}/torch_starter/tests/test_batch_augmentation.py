@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: each image is what it would be alone, and random numbers are numbers of their own."""
+"""Tests of the augmentation of whole batches: images and their random numbers are independent of each other."""
 
 import math
 
@@ -24,7 +24,7 @@ from torch_starter.data.batches import BatchLoader, TensorBatches
 
 
 class Brighten:
-    """A transform that a user may write."""
+    """A transform as a user may write it."""
 
     def augment_batch(self, images, draws):
         return (images + draws.uniform(0, 50)[:, None, None, None]).clamp(max=255).to(torch.uint8)
@@ -49,7 +49,7 @@ def draws(count: int, seed: int = 1, epoch: int = 0, place: int = 0) -> Draws:
 
 
 def epoch_of(augment, epoch: int = 1, batch_size: int = 32, seed: int = 7, weights: Tensor | None = None) -> Tensor:
-    """The images of an epoch, in the order of the data set."""
+    """Return the images of an epoch in the order of the data set."""
     dataset = TensorBatches(noise(), torch.arange(101), augment=augment)
     loader = BatchLoader(dataset, batch_size, seed, weights=weights)
     loader.set_epoch(epoch)
@@ -60,8 +60,8 @@ def epoch_of(augment, epoch: int = 1, batch_size: int = 32, seed: int = 7, weigh
 # Random numbers
 
 
-def test_the_hash_is_that_of_splitmix64():
-    # The first numbers of the reference implementation for the seed 1234567.
+def test_mix_matches_the_reference_splitmix64():
+    # The first numbers of the reference implementation with seed 1234567.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     found = mix(1234567 + torch.arange(1, 4) * GAMMA)
     assert [number % 2**64 for number in found.tolist()] == expected
@@ -90,30 +90,30 @@ def test_numbers_are_uniform_and_independent(change):
     assert abs(torch.corrcoef(torch.stack([numbers, other]))[0, 1].item()) < error
 
 
-def test_each_draw_differs_from_all_before():
+def test_draws_are_uncorrelated():
     numbers = draws(1000)
     rows = torch.stack([numbers.uniform() for _ in range(20)])
     assert (torch.corrcoef(rows) - torch.eye(20)).abs().max() < 0.2
 
 
-def test_ranges():
+def test_draws_cover_their_ranges():
     numbers = draws(10_000)
     assert numbers.integer(-2, 3).unique().tolist() == [-2, -1, 0, 1, 2]
     assert -3 <= (values := numbers.uniform(-3, 5)).min() < -2.9
     assert 4.9 < values.max() <= 5
 
 
-# Each image as if it were alone
+# Independence of the images
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 101])
-def test_batch_size_changes_nothing(batch_size):
+def test_batch_size_does_not_change_images(batch_size):
     augment = augmentation(ALL, seed=3)
     assert isinstance(augment, BatchAugmentation)
     assert epoch_of(augment, batch_size=batch_size).equal(epoch_of(augment))
 
 
-def test_order_changes_nothing_and_epoch_and_seed_do():
+def test_epoch_and_seed_change_images_but_order_does_not():
     augment = augmentation(ALL, seed=3)
     expected = epoch_of(augment)
     assert epoch_of(augment, seed=8).equal(expected)
@@ -122,7 +122,7 @@ def test_order_changes_nothing_and_epoch_and_seed_do():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_one_image_at_a_time_gives_the_same(name):
+def test_single_image_matches_the_batch(name):
     augment = augmentation({name: ALL[name]}, seed=3)
     images = epoch_of(augment)
     assert images.shape == noise().shape
@@ -132,7 +132,7 @@ def test_one_image_at_a_time_gives_the_same(name):
         assert augment(noise()[index], 1, index).equal(images[index])
 
 
-def test_ranks_share_the_augmented_batches(monkeypatch):
+def test_ranks_split_the_augmented_batches(monkeypatch):
     dataset = TensorBatches(noise(), augment=augmentation(ALL, seed=3))
     whole = [images for (images,) in BatchLoader(dataset, 17, 7)]
     shares = []
@@ -143,7 +143,7 @@ def test_ranks_share_the_augmented_batches(monkeypatch):
         assert torch.cat(parts).equal(batch)
 
 
-def test_an_epoch_that_is_interrupted_goes_on_the_same():
+def test_resumed_epoch_matches_uninterrupted_epoch():
     dataset = TensorBatches(noise(), augment=augmentation(ALL, seed=3))
     expected = [images for (images,) in BatchLoader(dataset, 32, 7)]
     resumed = BatchLoader(dataset, 32, 7)
@@ -151,23 +151,23 @@ def test_an_epoch_that_is_interrupted_goes_on_the_same():
     assert all(map(torch.equal, (images for (images,) in resumed), expected[2:]))
 
 
-def test_repetitions_of_an_image_differ():
+def test_repeated_images_are_augmented_differently():
     weights = torch.zeros(101)
     weights[5] = 1
     images = epoch_of(augmentation(ALL, seed=3), weights=weights)
     assert len(images.unique(dim=0)) > 90
 
 
-def test_nothing_is_drawn_from_the_global_generator():
+def test_augmentation_keeps_the_global_random_state():
     state = torch.get_rng_state()
     epoch_of(augmentation(ALL, seed=3))
     assert torch.get_rng_state().equal(state)
 
 
-# What the transforms do
+# Transforms
 
 
-def test_crops_are_exact_and_as_often_everywhere():
+def test_crops_are_exact_and_uniform():
     images, padding = noise(2000), 2
     padded = functional.pad(images, [padding])
     places = {}
@@ -194,17 +194,17 @@ def test_flips_are_exact(p):
 
 
 @pytest.mark.parametrize("size", [1, 5, 6])
-def test_cutout_blackens_one_square_around_any_pixel(size):
+def test_cutout_blackens_a_square_around_any_pixel(size):
     black = Cutout(size).augment_batch(noise(5000), draws(5000)) == 0
     assert (black == black[:, :1]).all(), "in all channels"
     heights, widths = (black[:, 0].any(dim=dim).sum(dim=1) for dim in (2, 1))
     assert (black[:, 0].sum(dim=(1, 2)) == heights * widths).all(), "a rectangle"
     assert heights.max() == widths.max() == size
     assert heights.min() >= size // 2
-    assert black.any(dim=0).all(), "each pixel, also in the corners"
+    assert black.any(dim=0).all(), "every pixel, including the corners"
 
 
-def test_affine_without_change_is_the_identity():
+def test_affine_with_zero_degrees_is_the_identity():
     assert RandomAffine(0).augment_batch(noise(), draws(101)).equal(noise())
 
 
@@ -212,7 +212,7 @@ def test_affine_without_change_is_the_identity():
     ("angle", "shift", "scale", "shear"),
     [(30, (0, 0), 1, 0), (0, (-3, 2), 1, 0), (0, (0, 0), 1.3, 0), (20, (1, 2), 0.8, 10), (-170, (0, 0), 1, -20)],
 )
-def test_affine_is_that_of_torchvision(angle, shift, scale, shear):
+def test_affine_matches_torchvision(angle, shift, scale, shear):
     numbers = iter([angle, shear, scale, shift[0] / SHAPE[2], shift[1] / SHAPE[1]])
 
     class Given:
@@ -221,7 +221,7 @@ def test_affine_is_that_of_torchvision(angle, shift, scale, shear):
 
     found = RandomAffine(1).augment_batch(noise(), Given()).int()
     expected = functional.affine(noise(), angle, list(shift), scale, [shear, 0], InterpolationMode.BILINEAR).int()
-    assert (found - expected).abs().max() <= 1, "of 255: it rounds elsewhere"
+    assert (found - expected).abs().max() <= 1, "of 255, because torchvision rounds differently"
 
 
 def test_affine_stays_within_its_bounds():
@@ -234,14 +234,14 @@ def test_affine_stays_within_its_bounds():
     assert moved[:, 0, 20].sum() == moved.sum(), "neither up nor down"
 
 
-# Whole batches where possible
+# Choice between batches and single images
 
 
-def test_nothing_to_do_is_none():
+def test_augmentation_without_transforms_is_none():
     assert augmentation(None, 1) is augmentation({}, 1) is augmentation({"crop": None}, 1) is None
 
 
-def test_what_is_left_out_is_none():
+def test_transforms_that_are_none_are_skipped():
     crop = {"crop": ALL["crop"]}
     assert epoch_of(augmentation(crop | {"flip": None}, 3)).equal(epoch_of(augmentation(crop, 3)))
 
@@ -250,7 +250,7 @@ def test_transforms_of_both_kinds_are_applied_in_order():
     mixed = {"crop": ALL["crop"], "invert": v2.RandomInvert(p=1), "cutout": ALL["cutout"]}
     augment = augmentation(mixed, seed=3)
     assert type(augment) is Augmentation
-    assert TensorBatches(noise(), augment=augment).is_slow, "one image after another"
+    assert TensorBatches(noise(), augment=augment).is_slow, "it augments one image at a time"
 
     class Invert:
         def augment_batch(self, images, draws):
@@ -261,7 +261,7 @@ def test_transforms_of_both_kinds_are_applied_in_order():
     assert epoch_of(augment).equal(epoch_of(whole))
 
 
-def test_the_order_of_pixels_in_memory_changes_nothing():
+def test_memory_format_does_not_change_images():
     images = noise(9)
     for transform in ALL.values():
         other = images.contiguous(memory_format=torch.channels_last)
@@ -271,23 +271,23 @@ def test_the_order_of_pixels_in_memory_changes_nothing():
 @pytest.mark.parametrize(
     ("transform", "arguments", "message"),
     [
-        (RandomCrop, {"padding": -1}, r"RandomCrop.padding is -1; it must be a whole number from 0"),
-        (RandomHorizontalFlip, {"p": 2}, r"RandomHorizontalFlip.p is 2; it must be from 0 to 1"),
+        (RandomCrop, {"padding": -1}, r"RandomCrop.padding is -1; it must be a non-negative integer"),
+        (RandomHorizontalFlip, {"p": 2}, r"RandomHorizontalFlip.p is 2; it must be between 0 and 1"),
         (
             RandomAffine,
             {"degrees": 10, "scale": [0, 1]},
-            r"RandomAffine.scale is \[0, 1\]; it must be two numbers",
+            r"RandomAffine.scale is \[0, 1\]; it must be two positive numbers",
         ),
         (
             RandomAffine,
             {"degrees": 10, "translate": [2, 0]},
-            r"RandomAffine.translate is \[2, 0\]; it must be two",
+            r"RandomAffine.translate is \[2, 0\]; it must be two fractions",
         ),
         (RandomAffine, {"degrees": [10]}, r"RandomAffine.degrees is \[10\]; it must be two numbers"),
         (RandomAffine, {"degrees": 0, "shear": 90}, r"RandomAffine.shear is 90; it must be less than 90 degrees"),
-        (Cutout, {"size": 0}, r"Cutout.size is 0; it must be a whole number from 1"),
+        (Cutout, {"size": 0}, r"Cutout.size is 0; it must be a positive integer"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(transform, arguments, message):
+def test_invalid_arguments_are_rejected(transform, arguments, message):
     with pytest.raises(MisconfigurationException, match=message):
         transform(**arguments)

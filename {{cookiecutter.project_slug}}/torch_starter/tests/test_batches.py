@@ -1,4 +1,4 @@
-"""Batches: their order, what augmentation does to them, and how they are shared."""
+"""Tests of batches: order, augmentation, weights, and distribution across ranks."""
 
 import pytest
 import torch
@@ -39,8 +39,8 @@ def order(data, epoch: int) -> torch.Tensor:
     return torch.cat([labels for _, labels in loader])
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(digits, mnist):
-    torch.rand(7)  # what others draw does not matter
+def test_order_depends_only_on_seed_and_epoch(digits, mnist):
+    torch.rand(7)  # Other draws have no effect.
     assert order(mnist, epoch=3).equal(order(mnist, epoch=3))
     assert not order(mnist, epoch=3).equal(order(mnist, epoch=4))
     other = make(f"data.root={digits}", "seed=0")
@@ -48,7 +48,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(digits, mnist):
     assert not order(other, epoch=3).equal(order(mnist, epoch=3))
 
 
-def test_every_image_is_seen_once_an_epoch(mnist):
+def test_epoch_contains_every_image_once(mnist):
     images = torch.cat([images for images, _ in mnist.train_dataloader()])
     assert rows(images) == rows(mnist.train_set.tensors[0])
     assert len(images) == 500
@@ -62,16 +62,16 @@ def images_of(loader, epoch: int) -> torch.Tensor:
     return torch.cat([images for images, _ in loader])
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
+def test_augmentation_depends_only_on_seed_epoch_and_index(digits):
     loaders = {}
     for name, override in {"": "", "0 workers": "data.num_workers=0", "other seed": "seed=7"}.items():
         data = make(f"data.root={digits}", SHIFT, *([override] if override else []))
         data.setup("fit")
         loaders[name] = data.train_dataloader()
     with_workers, without, other = loaders.values()
-    assert with_workers.workers, "there is something for them to do"
+    assert with_workers.workers, "augmenting single images needs workers"
     assert not without.workers
-    second = images_of(with_workers, 1)  # the third epoch is the same whether there was a second or not
+    second = images_of(with_workers, 1)  # The third epoch must not depend on the second.
     assert images_of(with_workers, 2).equal(images_of(without, 2))
     assert images_of(without, 1).equal(second)
     assert not images_of(without, 2).equal(second)
@@ -81,10 +81,10 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
     assert len(plain) == sum(without.batch_sizes()) == 500
     state = torch.get_rng_state()
     images_of(without, 3)
-    assert torch.get_rng_state().equal(state), "nothing else is drawn from the same numbers"
+    assert torch.get_rng_state().equal(state), "the global random state does not change"
 
 
-def test_augmentation_is_for_training_only(digits):
+def test_only_training_images_are_augmented(digits):
     data = make(f"data.root={digits}", SHIFT)
     data.setup("fit")
     data.setup("test")
@@ -95,7 +95,7 @@ def test_augmentation_is_for_training_only(digits):
 
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (5, 1), (6, 3), (7, 3), (8, 3), (2, 3), (1, 3)])
-def test_batches_are_as_large_as_they_say(count, batch_size, seed):
+def test_batches_have_the_announced_sizes(count, batch_size, seed):
     loader = BatchLoader(TensorBatches(torch.arange(count)), batch_size, shuffle_seed=seed)
     batches = [samples for (samples,) in loader]
     assert [len(samples) for samples in batches] == loader.batch_sizes()
@@ -103,7 +103,7 @@ def test_batches_are_as_large_as_they_say(count, batch_size, seed):
     assert torch.cat(batches).sort().values.tolist() == list(range(count))
 
 
-def test_a_last_batch_of_one_sample_joins_the_batch_before(digits):
+def test_last_batch_of_one_sample_joins_the_previous(digits):
     data = make(f"data.root={digits}", "data.batch_size=499")
     data.setup("fit")
     assert [len(labels) for _, labels in data.train_dataloader()] == [500]
@@ -112,7 +112,7 @@ def test_a_last_batch_of_one_sample_joins_the_batch_before(digits):
 
 
 class Seen(Callback):
-    """Writes down the targets of each training batch."""
+    """Records the targets of each training batch."""
 
     batches: list[list[float]]
 
@@ -125,7 +125,7 @@ class Seen(Callback):
 
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
 @pytest.mark.parametrize("overfit", [True, False])
-def test_overfitting_sees_the_same_batch_in_each_epoch(train, digits, experiment, overfit):
+def test_overfit_batches_repeats_the_same_batch(train, digits, experiment, overfit):
     files = [f"data.root={digits}", "data.num_val=100"] if experiment == "mnist" else []
     limit = "overfit_batches" if overfit else "limit_train_batches"
     quick = [f"trainer.{limit}=1", "data.batch_size=20", "trainer.max_epochs=3"]
@@ -141,7 +141,7 @@ LABELS = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
 
 
 def balanced(num_workers: int = 0, seed: int = 42) -> BatchLoader:
-    """Augmented noise; two classes of three are rare."""
+    """Return a loader of augmented noise in which two of three classes are rare."""
     images = torch.randint(256, (100, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     augment = Augmentation({"crop": v2.RandomCrop(8, padding=8)}, seed)
     dataset = TensorBatches(images, LABELS, torch.arange(100), augment=augment)
@@ -149,12 +149,12 @@ def balanced(num_workers: int = 0, seed: int = 42) -> BatchLoader:
 
 
 def epoch_of(loader: BatchLoader, epoch: int) -> list[torch.Tensor]:
-    """Images, labels and indices of an epoch."""
+    """Return the images, labels, and indices of an epoch."""
     loader.set_epoch(epoch)
     return [torch.cat(tensors) for tensors in zip(*loader, strict=True)]
 
 
-def test_balanced_batches_have_each_class_as_often():
+def test_balanced_weights_draw_classes_equally_often():
     loader = balanced()
     epochs = [epoch_of(loader, epoch)[1] for epoch in range(30)]
     assert all(len(labels) == 100 for labels in epochs)
@@ -162,7 +162,7 @@ def test_balanced_batches_have_each_class_as_often():
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
 
 
-def test_balanced_batches_depend_on_seed_and_epoch_alone():
+def test_balanced_batches_depend_only_on_seed_and_epoch():
     loader, with_workers = balanced(), balanced(num_workers=2)
     expected = epoch_of(loader, 3)
     epoch_of(with_workers, 1)
@@ -174,7 +174,7 @@ def test_balanced_batches_depend_on_seed_and_epoch_alone():
     assert not epoch_of(balanced(seed=7), 3)[2].equal(expected[2])
 
 
-def test_two_processes_share_each_balanced_batch(monkeypatch):
+def test_two_ranks_split_each_balanced_batch(monkeypatch):
     whole = list(balanced())
     shares = []
     for rank in (0, 1):
@@ -185,20 +185,20 @@ def test_two_processes_share_each_balanced_batch(monkeypatch):
         assert all(map(torch.equal, batch, map(torch.cat, zip(first, second, strict=True))))
 
 
-def test_repetitions_of_an_image_are_augmented_differently():
+def test_repeated_images_are_augmented_differently():
     images, _, indices = epoch_of(balanced(), 0)
     index = int(indices.bincount().argmax())
     repeated = images[indices == index]
     assert len(repeated) > 3
-    assert len(rows(repeated)) > len(repeated) / 2, "few of 289 crops are alike"
+    assert len(rows(repeated)) > len(repeated) / 2, "few of the 289 crops are equal"
 
 
-def test_without_a_seed_weights_have_no_effect():
+def test_weights_without_a_seed_have_no_effect():
     loader = balanced()
     loader.shuffle_seed = None
     assert epoch_of(loader, 0)[2].tolist() == list(range(100))
 
 
-def test_weights_of_other_samples_are_refused():
+def test_wrong_number_of_weights_is_rejected():
     with pytest.raises(MisconfigurationException, match="2 weights for 3 samples"):
         BatchLoader(TensorBatches(torch.zeros(3)), 2, 0, weights=torch.ones(2))

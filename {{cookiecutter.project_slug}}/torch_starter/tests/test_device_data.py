@@ -1,4 +1,4 @@
-"""Data sets on the device of the model. (No test has a GPU: here the device with free memory is the CPU.)"""
+"""Tests of data sets on the device of the model; without a GPU, the CPU acts as the device with free memory."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch_starter.data.batches import BatchLoader, TensorBatches, Workers
 
 
 class AlwaysDeviceData(DeviceData):
-    """Takes the CPU for a device with a gigabyte of free memory."""
+    """Treats the CPU as a device with a gigabyte of free memory."""
 
     @staticmethod
     def free_memory(device):
@@ -21,31 +21,31 @@ class AlwaysDeviceData(DeviceData):
 
 
 class Watch(Callback):
-    """Writes down which data sets serve the batches: those of the data module, or others."""
+    """Records whether batches come from the data sets of the data module or from copies."""
 
     served: list[str]
 
     def __init__(self):
         Watch.served = []
 
-    def look(self, split, trainer, loader):
+    def record(self, split, trainer, loader):
         own = getattr(trainer.datamodule, f"{split}_set")
-        Watch.served.append(f"{split} {'as it is' if loader.dataset is own else 'copy'}")
+        Watch.served.append(f"{split} {'original' if loader.dataset is own else 'copy'}")
 
     def on_train_batch_start(self, trainer, *args):
-        self.look("train", trainer, trainer.train_dataloader)
+        self.record("train", trainer, trainer.train_dataloader)
 
     def on_validation_batch_start(self, trainer, *args):
-        self.look("val", trainer, trainer.val_dataloaders)
+        self.record("val", trainer, trainer.val_dataloaders)
 
     def on_test_batch_start(self, trainer, *args):
-        self.look("test", trainer, trainer.test_dataloaders)
+        self.record("test", trainer, trainer.test_dataloaders)
 
 
 FORCED = "callbacks.device_data._target_=test_device_data.AlwaysDeviceData"
 WATCH = "+callbacks.watch._target_=test_device_data.Watch"
 CROP = "+data.augmentation.crop={_target_:torch_starter.data.batch_augmentation.RandomCrop,padding:2}"
-IMAGES = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
+PER_IMAGE_CROP = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
 
 
 @pytest.fixture
@@ -65,42 +65,42 @@ def run(train, digits):
     return run
 
 
-def test_a_run_is_the_same_with_and_without_copies(run):
+def test_copies_do_not_change_the_run(run):
     expected, served = run(CROP, "callbacks.device_data=null")
-    assert served == {"train as it is", "val as it is", "test as it is"}
+    assert served == {"train original", "val original", "test original"}
     found, served = run(CROP, FORCED)
     assert served == {"train copy", "val copy", "test copy"}
     assert_same(found, expected)
 
 
-def test_on_the_cpu_nothing_is_copied(run):
+def test_cpu_run_copies_nothing(run):
     _, served = run(CROP)
-    assert served == {"train as it is", "val as it is", "test as it is"}
+    assert served == {"train original", "val original", "test original"}
 
 
 @pytest.mark.parametrize("limit", ["trainer.limit_train_batches=2", "trainer.overfit_batches=2"])
-def test_limits_change_nothing(run, limit):
+def test_copies_do_not_change_a_limited_run(run, limit):
     expected, _ = run(limit, "callbacks.device_data=null")
     found, served = run(limit, FORCED)
     assert "train copy" in served
     assert_same(found, expected)
 
 
-def test_what_does_not_fit_stays(run):
+def test_too_large_data_set_is_not_copied(run):
     _, served = run(CROP, FORCED, f"callbacks.device_data.max_share={300 * 785 / 2**30}")
-    assert served == {"train as it is", "val copy", "test copy"}, "500, 100 and 200 images"
+    assert served == {"train original", "val copy", "test copy"}, "500, 100, and 200 images"
 
 
-def test_what_workers_make_stays(run):
-    _, served = run(IMAGES, FORCED, "data.num_workers=1")
-    assert served == {"train as it is", "val as it is", "test copy"}
+def test_data_set_with_workers_is_not_copied(run):
+    _, served = run(PER_IMAGE_CROP, FORCED, "data.num_workers=1")
+    assert served == {"train original", "val original", "test copy"}
 
 
 def rows(count: int = 10, augment=None) -> TensorBatches:
     return TensorBatches(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count), augment=augment)
 
 
-def test_is_copied():
+def test_is_copied_accepts_only_copyable_data_sets():
     dataset = rows()
     assert dataset.nbytes == 10 * (16 + 8)
     loader = BatchLoader(dataset, 2)
@@ -110,10 +110,10 @@ def test_is_copied():
     assert not is_copied(BatchLoader(dataset, 2, workers=Workers([dataset], 1)), 2**30)
     assert is_copied(BatchLoader(rows(augment=augmentation({"crop": RandomCrop(1)}, 0)), 2), 240)
     per_image = rows(augment=Augmentation({"crop": lambda image: image}, 0))
-    assert not is_copied(BatchLoader(per_image, 2), 2**30), "its random numbers are those of the CPU"
+    assert not is_copied(BatchLoader(per_image, 2), 2**30), "its random numbers come from the CPU"
 
-    class Own:
-        """A data set that stays where it is."""
+    class NotCopyable:
+        """A data set without a ``to`` method."""
 
         def __len__(self):
             return 3
@@ -121,11 +121,11 @@ def test_is_copied():
         def batch(self, epoch, indices):
             return (indices,)
 
-    assert not is_copied(BatchLoader(Own(), 2), 2**30)
-    assert [batch.tolist() for (batch,) in BatchLoader(Own(), 2)] == [[0, 1], [2]]
+    assert not is_copied(BatchLoader(NotCopyable(), 2), 2**30)
+    assert [batch.tolist() for (batch,) in BatchLoader(NotCopyable(), 2)] == [[0, 1], [2]]
 
 
-def test_a_copy_has_the_same_batches():
+def test_copy_has_the_same_batches():
     dataset = rows(50, augmentation({"crop": RandomCrop(1)}, seed=1))
     copy = dataset.to(torch.device("cpu"))
     assert copy is not dataset
@@ -133,7 +133,7 @@ def test_a_copy_has_the_same_batches():
         assert all(map(torch.equal, batch, other))
 
 
-def test_the_loader_has_its_data_set_again_at_the_end():
+def test_fit_restores_the_data_set_of_the_loader():
     class Model(BoringModel):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch[0], batch_idx)

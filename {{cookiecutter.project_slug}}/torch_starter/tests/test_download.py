@@ -1,4 +1,4 @@
-"""Files of a data set that are missing or damaged."""
+"""Tests of missing and damaged files of a data set."""
 
 import functools
 import gzip
@@ -25,7 +25,7 @@ def make(*overrides: str):
 
 @pytest.fixture
 def server(digits, tmp_path_factory, monkeypatch):
-    """A mirror of MNIST on this machine that offers the small files; counts what is asked of it."""
+    """A local mirror of MNIST that serves the small files and records the requests."""
     folder = tmp_path_factory.mktemp("mirror")
     resources, requests = [], []
     for file in sorted((digits / "MNIST/raw").iterdir()):
@@ -35,7 +35,7 @@ def server(digits, tmp_path_factory, monkeypatch):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            if self.headers["Method"] == "HEAD":  # so torchvision asks whether the address has moved
+            if self.headers["Method"] == "HEAD":  # torchvision checks for redirects with this method.
                 return self.do_HEAD()
             requests.append(self.path)
             return super().do_GET()
@@ -58,7 +58,7 @@ def use_mirror(mirrors, resources, set_attribute=setattr):
 
 
 def prepare(root, mirrors=None, resources=None):
-    if mirrors:  # a process of its own
+    if mirrors:  # in a separate process
         use_mirror(mirrors, resources)
     data = make(f"data.root={root}")
     data.prepare_data()
@@ -66,7 +66,7 @@ def prepare(root, mirrors=None, resources=None):
     assert len(data.test_set) == 200
 
 
-def test_it_is_downloaded_once(server, tmp_path):
+def test_data_set_is_downloaded_once(server, tmp_path):
     prepare(tmp_path)
     assert len(server.requests) == 4
     prepare(tmp_path)
@@ -74,7 +74,7 @@ def test_it_is_downloaded_once(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_on_an_empty_folder_download_once(server, tmp_path):
+def test_two_processes_download_once(server, tmp_path):
     context = multiprocessing.get_context("spawn")
     arguments = (tmp_path, datasets.MNIST.mirrors, datasets.MNIST.resources)
     processes = [context.Process(target=prepare, args=arguments) for _ in range(2)]
@@ -88,7 +88,7 @@ def test_two_processes_on_an_empty_folder_download_once(server, tmp_path):
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "changed"])
-def test_a_damaged_file_is_fetched_again(server, tmp_path, name, damage):
+def test_damaged_file_is_downloaded_again(server, tmp_path, name, damage):
     prepare(tmp_path)
     file = tmp_path / "MNIST/raw" / name
     whole = file.read_bytes()
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_fetched_again(server, tmp_path, name, damage):
     assert file.read_bytes() == whole
 
 
-def test_a_truncated_archive_is_fetched_again(server, tmp_path):
+def test_truncated_archive_is_downloaded_again(server, tmp_path):
     prepare(tmp_path)
     archive = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
     whole = archive.read_bytes()
@@ -108,7 +108,7 @@ def test_a_truncated_archive_is_fetched_again(server, tmp_path):
     assert archive.read_bytes() == whole
 
 
-def test_a_folder_that_has_everything_is_only_read(digits, tmp_path):
+def test_complete_folder_is_only_read(digits, tmp_path):
     root = tmp_path / "read_only"
     shutil.copytree(digits, root)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -116,7 +116,7 @@ def test_a_folder_that_has_everything_is_only_read(digits, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_without_a_network_the_message_says_which_files_belong_where(server, digits, tmp_path):
+def test_message_without_a_network_names_files_and_folder(server, digits, tmp_path):
     shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])

@@ -1,4 +1,4 @@
-"""How many images are evaluated at once: what the config says, or what suits the network."""
+"""Tests of the evaluation batch size from the config or from the size of the network."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ IMAGE_SHAPE = (1, 8, 8)
 
 
 class Classifier(LightningModule):
-    """Takes uint8 images (N, 1, 8, 8); ``channels`` decides how large its activations are."""
+    """A classifier of uint8 images (N, 1, 8, 8); ``channels`` determines the size of its activations."""
 
     def __init__(self, channels):
         super().__init__()
@@ -49,7 +49,7 @@ class Data(LightningDataModule):
 
 
 def validated(tmp_path, data, channels):
-    """The number of batches, and the loss of the same weights."""
+    """Return the number of batches and the loss; the weights are the same in each call."""
     torch.manual_seed(0)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **options)
@@ -58,11 +58,11 @@ def validated(tmp_path, data, channels):
 
 
 def test_activations_are_counted_in_each_layer():
-    # The image; convolution, normalization, dropout, the same as a row, and the logits.
+    # The image; the outputs of convolution, normalization, dropout, and flattening; and the logits.
     assert activation_bytes(Classifier(2), IMAGE_SHAPE) == 4 * (64 + 4 * 2 * 64 + 10)
 
 
-def test_what_a_layer_returns_in_a_tuple_is_counted():
+def test_tuple_outputs_of_a_layer_are_counted():
     class Recurrent(LightningModule):
         def __init__(self):
             super().__init__()
@@ -71,11 +71,11 @@ def test_what_a_layer_returns_in_a_tuple_is_counted():
         def forward(self, images):
             return self.layer(images[:, 0] / 255)[0]
 
-    # The image, eight outputs of 5 numbers, and the two states.
+    # The image, eight outputs of 5 numbers each, and the two states.
     assert activation_bytes(Recurrent(), IMAGE_SHAPE) == 4 * (64 + 8 * 5 + 2 * 5)
 
 
-def test_a_number_of_batches_is_of_the_batches_of_training(tmp_path):
+def test_limited_batches_keep_the_training_batch_size(tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, limit_val_batches=2, default_root_dir=tmp_path)
     seen = []
 
@@ -87,18 +87,18 @@ def test_a_number_of_batches_is_of_the_batches_of_training(tmp_path):
     assert seen == [16, 16]
 
 
-def test_a_small_network_is_evaluated_in_larger_batches_with_the_same_result(tmp_path):
+def test_small_network_uses_larger_batches_with_same_result(tmp_path):
     batches, loss = validated(tmp_path, Data(), channels=1)
     one_by_one, same = validated(tmp_path, Data(eval_batch_size=16), channels=1)
     assert (batches, one_by_one) == ([1], [32])
     assert loss == pytest.approx(same)
 
 
-def test_a_large_network_keeps_the_batches_of_training(tmp_path):
+def test_large_network_keeps_the_training_batch_size(tmp_path):
     assert validated(tmp_path, Data(batch_size=125), channels=512)[0] == [4]
 
 
-def test_counting_changes_neither_the_model_nor_random_numbers():
+def test_counting_does_not_change_model_or_random_state():
     model = Classifier(2).train()
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     activation_bytes(model, IMAGE_SHAPE)
@@ -108,7 +108,7 @@ def test_counting_changes_neither_the_model_nor_random_numbers():
 
 
 @pytest.mark.parametrize("strategy", [None, FSDPStrategy()])
-def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
+def test_sharded_network_keeps_the_training_batch_size(strategy):
     data = Data(batch_size=7)
     limits = {"testing": False, "limit_val_batches": 1.0}
     data.trainer = strategy and SimpleNamespace(strategy=strategy, **limits)  # pyrefly: ignore
@@ -116,12 +116,14 @@ def test_without_a_whole_network_the_batches_are_those_of_training(strategy):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
-def test_a_size_that_is_none_is_named(size):
-    with pytest.raises(MisconfigurationException, match=f"data.eval_batch_size is {size}; it must be null or a whole"):
+def test_invalid_size_is_rejected(size):
+    with pytest.raises(
+        MisconfigurationException, match=f"data.eval_batch_size is {size}; it must be null or a positive"
+    ):
         evaluation_batch_size(Data(eval_batch_size=size))
 
 
-def test_a_network_that_does_not_fit_is_left_to_the_first_batch(tmp_path):
+def test_unsuitable_image_shape_keeps_the_training_batch_size(tmp_path):
     data = Data(batch_size=9)
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     trainer.strategy.connect(Classifier(1))

@@ -415,15 +415,18 @@ def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
     [
         (["data.val_share=1"], ["data.val_share is 1", "between 0 and 1"]),
         (["data.image_shape=[4,16,16]"], ["1 or 3 channels"]),
-        (["data.mean=[0.5,0.5]"], ["data.mean is [0.5, 0.5]: 2 numbers, but images have 3 channels"]),
+        (["data.mean=[0.5,0.5]"], ["data.mean is [0.5, 0.5]: 2 values, but images have 3 channels"]),
         (["data.std=[0.2,0.2]", "data.image_shape=[1,16,16]"], ["data.std is [0.2, 0.2]: 2 numbers", "1 channels"]),
         (["data.std=[0.2,0,0.2]"], ["data.std is [0.2, 0, 0.2]", "greater than 0"]),
         (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
         (["data.num_workers=-1"], ["data.num_workers is -1"]),
         (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
         # A network for grey images, told so behind the back of the data.
-        (["model.network.image_shape=[1,16,16]"], ["CNN does not take images of [3, 16, 16]", "1 channels", "model="]),
-        (["model.network.num_classes=2"], ["CNN gives [2] numbers per image; the data have 3 classes"]),
+        (
+            ["model.network.image_shape=[1,16,16]"],
+            ["CNN does not accept images of [3, 16, 16]", "1 channels", "model="],
+        ),
+        (["model.network.num_classes=2"], ["CNN returns logits of shape [2] per image; the data have 3 classes"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
@@ -558,7 +561,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(image_folder, tmp_path
                 break
         lines += process.stdout.readlines()
     assert process.returncode == 128 + signal.SIGINT
-    assert lines[-1].startswith("stopped; go on with")
+    assert lines[-1].startswith("stopped; resume with")
     assert "Traceback" not in "".join(lines)
 
 

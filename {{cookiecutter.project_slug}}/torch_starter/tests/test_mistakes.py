@@ -37,7 +37,7 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["data.batch_size=many"], ["data.batch_size=many", "not a number"]),
         (["seed=x"], ["seed=x", "not a number"]),
         (["trainer.fast_dev_run=treu"], ["trainer.fast_dev_run=treu", "not true or false"]),
-        (["data.batch_size=0"], ["data.batch_size is 0", "from 1"]),
+        (["data.batch_size=0"], ["data.batch_size is 0", "positive integer"]),
         (["seed=-1"], ["seed", "-1", "from 0"]),
         (["optimizer.lr=-1"], ["Invalid learning rate: -1"]),
         (["+optimizer.dampening=1"], ["optimizer", "dampening"]),
@@ -45,7 +45,10 @@ MNIST = ["experiment=mnist", "data.num_val=100"]
         (["ckpt_path=~/Größe 山"], ["only in quotes", "ckpt_path='~/Größe 山'"]),
         (["model=cnn"], ["data.image_shape", "another data= or model="]),
         ([*MNIST, "data.batch_size=-1"], ["data.batch_size is -1"]),
-        ([*MNIST, "model=linear_regression"], ["LinearRegression takes: x float32 (N, 1)", "another data= or model="]),
+        (
+            [*MNIST, "model=linear_regression"],
+            ["LinearRegression expects: x float32 (N, 1)", "another data= or model="],
+        ),
     ],
     ids=lambda value: value[-1] if value[0] in MNIST or "=" in value[0] else "",
 )

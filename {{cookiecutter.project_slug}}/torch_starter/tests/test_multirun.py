@@ -65,7 +65,7 @@ def test_subfolders_may_contain_values_and_slashes(train, tmp_path, capfd):
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):
         train("-m", *QUICK, "hydra.sweep.dir=s", subdir, "optimizer=sgd,adam", "data.batch_size=0,50")
     printed = capfd.readouterr()
-    assert get_last_table(printed.out).count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert get_last_table(printed.out).count("data.batch_size is 0; it must be a positive integer.") == 2
     assert "sgd/batch 50" in printed.out.partition("failed")[0]
     assert "raised" not in printed.err
     assert (tmp_path / "s/adam/batch 0/error.txt").exists()
@@ -182,14 +182,14 @@ def test_killed_multirun_resumes_with_the_same_results(train, run_until_signal, 
     assert re.findall(r"\d+\.\d{4}", found) == re.findall(r"\d+\.\d{4}", expected)
     assert sorted(get_last_rows(found)) == list("012")
     assert (tmp_path / "s/0/results.json").read_bytes() == before
-    assert "goes on after epoch" in (tmp_path / "s/1/train.log").read_text()
+    assert "resuming after epoch" in (tmp_path / "s/1/train.log").read_text()
 
 
 def test_terminated_multirun_prints_resume_command(train, run_until_signal):
     train(*SHORTEST)  # so that the fork has everything imported
     grid = ["-m", *SHORTEST, "seed=1,2", "hydra.sweep.dir=a folder"]
     stop, printed = run_until_signal(signal.SIGTERM, *grid)
-    command = re.search(r"go on with   python \S*train.py (.*)", printed)[1]
+    command = re.search(r"resume with   python \S*train.py (.*)", printed)[1]
     assert shlex.split(command) == [*grid[:-1], stop, grid[-1], "ckpt_path=last"]
 
 

@@ -1,4 +1,4 @@
-"""Data of one's own that the model does not take: one message with dtypes, shapes and the remedy, before training."""
+"""Tests that data the model cannot use cause one message with dtypes, shapes, and the remedy before training."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ READ = "torch.tensor([float(word)])"
 
 @pytest.fixture
 def train_on(own_project):
-    """Trains on a data module with some lines of its own."""
+    """Return a function that trains on a data module with custom lines."""
 
     def train_on(arguments=REGRESSION, read=READ, **parts):
         Path(PACKAGE, "own.py").write_text(MODULE.format(**GOOD | parts, read=read), encoding="utf-8")
@@ -75,17 +75,17 @@ def train_on(own_project):
         ({"change": "x, y = x[:, 0], y[:, None].float()"}, "x float32 (4,)", "x[:, None]"),
         ({"size": "N, 3"}, "x float32 (4, 3)", "Change x"),
         ({"sample": "dict(x=x, y=y)"}, "a dict of x: float32 (4, 1)", "a tuple (x, y)"),
-        ({"sample": "x"}, "gives: float32 (4, 1)", "a tuple (x, y)"),
+        ({"sample": "x"}, "provides: float32 (4, 1)", "a tuple (x, y)"),
         ({"sample": "(x, y, y)"}, "int64 (4,), int64 (4,)", "a tuple (x, y)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_regression_says_what_it_takes(train_on, parts, found, remedy):
+def test_regression_reports_the_expected_batch(train_on, parts, found, remedy):
     with pytest.raises(SystemExit) as exit_:
         train_on(**{"change": ""} | parts)
     message = str(exit_.value.code)
     assert found in message
-    assert "LinearRegression takes: x float32 (N, 1), y float32 (N, 1)" in message
+    assert "LinearRegression expects: x float32 (N, 1), y float32 (N, 1)" in message
     assert remedy in message
     assert not list(Path("run").rglob("*.ckpt"))
 
@@ -103,7 +103,7 @@ def test_a_regression_says_what_it_takes(train_on, parts, found, remedy):
         (f"{IMAGES['change']}; y = y - 1", "from -1", "Number the classes from 0"),
     ],
 )
-def test_a_classifier_says_what_it_takes(train_on, change, found, remedy):
+def test_classifier_reports_the_expected_batch(train_on, change, found, remedy):
     with pytest.raises(SystemExit) as exit_:
         train_on(CLASSIFICATION, **IMAGES | {"change": change, "shuffle": "False"})
     message = str(exit_.value.code)
@@ -114,12 +114,12 @@ def test_a_classifier_says_what_it_takes(train_on, change, found, remedy):
 
 
 @pytest.mark.parametrize("shuffle", ["True", "False"])
-def test_a_data_set_without_samples_is_named(train_on, shuffle):
-    with pytest.raises(SystemExit, match="train_dataloader of the data module has no batch"):
+def test_empty_data_set_is_reported(train_on, shuffle):
+    with pytest.raises(SystemExit, match="train_dataloader of the data module has no batches"):
         train_on(change="x, y = x[:0], y[:0]", shuffle=shuffle)
 
 
-def test_data_without_a_batch_size_are_trained_on_evaluated_and_predicted(train_on, own_project, capfd):
+def test_commands_accept_data_without_a_batch_size(train_on, own_project, capfd):
     train_on()
     own_project("evaluate.py", "run", "--json")
     own_project("predict.py", "run", "1", "2.5", "--output", "p.json")
@@ -130,19 +130,19 @@ def test_data_without_a_batch_size_are_trained_on_evaluated_and_predicted(train_
     ("read", "found"),
     [("torch.tensor(float(word))", "x float32 (1,)"), ("torch.tensor([int(word)])", "x int64 (1, 1)")],
 )
-def test_an_input_that_the_model_does_not_take_is_described_as_batches_are(train_on, own_project, read, found):
+def test_predict_reports_an_unsuitable_input(train_on, own_project, read, found):
     train_on(read=read)
     with pytest.raises(SystemExit) as exit_:
         own_project("predict.py", "run", "1")
-    assert f"read_input gives: {found}\nLinearRegression takes: x float32 (N, 1)" in str(exit_.value.code)
+    assert f"read_input provides: {found}\nLinearRegression expects: x float32 (N, 1)" in str(exit_.value.code)
 
 
-def test_double_precision_takes_double_data(train_on):
+def test_double_precision_accepts_double_data(train_on):
     train_on([*REGRESSION, "trainer.precision=64-true"], change="x, y = x.double(), y[:, None].double()")
     assert Path("run/results.json").exists()
 
 
-def test_a_missing_test_set_is_named_before_training(train_on, own_project, monkeypatch):
+def test_missing_test_set_is_reported_before_training(train_on, own_project, monkeypatch):
     monkeypatch.setitem(GOOD, "read", READ)
     text = MODULE.replace("test_dataloader = val_dataloader", "")
     Path(PACKAGE, "own.py").write_text(text.format(**GOOD), encoding="utf-8")
@@ -150,7 +150,7 @@ def test_a_missing_test_set_is_named_before_training(train_on, own_project, monk
     with pytest.raises(SystemExit, match="Own has no test_dataloader") as exit_:
         own_project(*command)
     assert not Path("run").exists()
-    remedy = str(exit_.value.code).partition("if need be ")[2]
+    remedy = str(exit_.value.code).partition("or reuse the validation data: ")[2]
     Path(PACKAGE, "own2.py").write_text(text.format(**GOOD) + f"\n    {remedy}\n", encoding="utf-8")
     own_project(*command[:-2], f"+data._target_={PACKAGE}.own2.Own", "hydra.run.dir=run")
 
@@ -178,8 +178,8 @@ class Late(LinearRegression):
 """
 
 
-def test_a_callback_and_a_model_of_ones_own_are_trained_evaluated_and_resumed(own_project):
-    """The callback lies where those of the template did before; the model makes its layers late."""
+def test_custom_callback_and_model_work_with_all_commands(own_project):
+    """The callback is in the former folder of the template's callbacks; the model creates its layers late."""
     folder = Path(PACKAGE, "callbacks")
     folder.mkdir()
     for path, text in {"callbacks/__init__.py": "", "callbacks/mine.py": CALLBACK, "late.py": MODEL}.items():

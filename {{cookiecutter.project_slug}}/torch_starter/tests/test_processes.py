@@ -143,7 +143,7 @@ def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path, every,
     (folder,) = run_folders(tmp_path)
     assert not (folder / "results.json").exists()
     printed = run(sys.executable, ROOT / "resume.py", folder, "callbacks.dies=null", cwd=tmp_path)
-    assert f"goes on {place}" in printed
+    assert f"resuming {place}" in printed
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]
     assert all(weights(folder)[key].equal(value) for key, value in weights(two[0]).items())
@@ -298,7 +298,7 @@ def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path
     preempted = "+callbacks.stop._target_=test_processes.Preemption"
     run(*script, preempted, cwd=tmp_path, status=143, **job)
     printed = run(*script, cwd=tmp_path, **job)
-    assert f"goes on {place}" in printed
+    assert f"resuming {place}" in printed
     (folder,) = run_folders(tmp_path)
     assert folder == tmp_path / "outputs/slurm/7"
     assert results(folder)["metrics"] == results(two[0])["metrics"]
@@ -384,6 +384,6 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, 
 
     first, second, printed, printed_by_second = start_both()
     assert (first, second) == (0, 0), printed + printed_by_second
-    assert "goes on after epoch 1" in printed
+    assert "resuming after epoch 1" in printed
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]

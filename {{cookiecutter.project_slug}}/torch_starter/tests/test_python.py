@@ -149,7 +149,7 @@ def test_interrupted_cell_can_be_resumed(folder, capfd, request):
     with pytest.raises(KeyboardInterrupt):
         torch_starter.train_run("trainer.max_epochs=4", "callbacks.last_checkpoint.times=null", stop)
     assert signal.getsignal(signal.SIGINT) is before
-    assert "go on with   python resume.py" in capfd.readouterr().out
+    assert "resume with   python resume.py" in capfd.readouterr().out
     (run,) = (path.parent for path in folder.glob("outputs/*/*/.hydra"))
     assert (run / "checkpoints/last.ckpt").exists()
     assert not (run / "results.json").exists()

@@ -372,7 +372,7 @@ def test_same_command_goes_on_with_the_rate_of_its_folder(train, small, tmp_path
         train(*options, "+callbacks.interrupt._target_=test_recipes.Interrupt")
     before = (tmp_path / "run/figures/learning_rate.png").stat().st_mtime_ns
     train(*options)
-    assert "goes on after epoch 1" in capfd.readouterr().out
+    assert "resuming after epoch 1" in capfd.readouterr().out
     assert results(tmp_path / "run")["epochs"] == 3
     assert (tmp_path / "run/figures/learning_rate.png").stat().st_mtime_ns == before
     assert read_config(tmp_path / "run").find_lr == read_config(tmp_path / "run").optimizer.lr

@@ -1,4 +1,4 @@
-"""A run that was stopped in whatever way and resumed ends as if it had never been stopped."""
+"""Tests that an interrupted and resumed run matches an uninterrupted one."""
 
 import json
 import random
@@ -20,16 +20,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a fork after to
 
 @pytest.fixture(scope="module")
 def command(digits):
-    """A run with all that draws random numbers: dropout, shuffling, augmentation; and a scheduler for each step."""
+    """Return the command of a run with dropout, shuffling, augmentation, and a scheduler that steps in each batch."""
     mnist = ["experiment=mnist", "model=mlp", "model.network.dropout=0.5", f"data.root={digits}"]
     crop = "+data.augmentation.crop={_target_:torchvision.transforms.v2.RandomCrop,size:28,padding:2}"
-    # Pictures take longer than such an epoch, above all where function calls are counted.
     quick = ["data.num_workers=0", "trainer.max_epochs=5"]
     return ["train.py", *mnist, crop, "data.num_val=100", "data.batch_size=50", *quick]
 
 
 def state(run):
-    """Everything that must be equal to the bit."""
+    """Return everything that must be bit-identical."""
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     results = json.loads((run / "results.json").read_text())
@@ -63,8 +62,8 @@ def assert_same(found, expected, where="state"):
 
 @pytest.fixture(scope="module")
 def uninterrupted(start, command, folder):
-    """Final state and number of function calls of a run that nothing interrupted."""
-    with pytest.MonkeyPatch.context() as patch:  # once here, so that the forks find everything imported
+    """Return the final state and the number of function calls of an uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:  # One run in this process imports everything before the forks.
         patch.setattr(sys, "argv", [*command, "hydra.run.dir=first"])
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     status, printed, calls = start(*command, "hydra.run.dir=uninterrupted")
@@ -74,7 +73,7 @@ def uninterrupted(start, command, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", ["null", "1", "3"])
-def test_killed_at_random_moments(start, command, uninterrupted, folder, every):
+def test_resume_after_random_kills_matches_uninterrupted_run(start, command, uninterrupted, folder, every):
     expected, calls = uninterrupted
     moments = random.Random(0)
     kills = runs_killed = 0
@@ -92,7 +91,7 @@ def test_killed_at_random_moments(start, command, uninterrupted, folder, every):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-def test_a_signal_ends_with_one_line_that_says_how_to_go_on(start, command, uninterrupted, folder, sent):
+def test_signal_stops_the_run_and_prints_the_resume_command(start, command, uninterrupted, folder, sent):
     expected, calls = uninterrupted
     status, printed, _ = start(*command, f"hydra.run.dir={sent.name}", sent=sent, at=calls // 2)
     assert status == 128 + sent
@@ -103,7 +102,7 @@ def test_a_signal_ends_with_one_line_that_says_how_to_go_on(start, command, unin
     assert_same(state(folder / sent.name), expected)
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(start, command, uninterrupted, folder):
+def test_full_disk_keeps_the_previous_checkpoint(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     start(*command, "hydra.run.dir=full", at=calls * 3 // 4)
     before = (folder / "full/checkpoints/last.ckpt").read_bytes()
@@ -117,7 +116,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(start, command, uninterrupted,
 
 
 @pytest.mark.slow
-def test_half_a_last_checkpoint_falls_back_to_the_best(start, command, uninterrupted, folder):
+def test_truncated_last_checkpoint_falls_back_to_best(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     start(*command, "hydra.run.dir=half", at=calls * 3 // 4)
     for name in ("last", "best"):
@@ -135,7 +134,7 @@ def test_half_a_last_checkpoint_falls_back_to_the_best(start, command, uninterru
     assert_same(state(copy), expected)
 
 
-def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupted, folder):
+def test_run_killed_after_last_epoch_keeps_its_results(start, uninterrupted, folder):
     run = shutil.copytree(folder / "uninterrupted", folder / "tested")
     (run / "results.json").unlink()
     assert start("resume.py", run)[0] == 0
@@ -143,7 +142,7 @@ def test_killed_after_the_last_epoch_it_has_the_same_results(start, uninterrupte
 
 
 EACH = ["trainer.check_val_every_n_epoch=1", "callbacks.last_checkpoint.times=null"]
-# It never improves.
+# With this min_delta, the metric never improves.
 EARLY = ["callbacks=early_stopping", "+callbacks.early_stopping.min_delta=1e9", "callbacks.early_stopping.patience=3"]
 ENDS = {
     "early_stopping": [*EARLY, "callbacks.last_checkpoint.times=null", "trainer.max_epochs=30"],
@@ -157,18 +156,18 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_path, capfd):
+def test_resuming_an_ended_run_only_tests_it(train, script, end, tmp_path, capfd):
     train(*ENDS[end], "callbacks.regression_figures=null", "hydra.run.dir=whole")
     run = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     (run / "results.json").unlink()
     capfd.readouterr()
     script("resume.py", run)
-    # What max_steps cuts short is done again, and ends in the same step.
-    assert ("goes on after" in capfd.readouterr().out) == (end == "max_steps_within_an_epoch")
+    # An epoch cut short by max_steps is repeated and ends at the same step.
+    assert ("resuming after" in capfd.readouterr().out) == (end == "max_steps_within_an_epoch")
     if end == "max_time_within_an_epoch":
         found, expected = (json.loads((run / "results.json").read_text()) for run in (run, tmp_path / "whole"))
         assert (found["metrics"], found["epochs"]) == (expected["metrics"], expected["epochs"])
-        return  # the steps of the epoch that was cut short are not in the checkpoint
+        return  # The checkpoint does not contain the steps of the epoch that was cut short.
     assert_same(state_of_line(run), state_of_line(tmp_path / "whole"))
     steps = [[e.step for e in EventAccumulator(str(path)).Reload().Scalars("test/loss")] for path in (run, "whole")]
     assert set(steps[0]) == set(steps[1])
@@ -183,7 +182,7 @@ def test_a_run_that_has_ended_goes_straight_to_its_test(train, script, end, tmp_
         pytest.param("max_steps", marks=pytest.mark.slow),
     ],
 )
-def test_killed_before_its_early_end_it_ends_there(start, folder, end):
+def test_resumed_run_ends_early_at_the_same_step(start, folder, end):
     options = ["train.py", *ENDS[end], "callbacks.regression_figures=null", "callbacks.run_description=null"]
     status, printed, calls = start(*options, f"hydra.run.dir={end}")
     assert status == 0, printed
@@ -196,7 +195,7 @@ def test_killed_before_its_early_end_it_ends_there(start, folder, end):
 
 
 @pytest.mark.parametrize("change", ["callbacks.early_stopping.patience=9", "trainer.max_epochs=40"])
-def test_a_run_that_has_ended_may_train_on_with_other_rules(train, script, change, tmp_path):
+def test_ended_run_trains_longer_with_new_rules(train, script, change, tmp_path):
     options = [*ENDS["early_stopping"], "callbacks.regression_figures=null"]
     train(*options, "hydra.run.dir=parts")
     train(*options, change, "hydra.run.dir=whole")
@@ -215,7 +214,7 @@ def test_early_stopping_counts_validations(train, tmp_path):
 
 
 def test_early_stopping_does_not_stop_an_untrained_line(train):
-    """The default run, of which every tenth epoch is validated: five validations are fifty epochs."""
+    """The default run validates every tenth epoch, so five validations are fifty epochs."""
     (run,) = train("callbacks=early_stopping", "callbacks.early_stopping.patience=5", "optimizer.lr=0.002")
     assert json.loads((run / "results.json").read_text())["epochs"] == 500
     steps = [event.step for event in EventAccumulator(str(run)).Reload().Scalars("val/loss")]
@@ -223,7 +222,7 @@ def test_early_stopping_does_not_stop_an_untrained_line(train):
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 20, 60, 101, 150])
-def test_last_epoch_is_validated_however_many_there_are(train, epochs):
+def test_last_epoch_is_always_validated(train, epochs):
     (run,) = train(f"trainer.max_epochs={epochs}", "callbacks.regression_figures=null", "logger=csv")
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] < epochs
@@ -243,11 +242,11 @@ CUT = ["data.batch_size=10", "trainer.max_epochs=6", "callbacks.regression_figur
 @pytest.mark.parametrize(
     "limit", [["trainer.max_steps=25"], ["+callbacks.cut._target_=test_resume.Cut", "scheduler=cosine"]]
 )
-def test_run_that_was_cut_within_an_epoch_goes_on_from_the_epoch_before(train, script, tmp_path, limit):
+def test_run_cut_within_an_epoch_resumes_from_previous_epoch(train, script, tmp_path, limit):
     train(*CUT, *limit[1:], "hydra.run.dir=whole")
     train(*CUT, *limit, "hydra.run.dir=cut")
     last = torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)
-    assert (last["epoch"], last["global_step"]) == (1, 20), "the third epoch is not whole"
+    assert (last["epoch"], last["global_step"]) == (1, 20), "the third epoch is incomplete"
     results = json.loads((tmp_path / "cut/results.json").read_text())
     assert (results["epochs"], results["steps"]) == (2, 25)
     change = "trainer.max_steps=-1" if "max_steps" in limit[0] else "callbacks.cut=null"
@@ -258,7 +257,7 @@ def test_run_that_was_cut_within_an_epoch_goes_on_from_the_epoch_before(train, s
 @pytest.mark.parametrize(
     "limit", [["trainer.max_steps=5"], ["+callbacks.cut._target_=test_resume.Cut", "+callbacks.cut.step=5"]]
 )
-def test_run_that_was_cut_within_its_first_epoch_begins_again(train, script, tmp_path, limit):
+def test_run_cut_within_first_epoch_starts_over(train, script, tmp_path, limit):
     train(*CUT, "hydra.run.dir=whole")
     train(*CUT, *limit, "hydra.run.dir=cut")
     assert not (tmp_path / "cut/checkpoints/last.ckpt").exists()
@@ -268,7 +267,7 @@ def test_run_that_was_cut_within_its_first_epoch_begins_again(train, script, tmp
 
 
 class Cut(Callback):
-    """Stops in the middle of an epoch, by default the third, as max_time does."""
+    """Stops the run in the middle of an epoch as max_time does, by default in the third."""
 
     def __init__(self, step=25):
         self.step = step
@@ -277,7 +276,7 @@ class Cut(Callback):
         trainer.should_stop |= trainer.global_step == self.step
 
 
-def test_checkpoint_from_the_middle_of_an_epoch_is_not_gone_on_from(train, script, tmp_path, capfd):
+def test_resume_rejects_best_checkpoint_from_within_an_epoch(train, script, tmp_path, capfd):
     train(*CUT, "trainer.val_check_interval=0.5", "optimizer.lr=1e-9", "callbacks.best_checkpoint.mode=max")
     (run,) = tmp_path.glob("outputs/*/*")  # the first validation, in the middle of the first epoch, remains the best
     with pytest.raises(SystemExit, match=r"best\.ckpt, from the middle of an epoch, .* weights="):
@@ -292,7 +291,7 @@ def test_checkpoint_from_the_middle_of_an_epoch_is_not_gone_on_from(train, scrip
 
 
 @pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging", "ModelPruning"])
-def test_every_verb_finds_what_training_found(train, script, tmp_path, capfd, name):
+def test_commands_reproduce_the_results_of_training(train, script, tmp_path, capfd, name):
     arguments = {
         "EMAWeightAveraging": {"decay": 0.8},
         "StochasticWeightAveraging": {"swa_lrs": 0.05},
@@ -311,7 +310,7 @@ def test_every_verb_finds_what_training_found(train, script, tmp_path, capfd, na
     assert json.loads((tmp_path / "y.json").read_text())[0]["y"] == pytest.approx(y, rel=1e-5)
 
 
-def test_averaged_weights_are_resumed_to_the_bit(train, script, tmp_path):
+def test_resume_restores_averaged_weights_bit_for_bit(train, script, tmp_path):
     options = ["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "+callbacks.ema.decay=0.8"]
     train("trainer.max_epochs=30", *options, "hydra.run.dir=whole")
     train("trainer.max_epochs=20", *options, "hydra.run.dir=parts")
@@ -320,10 +319,10 @@ def test_averaged_weights_are_resumed_to_the_bit(train, script, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, uninterrupted, folder):
+def test_repeated_command_resumes_then_does_nothing(start, command, uninterrupted, folder):
     expected, calls = uninterrupted
     again = [*command, "hydra.run.dir=requeued", "ckpt_path=last"]
-    assert start(*again[:-1])[0] == 0, "without ckpt_path=last it is the same run, too"
+    assert start(*again[:-1])[0] == 0, "it is the same run without ckpt_path=last"
     assert start(*again)[1].startswith("requeued is finished.")
     shutil.rmtree("requeued")
     assert start(*again, at=calls // 2)[0] == -signal.SIGKILL
@@ -337,7 +336,7 @@ def test_the_same_command_again_goes_on_and_then_does_nothing(start, command, un
 
 
 @pytest.mark.parametrize("scheduler", ["constant", "step", "plateau"])
-def test_every_scheduler_goes_on_where_it_was(train, script, scheduler, tmp_path):
+def test_resume_restores_the_scheduler(train, script, scheduler, tmp_path):
     decay = {"step": ["scheduler.step_size=3"], "plateau": ["scheduler.patience=0", "scheduler.mode=max"]}
     options = [f"scheduler={scheduler}", "data.batch_size=25", *decay.get(scheduler, [])]
     train(*options, "trainer.max_epochs=8", "hydra.run.dir=whole")
@@ -354,7 +353,7 @@ def state_of_line(run):
 
 
 @pytest.mark.slow
-def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder):
+def test_short_epochs_are_validated_and_saved_at_intervals(start, folder):
     options = ["train.py", "trainer.max_epochs=120", "callbacks.regression_figures=null"]
     _, _, calls = start(*options, "hydra.run.dir=rare")
     read = EventAccumulator(str(folder / "rare"))
@@ -364,14 +363,14 @@ def test_a_run_of_short_epochs_is_validated_and_saved_now_and_then(start, folder
     assert start(*options, "hydra.run.dir=rare-killed", at=calls // 2)[0] == -signal.SIGKILL
     status, printed, _ = start("resume.py", "rare-killed")
     assert status == 0
-    epoch = int(re.search(r"goes on after epoch (\d+)", printed)[1])
+    epoch = int(re.search(r"resuming after epoch (\d+)", printed)[1])
     assert 0 < epoch < 119
     assert_same(state_of_line(folder / "rare-killed"), state_of_line(folder / "rare"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
-def test_a_longer_run_has_a_longer_schedule(train, script, scheduler, tmp_path):
+def test_more_epochs_extend_the_schedule(train, script, scheduler, tmp_path):
     train(f"scheduler={scheduler}", "trainer.max_epochs=20", "hydra.run.dir=whole")
     train(f"scheduler={scheduler}", "trainer.max_epochs=10", "hydra.run.dir=parts")
     script("resume.py", "parts", "trainer.max_epochs=20")
@@ -384,14 +383,14 @@ def test_a_longer_run_has_a_longer_schedule(train, script, scheduler, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_moved_run_keeps_its_best_checkpoint(train, script, tmp_path):
+def test_moved_run_keeps_its_best_checkpoint(train, script, tmp_path):
     train("trainer.max_epochs=100", "hydra.run.dir=here")
     shutil.move(tmp_path / "here", tmp_path / "there, x=1")
     run = tmp_path / "there, x=1"
     path, monitor = run / "checkpoints/last.ckpt", "'monitor': 'val/loss'"
     last = torch.load(path, weights_only=True)
     (state,) = (state for key, state in last["callbacks"].items() if monitor in key)
-    state["best_model_score"].fill_(1e-9)  # so good that nothing can be better
+    state["best_model_score"].fill_(1e-9)  # No later value can be better.
     torch.save(last, path)
     best = (run / "checkpoints/best.ckpt").read_bytes()
     script("resume.py", run, "trainer.max_epochs=105")
@@ -402,7 +401,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(train, script, tmp_path):
     script("export.py", run)
 
 
-def test_longer_and_the_change_is_kept(train, script, tmp_path, capfd):
+def test_resume_with_more_epochs_keeps_the_change(train, script, tmp_path, capfd):
     (run,) = train("trainer.max_epochs=10")
     script("resume.py", "trainer.max_epochs=15")
     assert json.loads((run / "results.json").read_text())["epochs"] == 15
@@ -410,10 +409,10 @@ def test_longer_and_the_change_is_kept(train, script, tmp_path, capfd):
     script("resume.py")
     assert "is finished" in capfd.readouterr().out
     assert len(json.loads((run / "environment.json").read_text())) == 2
-    assert (run / "train.log").read_text().count("goes on after epoch 10") == 1
+    assert (run / "train.log").read_text().count("resuming after epoch 10") == 1
 
 
-def test_a_change_that_does_not_work_is_not_kept(train, script, tmp_path):
+def test_resume_discards_an_invalid_change(train, script, tmp_path):
     (run,) = train("trainer.max_epochs=10")
     before = {path: path.read_bytes() for path in (run / ".hydra").iterdir()}
     for mistake, message in {

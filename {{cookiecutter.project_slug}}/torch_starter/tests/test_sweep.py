@@ -115,7 +115,7 @@ def test_the_other_verbs_take_a_trial_for_the_run_that_it_is(sweep, space, scrip
     script("predict.py", trial, "4")
     printed, _ = capfd.readouterr()
     assert "test/loss" in printed
-    assert "goes on after epoch 5" in printed
+    assert "resuming after epoch 5" in printed
 
 
 @pytest.mark.slow
@@ -391,7 +391,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
             assert trial.state.name == "COMPLETE"
             assert list(trial.intermediate_values) == list(range(1, 6))
             log = (run / "train.log").read_text()
-            epochs_kept += log.count("goes on after epoch")
+            epochs_kept += log.count("resuming after epoch")
             assert "already reported" not in log
             if trial.params == expected.params:  # killed between two parameters, it may choose another value
                 assert trial.intermediate_values == expected.intermediate_values

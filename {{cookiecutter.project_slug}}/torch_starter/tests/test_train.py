@@ -1,4 +1,4 @@
-"""What `python train.py` leaves behind, and what it says."""
+"""Tests of the files and the output of `python train.py`."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def names(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_run_folder(train):
+def test_run_folder_contains_the_documented_files(train):
     (run,) = train(QUICK)
     assert run.parent.name == "linear_regression"
     events = [name for name in names(run) if name.startswith("events.out.tfevents.")]
@@ -62,7 +62,7 @@ def test_the_run_folder(train):
     ],
     ids=str,
 )
-def test_a_run_is_named_after_what_it_trains(train, digits, tmp_path, arguments, name):
+def test_output_folder_is_named_after_the_task(train, digits, tmp_path, arguments, name):
     is_mnist = "mnist" in str(arguments)
     data = [f"data.root={digits}", "data.num_val=20", "data.num_workers=0", "model=mlp"] if is_mnist else []
     runs = train(*arguments, *(data[:-1] if "model" in str(arguments) else data), "trainer.fast_dev_run=true")
@@ -70,13 +70,13 @@ def test_a_run_is_named_after_what_it_trains(train, digits, tmp_path, arguments,
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1, "the jobs of a multirun share its folder"
 
 
-def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
+def test_log_has_no_duplicates_and_no_advertisements(train, capfd):
     (run,) = train(QUICK, "callbacks=early_stopping", "+callbacks.early_stopping.verbose=true")
     printed = capfd.readouterr()
     logged = [line.split(" - ", 1)[-1] for line in (run / "train.log").read_text().splitlines()]
     for lines in (printed.out.splitlines() + printed.err.splitlines(), logged):
         improvements = [line for line in lines if "Metric val/loss improved" in line]
-        assert improvements, "Lightning's own lines are lost"
+        assert improvements, "Lightning's own lines are missing"
         assert len(set(lines)) == len(lines)
         assert not [line for line in lines if re.search("Tip|pip install|available:|http|deprecat|Warning", line)]
     assert sum(bool(re.match(r"epoch +\d+/20 ", line)) for line in logged) == 10
@@ -90,14 +90,14 @@ def test_each_line_is_logged_once_and_none_is_an_advertisement(train, capfd):
         ("mnist", "CNN, 29,290 parameters", "MNIST, 500 samples"),
     ],
 )
-def test_the_first_line_says_what_is_trained_on_what_and_where(train, digits, capfd, experiment, model, data):
+def test_first_line_names_model_data_device_and_folder(train, digits, capfd, experiment, model, data):
     small = [f"data.root={digits}", "data.num_val=100"] if experiment == "mnist" else []
     (run,) = train(f"experiment={experiment}", "trainer.max_epochs=1", "trainer.accelerator=cpu", *small)
     first = capfd.readouterr().out.splitlines()[0]
     assert first == f"{model} | {data} | cpu | outputs/{experiment}/{run.name}"
 
 
-def test_the_report_says_where_and_what_next(train, capfd):
+def test_report_shows_folders_and_next_command(train, capfd):
     (run,) = train(QUICK)
     printed = capfd.readouterr().out
     assert "outputs/linear_regression/" + run.name in printed
@@ -108,7 +108,7 @@ def test_the_report_says_where_and_what_next(train, capfd):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_gets_a_bar_and_a_file_gets_lines(train, capfd, terminal):
+def test_terminal_shows_a_bar_and_file_shows_lines(train, capfd, terminal):
     rich.reconfigure(force_terminal=terminal)
     train(QUICK)
     printed = capfd.readouterr().out
@@ -126,21 +126,21 @@ def test_fast_dev_run(train, digits, experiment):
 
 
 def test_arguments_of_the_trainer_are_keys(train):
-    """What people set most, and the config of an earlier version did not list."""
+    """Sets common arguments that the config of an earlier version did not list."""
     options = ["max_steps=30", "min_epochs=1", "num_sanity_val_steps=0", "val_check_interval=0.5", "benchmark=false"]
     options += ["gradient_clip_val=1", "gradient_clip_algorithm=value", "reload_dataloaders_every_n_epochs=1"]
     (run,) = train("data.batch_size=10", QUICK, *(f"trainer.{option}" for option in options))
     assert json.loads((run / "results.json").read_text())["steps"] == 30
 
 
-def test_loggers_side_by_side(train):
+def test_two_loggers_write_side_by_side(train):
     (run,) = train(QUICK, "logger=[tensorboard,csv]")
     assert any(run.glob("events.out.tfevents.*"))
     assert (run / "csv/version_0/metrics.csv").read_text().startswith("epoch,")
 
 
 @pytest.mark.parametrize("off", ["~logger", "logger=[]", "logger.tensorboard=null"])
-def test_loggers_can_be_switched_off(train, off):
+def test_loggers_can_be_disabled(train, off):
     (run,) = train(QUICK, off)
     assert not any(run.glob("events.out.tfevents.*"))
     assert (run / "results.json").exists()
@@ -150,7 +150,7 @@ CALLBACKS = yaml.safe_load((ROOT / "configs/callbacks/default.yaml").read_text(e
 
 
 @pytest.mark.parametrize("callback", [name for name, callback in CALLBACKS.items() if callback])
-def test_any_callback_can_be_switched_off(train, capfd, callback):
+def test_each_callback_can_be_disabled(train, capfd, callback):
     (run,) = train(QUICK, f"callbacks.{callback}=null")
     assert (run / "checkpoints/best.ckpt").exists() == (callback != "best_checkpoint")
     assert (run / "checkpoints/last.ckpt").exists() == (callback != "last_checkpoint")
@@ -158,13 +158,13 @@ def test_any_callback_can_be_switched_off(train, capfd, callback):
     assert (run / "figures").exists() == (callback != "regression_figures")
 
 
-def test_without_checkpoints_the_last_weights_are_tested(train):
+def test_run_without_checkpoints_tests_the_last_weights(train):
     (run,) = train(QUICK, "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null")
     assert not list(run.rglob("*.ckpt"))
     assert "test/loss" in json.loads((run / "results.json").read_text())["metrics"]
 
 
-def test_a_multirun_has_one_folder_per_run_and_ends_with_a_table_best_first(train, capfd):
+def test_multirun_ends_with_a_table_sorted_by_result(train, capfd):
     runs = train("-m", "optimizer=sgd,adam", "trainer.max_epochs=50", "data.noise=1")
     assert [run.name for run in runs] == ["0", "1"]
     assert runs[0].parent == runs[1].parent
@@ -176,17 +176,17 @@ def test_a_multirun_has_one_folder_per_run_and_ends_with_a_table_best_first(trai
     table = capfd.readouterr().out.rpartition("test/loss ")[2]
     assert table.index(f"{losses['sgd']:.4f}") < table.index(f"{losses['adam']:.4f}")
     assert table.index("sgd") < table.index("adam")
-    assert "data.noise" not in table, "what all runs share is not in the table"
+    assert "data.noise" not in table, "settings that all runs share are not in the table"
 
 
-def test_the_table_shows_brackets(train, capfd):
+def test_table_shows_brackets(train, capfd):
     train("-m", "optimizer.betas=[0.9,0.99],[0.8,0.9]", "trainer.max_epochs=1")
     table = capfd.readouterr().out.rpartition("test/loss ")[2]
     assert "[0.9,0.99]" in table
     assert "[0.8,0.9]" in table
 
 
-def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, tmp_path, capfd):
+def test_multirun_continues_after_a_failed_run(train, tmp_path, capfd):
     rich.reconfigure(width=200)
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):
         train("-m", "data.batch_size=0,100", "optimizer.lr=0.02,0.1", "trainer.max_epochs=5")
@@ -197,14 +197,14 @@ def test_a_failed_run_of_a_multirun_is_in_the_table_and_the_others_go_on(train, 
     assert finished == [False, False, True, True]
     printed = capfd.readouterr()
     rows = re.findall(r"^ +(\d) ", printed.out, re.MULTILINE)
-    assert rows == ["3", "2", "0", "1"], "the best first, those that failed at the end"
-    assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a whole number from 1.") == 2
+    assert rows == ["3", "2", "0", "1"], "the best first, the failed runs last"
+    assert printed.out.rpartition("test/loss")[2].count("data.batch_size is 0; it must be a positive integer.") == 2
     assert "Traceback" not in printed.out + printed.err
     assert "data.batch_size is 0" in (sweep / "0/train.log").read_text()
 
 
-class Fault(Callback):
-    """A mistake in a program, unless ``divisor`` is something else than 0."""
+class DivideByZero(Callback):
+    """Raises a ZeroDivisionError if ``divisor`` is 0."""
 
     def __init__(self, divisor):
         self.divisor = divisor
@@ -214,11 +214,11 @@ class Fault(Callback):
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
+def test_multirun_logs_the_traceback_of_an_error(train, tmp_path, capfd):
     rich.reconfigure(width=200)
-    fault = ["+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0,1"]
+    divide = ["+callbacks.fault._target_=test_train.DivideByZero", "+callbacks.fault.divisor=0,1"]
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        train("-m", "trainer.max_epochs=2", *fault)
+        train("-m", "trainer.max_epochs=2", *divide)
     table = capfd.readouterr().out.rpartition("test/loss")[2]
     assert "ZeroDivisionError: division by zero" in table
     assert "Traceback" not in table
@@ -228,7 +228,7 @@ def test_a_fault_in_a_multirun_keeps_its_traceback(train, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train, tmp_path, capfd):
+def test_parallel_multirun_matches_sequential_multirun(train, tmp_path, capfd):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason='needs pip install -e ".[sweep]"')
     rich.reconfigure(width=200)
     grid = ["-m", "data.batch_size=0,100", "optimizer=sgd,adam", "trainer.max_epochs=2"]
@@ -244,7 +244,7 @@ def test_a_multirun_side_by_side_is_the_same_and_ends_with_the_same_table(train,
 
 
 @pytest.mark.slow
-def test_what_is_no_number_comes_last(train, capfd):
+def test_table_lists_nan_last(train, capfd):
     train(
         "-m",
         "optimizer=sgd",
@@ -259,11 +259,11 @@ def test_what_is_no_number_comes_last(train, capfd):
 
 
 def strict(text):
-    """JSON as it is defined, without Python's NaN and Infinity."""
+    """Parse JSON and reject Python's NaN and Infinity."""
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
-def test_a_run_whose_loss_is_not_finite_ends(train, tmp_path, capfd):
+def test_run_with_infinite_loss_stops(train, tmp_path, capfd):
     lines = []
     for options in (["trainer.max_epochs=40"], ["data.batch_size=1", "trainer.max_epochs=3"]):
         with pytest.raises(SystemExit) as exit_:
@@ -279,11 +279,11 @@ def test_a_run_whose_loss_is_not_finite_ends(train, tmp_path, capfd):
         assert re.search(r"loss is (nan|inf) in epoch \d+, after step \d+, at a learning rate of 1e\+10", line)
         for remedy in ("optimizer.lr", "trainer.gradient_clip_val", "detect_anomaly", "callbacks.finite_loss=null"):
             assert remedy in line
-    assert "resume.py" not in capfd.readouterr().out, "which would end in the same way"
+    assert "resume.py" not in capfd.readouterr().out, "a resumed run would stop in the same way"
 
 
 @pytest.mark.slow
-def test_without_that_check_the_json_is_valid(train, script, tmp_path, capfd):
+def test_nan_results_are_valid_json(train, script, tmp_path, capfd):
     options = ["optimizer=sgd", "optimizer.lr=1e10", "trainer.max_epochs=40", "callbacks.best_checkpoint=null"]
     (run,) = train(*options, "callbacks.finite_loss=null")
     assert strict((run / "results.json").read_text())["metrics"]["test/loss"] is None
@@ -294,7 +294,7 @@ def test_without_that_check_the_json_is_valid(train, script, tmp_path, capfd):
     assert strict((tmp_path / "predictions.json").read_text())[0]["y"] is None
 
 
-def test_a_multirun_records_what_was_not_finite(train, capfd):
+def test_multirun_table_shows_the_infinite_loss(train, capfd):
     rich.reconfigure(width=250)
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
         train("-m", "optimizer=sgd", "optimizer.lr=1e10,0.01", "trainer.max_epochs=40")
@@ -312,11 +312,11 @@ def test_a_multirun_records_what_was_not_finite(train, capfd):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_monitor_that_is_not_measured(train, capfd, options, key):
+def test_unknown_monitor_stops_the_run(train, capfd, options, key):
     with pytest.raises(SystemExit) as exit_:
         train(QUICK, *options)
     wrong = "train/losss" if "train" in options[0] else "val/losss"
-    assert f"monitor is {wrong}, which is not measured. Did you mean {wrong[:-1]}?" in exit_.value.code
+    assert f"monitor is {wrong}, but no such metric is logged. Did you mean {wrong[:-1]}?" in exit_.value.code
     assert key in exit_.value.code
     printed = capfd.readouterr().out
     assert "resume.py" not in printed
@@ -324,21 +324,21 @@ def test_a_monitor_that_is_not_measured(train, capfd, options, key):
 
 
 class Gap(Callback):
-    """A metric of the user's own, at the end of each training epoch."""
+    """Logs a custom metric at the end of each training epoch."""
 
     def on_train_epoch_end(self, trainer, pl_module):
         pl_module.log("gap", 1.0)
 
 
 @pytest.mark.parametrize("monitor", ["gap", "train/loss", "epoch"])
-def test_a_metric_of_ones_own_can_be_monitored(train, monitor):
+def test_custom_metric_can_be_monitored(train, monitor):
     gap = "+callbacks.gap._target_=test_train.Gap"
     (run,) = train(QUICK, gap, f"callbacks.best_checkpoint.monitor={monitor}")
     assert (run / "checkpoints/best.ckpt").exists()
 
 
-def test_a_folder_is_trained_in_once_at_a_time(train, script, tmp_path, capfd):
-    """By another process, which is then killed: the system takes the lock from it."""
+def test_run_folder_is_locked_during_training(train, script, tmp_path, capfd):
+    """Another process holds the lock until it is killed; the system then releases the lock."""
     train(QUICK, "hydra.run.dir=mine")
     code = "import os, sys\nfrom torch_starter import run_folder\nwith run_folder.hold_lock('mine'):\n"
     code += "    print(os.getpid(), flush=True)\n    sys.stdin.read()"
@@ -373,7 +373,7 @@ def test_a_folder_is_trained_in_once_at_a_time(train, script, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path):
+def test_resuming_a_failed_run_removes_its_error(train, script, tmp_path):
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
         train("-m", "data.batch_size=0,100", "trainer.max_epochs=2")
     (error,) = tmp_path.glob("outputs/linear_regression/*/0/error.txt")
@@ -383,38 +383,38 @@ def test_a_failed_run_that_was_mended_has_failed_no_more(train, script, tmp_path
 
 
 @pytest.mark.slow
-def test_files_are_utf_8_on_a_system_whose_text_is_not(tmp_path):
-    """As on Windows: files in ASCII unless something else is said, a console without most letters."""
+def test_files_are_utf_8_on_systems_with_another_encoding(tmp_path):
+    """As on Windows, files default to ASCII and the console lacks most letters."""
     ascii_ = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
     ascii_ |= {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, str(ROOT / "train.py"), QUICK, "hydra.run.dir=run"]
-    command += ["+callbacks.says._target_=test_train.Says"]
+    command += ["+callbacks.says._target_=test_train.LogUnicode"]
     done = subprocess.run(command, cwd=tmp_path, env=environment() | ascii_, capture_output=True, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
     assert "class \\u5c71 …" in done.stdout
     assert "class 山 …" in (tmp_path / "run/train.log").read_text(encoding="utf-8")
 
 
-class Says(Callback):
-    """Logs a name that the code page of Western Europe has no letter for."""
+class LogUnicode(Callback):
+    """Logs a character that the Western European code page lacks."""
 
     def on_train_end(self, trainer, pl_module):
         logging.getLogger(__name__).info("class 山 …")
 
 
 @pytest.mark.parametrize(("folder", "log_dir"), [(".", "."), ("mine/first", "mine"), ("../elsewhere", None)])
-def test_a_run_can_be_anywhere(train, tmp_path, capfd, folder, log_dir):
+def test_run_folder_can_be_anywhere(train, tmp_path, capfd, folder, log_dir):
     train(QUICK, f"hydra.run.dir={folder}")
     assert (tmp_path / folder / "results.json").exists()
     assert f"tensorboard --logdir {log_dir or (tmp_path / folder).resolve()}\n" in capfd.readouterr().out
 
 
-def test_runs_of_the_same_second_have_a_folder_each(train):
+def test_runs_in_the_same_second_have_separate_folders(train):
     folders = [train(QUICK)[0] for _ in range(2)]
     assert folders[0] != folders[1]
 
 
-def test_a_run_does_not_overwrite_another(train, tmp_path):
+def test_run_does_not_overwrite_another(train, tmp_path):
     train(QUICK, "hydra.run.dir=mine")
     before = (tmp_path / "mine/checkpoints/best.ckpt").read_bytes()
     with pytest.raises(SystemExit, match="mine holds a run"):
@@ -422,7 +422,7 @@ def test_a_run_does_not_overwrite_another(train, tmp_path):
     assert (tmp_path / "mine/checkpoints/best.ckpt").read_bytes() == before
 
 
-def test_help_is_the_page_of_the_project_with_its_groups(script, capfd):
+def test_help_shows_the_project_page_with_its_groups(script, capfd):
     script("train.py", "--help")
     page = capfd.readouterr().out
     assert page.startswith("python train.py [group=choice …] [key=value …]\n\nA line through points")
@@ -430,7 +430,7 @@ def test_help_is_the_page_of_the_project_with_its_groups(script, capfd):
 
 
 @pytest.mark.parametrize("argument", ["--help", "--cfg=job", "optmizer=adam"])
-def test_help_config_and_slips_do_not_wait_for_torch(tmp_path, argument):
+def test_help_config_and_typos_do_not_import_torch(tmp_path, argument):
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), argument]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
