@@ -29,7 +29,7 @@ GLYPHS = """
 
 
 def skip_if_deleted(arguments: tuple[str, ...] | list[str]) -> None:
-    """Skip a test whose config files have been deleted, as in "What you may delete" in README.md."""
+    """Skip a test whose config files have been deleted, as described in docs/deleting.md."""
     named = [argument for argument in arguments if re.fullmatch(r"(experiment|data|model)=\w+", argument)]
     for choice in named or ["experiment=linear_regression"]:
         if not Path(ROOT, "configs", *choice.split("=")).with_suffix(".yaml").exists():

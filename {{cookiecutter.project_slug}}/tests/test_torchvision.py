@@ -92,7 +92,7 @@ def test_invalid_network_is_explained(train, photos, arguments, messages):
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_preprocessing_matches_torchvision_transforms(pretrained, image_folder, name):
-    """The pixels and features of a file equal those of torchvision's own transforms and network."""
+    """Pixels and features of a file equal the output of torchvision's own transforms and network."""
     network = pretrained(name)
     data, model = make(
         "data=image_folder", f"data.root={image_folder}", "data.num_classes=3", f"model={name}", "model.weights=DEFAULT"

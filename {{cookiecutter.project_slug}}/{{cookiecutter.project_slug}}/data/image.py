@@ -190,7 +190,7 @@ class ImageDataModule(LightningDataModule):
             self.image_shape = tuple(images.shape[1:])
         if tuple(images.shape[1:]) != self.image_shape:
             raise MisconfigurationException(
-                f"data.image_shape is {list(self.image_shape)}, but the files contain {list(images.shape[1:])}."
+                f"data.image_shape is {list(self.image_shape)}, but the images are {list(images.shape[1:])}."
             )
         if self.class_names is None:
             # MNIST names its classes "0 - zero", "1 - one", …

@@ -12,8 +12,8 @@ from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
 class LinearDataModule(LightningDataModule):
     """Points (x, y) with y = slope * x + intercept + noise * N(0, 1).
 
-    The x values of the training points are evenly spaced in [-10, 10]; those of validation and test points are drawn
-    uniformly from the same interval. Batches are pairs of float32 tensors of shape (N, 1).
+    The x values of training points are evenly spaced in [-10, 10]; those of validation and test points are uniformly
+    distributed there. Batches are pairs of float32 tensors of shape (N, 1).
 
     Args:
         slope: slope of the true line.

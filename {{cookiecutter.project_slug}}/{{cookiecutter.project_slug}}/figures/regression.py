@@ -33,7 +33,7 @@ class RegressionFigures(Callback):
         self.times = int(times)
         self.drawn = 0  # number of the last epoch with figures
         self.path: list[tuple[float, float]] = []  # weight and bias, before the first epoch and after each
-        self.earlier: list[tuple[float, float]] = []  # the first of these, and those that were drawn
+        self.earlier: list[tuple[float, float]] = []  # the first line, and the lines that were drawn
         self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _line(model: LinearRegression) -> tuple[float, float]:
 
 
 def _is_finite(path: list[tuple[float, float]]) -> bool:
-    """Return whether the weights can be drawn, which those of a diverged run cannot."""
+    """Return whether the weights can be drawn. Those of a diverged run cannot."""
     return bool((numpy.abs(path) < 1e100).all())
 
 

@@ -69,8 +69,8 @@ class TorchvisionClassifier(PretrainedClassifier):
         all_weights = models.get_model_weights(name)
         if weights is not None and weights not in all_weights.__members__:
             raise MisconfigurationException(
-                f"model.weights is {weights}; the choices for {name} are: {', '.join(all_weights.__members__)}, or null "
-                "for none."
+                f"model.weights is {weights}; the choices for {name} are: {', '.join(all_weights.__members__)}, "
+                "or null for none."
             )
         chosen = all_weights[weights] if weights else None
         preset = chosen.transforms() if chosen else None
