@@ -11,11 +11,10 @@ import pytest
 from conftest import TEMPLATE, commit
 from test_generated_project import run
 
-SECTION = (TEMPLATE / "{{cookiecutter.project_slug}}/README.md").read_text(encoding="utf-8")
-SECTION = SECTION.partition("## What you may delete\n")[2].partition("\n## ")[0]
-SECTION = re.sub(r"{%.*?%}", "", SECTION)
+PAGE = (TEMPLATE / "{{cookiecutter.project_slug}}/docs/deleting.md").read_text(encoding="utf-8")
+PAGE = re.sub(r"{%.*?%}", "", PAGE)
 # Of each part its name, its commands, and what else there is to change.
-PARTS = re.findall(r"\*\*(.+?):?\*\*.*?```sh\n(.*?)```\n(.*?)(?=\n\*\*|\Z)", SECTION, re.DOTALL)
+PARTS = re.findall(r"\*\*(.+?):?\*\*.*?```sh\n(.*?)```\n(.*?)(?=\n\*\*|\Z)", PAGE, re.DOTALL)
 CHANGE = re.compile(r"- `(?P<file>.+?)`: (the entry `(?P<entry>.+)` goes|`(?P<old>.+)` becomes `(?P<new>.+)`)")
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -15,6 +17,8 @@ from test_generation import AWKWARD, is_legal_on_windows
 def environment():
     """For a process of its own: that of the tests, without their settings."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "PYTEST"))}
+    # pyrefly looks for the packages of the python on PATH.
+    ours["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), ours["PATH"]])
     return ours | {"OMP_NUM_THREADS": "1"}  # two tests at a time; more threads than cores wait for each other
 
 
@@ -87,6 +91,20 @@ def test_a_fast_dev_run_of_every_optimizer(project, experiment):
     assert {json.loads(path.read_text())["steps"] for path in results} == {1}
     for path in (project / "outputs").rglob("*"):
         assert is_legal_on_windows(PureWindowsPath(path.relative_to(project))), path
+
+
+def test_the_commands_of_agents_md_work(project):
+    """All but `pytest`, which the first test of this module runs."""
+    (block,) = re.findall(r"```sh\n(.*?)```", (project / "AGENTS.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [shlex.split(line) for line in block.splitlines()]
+    assert ["pytest", "-x", "-q", "tests"] in commands
+    for program, *arguments in commands:
+        if program != "pytest":
+            run(*([] if program == "python" else ["-m", program]), *arguments, cwd=project)
+
+
+def test_agents_md_is_short(project):
+    assert len((project / "AGENTS.md").read_text(encoding="utf-8").splitlines()) < 60
 
 
 def test_train_py_is_read_on_one_screen(project):

@@ -121,8 +121,15 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     demo.py
+    AGENTS.md
+    docs/commands.md
+    docs/configuration.md
+    docs/deleting.md
     docs/demo.png
     docs/hparams.png
+    docs/recipes.md
+    docs/runs.md
+    docs/scaling.md
     evaluate.py
     export.py
     my_project/__init__.py
@@ -378,7 +385,7 @@ def test_without_tutorials_there_is_no_trace_of_them(bake, tmp_path):
     assert sorted(files(project)) == sorted(FILES.split())
     assert not (project / "tutorials").exists()
     assert mentioning(project, "tutorial|chapter") == []
-    assert mentioning(bake(), "tutorial|chapter") == ["README.md", "pyproject.toml"]
+    assert mentioning(bake(), "tutorial|chapter") == ["README.md", "docs/deleting.md", "pyproject.toml"]
 
 
 def test_what_lies_in_a_folder_of_that_name_stays(bake, tmp_path):

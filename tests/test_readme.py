@@ -1,5 +1,6 @@
 """README.md and README.vi.md: that they keep in step, and that their links lead somewhere."""
 
+import json
 import re
 from urllib.parse import unquote
 
@@ -11,13 +12,18 @@ PAGES = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("READM
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
+def anchors(page: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", BLOCK.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def outline(page: str) -> dict[str, list[str]]:
-    """What two languages have in common: commands, what a program printed, headings, rows, numbers, code, pictures."""
+    """What two languages have in common: commands, headings, rows, numbers, code, pictures."""
     blocks = BLOCK.findall(page)
     text = BLOCK.sub("", page)
     return {
         "commands": [re.sub(r" +#.*", "", block) for kind, block in blocks if kind == "sh"],
-        "printed": [block for _, block in blocks if block.startswith("LinearRegression")],
         "names in the tree": [name for _, block in blocks for name in re.findall(r"[├└]── (\S+)", block)],
         "headings": re.findall(r"^#+(?= )", text, re.MULTILINE),
         "cells": [line.count("|") for line in text.splitlines() if line.startswith("|")],
@@ -36,13 +42,41 @@ def test_both_languages_say_the_same():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_its_links_lead_somewhere(name):
-    anchors = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)", PAGES[name], re.M)
-    }
     targets = [target for target in re.findall(r"\]\((.*?)\)", PAGES[name]) if not target.startswith("http")]
     assert len(targets) > 8
     for target in targets:
         file, _, anchor = target.partition("#")
         assert (TEMPLATE / unquote(file)).exists(), target
-        assert not anchor or anchor in anchors, target
+        assert not anchor or anchor in anchors(PAGES[name]), target
+
+
+def test_the_table_of_questions_is_complete():
+    page = (TEMPLATE / "docs/generating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`: (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    questions = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    assert [name for name, _, _ in rows] == [name for name in questions if not name.startswith("_")]
+    for name, description, default in rows:
+        answer = questions[name]
+        choices = answer if isinstance(answer, list) else []
+        assert all(choice in description for choice in choices), name
+        if name != "project_slug":  # which follows from the name
+            assert default == ((choices or [answer])[0] or "empty")
+
+
+PAGES_OF_DOCS = [
+    *sorted((TEMPLATE / "docs").glob("*.md")),
+    *sorted((TEMPLATE / "{{cookiecutter.project_slug}}").glob("**/*.md")),
+    *(TEMPLATE / name for name in ("benchmarks/README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES_OF_DOCS, ids=lambda page: str(page.relative_to(TEMPLATE)))
+def test_links_between_pages_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]*)\)", BLOCK.sub("", text)):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        linked = page.parent / unquote(file) if file else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target

@@ -1,4 +1,4 @@
-"""The commands and recipes of README.md, followed to the letter."""
+"""Commands, recipes and reference tables of README.md and docs/, compared with the code."""
 
 import hashlib
 import os
@@ -19,10 +19,19 @@ from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 import torch_starter
 from conftest import PACKAGE, ROOT, copy_project, draw_digits, skip_if_deleted, write_idx_pair, write_images
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+TEXT = "\n".join(text for name, text in PAGES.items() if name != "deleting.md")
 CHOICES_OF_RECIPES = ("model=lenet", "data=temperature", "optimizer=nadam", "callbacks=summary", "logger=table")
 CHOICES_OF_RECIPES += ("loss=weighted_sum", "metrics=[r2,pearson]", "experiment=shapes")
-RECIPES = re.findall(r"^### (.+?)\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
+RECIPES = [
+    (heading, text)
+    for page in ("README.md", "recipes.md")
+    for heading, text in re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", PAGES[page], re.DOTALL | re.MULTILINE)
+    if "```sh" in text
+]
+VERBS = ("resume", "evaluate", "predict", "export", "demo", "compare", "sweep")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -31,7 +40,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python train.py")]
 
 
-@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands(TEXT), ids=" ".join)
 def test_every_command_composes(arguments):
     if arguments == ["--help"]:
         return
@@ -47,8 +56,8 @@ def test_every_command_composes(arguments):
 
 
 def overrides(text: str) -> list[str]:
-    """What a text, not its blocks, says to add to `train.py`, as in `trainer.max_epochs=10`."""
-    prose = re.sub(r"```.*?```", "", text.partition("## What you may delete")[0], flags=re.DOTALL)
+    """Return the overrides of `train.py` in the prose of a text, such as `trainer.max_epochs=10`."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", prose)
     return sorted({span for span in spans if all(re.fullmatch(r"'?[+~\w].*=.+|'~\w+'", word) for word in span.split())})
 
@@ -59,15 +68,17 @@ ELSEWHERE += ("data.skip_broken", "data.balance", 'data.root="', "experiment=tra
 # In test_configs.py, test_tracking.py, test_multirun.py.
 ELSEWHERE += ("'experiment=[mnist,debug]'", "logger=wandb", "logger=mlflow", "logger.wandb", "hydra.sweep.dir")
 # No overrides of train.py.
-ELSEWHERE += ("weights_only", "WANDB_MODE", "KEY=VALUE")
+ELSEWHERE += ("weights_only", "WANDB_MODE", "KEY=VALUE", "GROUP=CHOICE", "trainer.devices", "trainer.fast_dev_run")
 
 
+# In the first column of a table of keys.
+KEYS = re.findall(r"^\| `(\S+=[^`]+)` \|", PAGES["configuration.md"], re.MULTILINE)
 OF_TABLES = ("data.task", "data.features", "data.ignore", "data.categories", "data.split_column", "data.shuffle")
 OF_TABLES += ("data.target", "loss.weight", "'loss.weight")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("span", [span for span in overrides(README) if not span.startswith(ELSEWHERE)])
+@pytest.mark.parametrize("span", [span for span in overrides(TEXT) if not span.startswith(ELSEWHERE)])
 def test_every_override_of_the_text_trains(span, train, request, tmp_path):
     is_of_tables = span.startswith(OF_TABLES)
     of_images = ("data.", "metrics=", "'metrics=[a", "trainer.limit_train_batches", "+optimizer.no_decay")
@@ -101,7 +112,7 @@ def test_a_notebook_shows_the_worst_mistakes(train, digits, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
     pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
     train("experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1")
-    (code,) = re.findall(r"in a notebook:\n\n```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"in a notebook:\n\n```python\n(.*?)```", PAGES["commands.md"], re.DOTALL)
     shown = "\nimport hashlib; print(hashlib.sha256(images[worst].numpy().tobytes()).hexdigest())"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code + shown)])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -119,12 +130,48 @@ def test_a_notebook_shows_the_worst_mistakes(train, digits, tmp_path):
 
 
 def test_the_table_of_groups_is_complete():
-    table = README.partition("| group | choices |")[2].partition("\n\n")[0]
+    table = PAGES["configuration.md"].partition("| group | choices |")[2].partition("\n\n")[0]
     for group in (path for path in (ROOT / "configs").iterdir() if path.name != "hydra"):
         row = re.search(rf"^\| `{group.name}` \| (.*) \|$", table, re.MULTILINE)
         assert row or not group.is_dir(), f"{group.name} is missing"
         for choice in group.glob("*.yaml"):
             assert f"`{choice.stem}`" in row[1], f"{group.name}={choice.stem} is missing"
+
+
+@pytest.mark.parametrize("span", KEYS)
+def test_every_key_of_the_table_exists(span):
+    base = ["data=image_folder", "model=cnn"] if span.startswith("data.balance") else ["experiment=mnist"]
+    skip_if_deleted(base)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose("train", [*base, *shlex.split(span)])
+
+
+def test_the_help_page_lists_keys_of_the_table():
+    listed = re.findall(r"^  ([\w.]+)=\S+ ", (ROOT / "configs/help.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {override.partition("=")[0].lstrip("+") for span in KEYS for override in span.split()}
+    assert len(listed) == 12
+    assert set(listed) - {"metrics"} <= documented, "metrics is a group"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_documented(script, capsys, verb):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        script(f"{verb}.py", "--help")
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert options <= set(re.findall(r"--[a-z-]+", PAGES["commands.md"]))
+    for line in re.findall(rf"^python {verb}\.py .*", TEXT, re.MULTILINE):
+        assert set(re.findall(r"--[a-z-]+", line.partition("#")[0])) <= options, line
+
+
+def test_the_tree_of_a_run_folder_is_complete(train):
+    names = re.findall(r"[├└]── (\S+)", PAGES["runs.md"])
+    (run,) = train("trainer.max_epochs=2")
+    for path in run.rglob("*"):
+        assert any(path in run.rglob(name.rstrip("/")) for name in names) or path.is_dir() or ".hydra" in path.parts, (
+            path
+        )
+    for name in set(names) - {"tracking.json", "wandb/", "split.csv", "error.txt"}:
+        assert list(run.glob(name)), name
 
 
 def write_houses(path: Path, count: int, more: str = "") -> None:
@@ -206,9 +253,9 @@ def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
     (tmp_path / "PICTURES").mkdir()
     for path in ("PICTURES/three.png", "one.jpg"):
         Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).save(tmp_path / path)
-    block = README.partition("## Go on, ask, use")[2].partition("```sh\n")[2].partition("```")[0]
+    block = PAGES["README.md"].partition("## Use")[2].partition("```sh\n")[2].partition("```")[0]
     for _, name, *arguments in (shlex.split(command, comments=True) for command in block.splitlines()):
-        if not (ROOT / name).exists():
+        if not (ROOT / name).exists() or name in ("demo.py", "sweep.py"):  # which wait, or search for minutes
             continue
         run = classifier if "PICTURES/" in arguments else table if "rows.csv" in arguments else line
         if name == "export.py":
