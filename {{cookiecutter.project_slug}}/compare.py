@@ -1,10 +1,10 @@
-"""Finished runs side by side: `python compare.py [FOLDER|RUN …] [--sort METRIC] [--where KEY=VALUE] [--plot FILE]`."""
+"""Compare finished runs: `python compare.py [FOLDER|RUN …] [--sort METRIC] [--where KEY=VALUE] [--plot FILE]`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, __file__.removesuffix("compare.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("compare.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter.comparison import curves, settings, table
 from torch_starter.comparison.runs import find_finished
 from torch_starter.explanations import explain_errors
@@ -16,24 +16,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python compare.py [FOLDER|RUN …] [--sort METRIC] [--reverse] [--best N] [--where KEY=VALUE] "
         "[--output FILE] [--plot FILE]",
-        description="Finished runs: in what they differ, and their metrics, as mean and standard deviation over seeds "
-        "and folds. They are ordered by the metric that best.ckpt is chosen by.",
+        description="Compare finished runs: print the settings that differ and the metrics, as mean and standard "
+        "deviation over seeds and folds, ordered by the metric that selects best.ckpt.",
     )
-    parser.add_argument("folders", nargs="*", metavar="FOLDER|RUN", help="what to look through; default: outputs")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER|RUN", help="folders to search for runs; default: outputs")
     parser.add_argument(
         "--sort",
         metavar="METRIC",
-        help="or epochs, seconds; smallest first, or largest if best.ckpt is chosen so by it (test/acc: by val/acc)",
+        help="a metric, epochs or seconds; descending if best.ckpt maximizes it (test/acc: as val/acc), else ascending",
     )
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
-    parser.add_argument("--best", type=int, metavar="N", help="settings to show; default: 30")
+    parser.add_argument("--best", type=int, metavar="N", help="number of settings to show; default: 30")
     where = parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
-    where.help = "only such runs, as optimizer=adam; repeatable"
+    where.help = "only runs with this value, such as optimizer=adam; repeatable"
     parser.add_argument("--output", type=Path, metavar="FILE", help=".csv or .json: all of each run; .md: the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png: the curves of the best settings")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png: curves of the best settings")
     arguments = parser.parse_intermixed_args()
     if arguments.best is not None and arguments.best < 1:
-        raise UserError(f"--best is {arguments.best}: it must be at least 1.")
+        raise UserError(f"--best is {arguments.best}; it must be at least 1.")
     table.refuse_output(arguments.output, (".csv", ".json", ".md"), "--output")
     table.refuse_output(arguments.plot, (".png",), "--plot")
 

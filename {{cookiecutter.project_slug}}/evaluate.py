@@ -1,9 +1,9 @@
-"""The metrics of a run: `python evaluate.py [RUN] [--split test] [--checkpoint best] [--json] [key=value …]`."""
+"""Evaluate a run: `python evaluate.py [RUN] [--split test] [--checkpoint best] [--json] [key=value …]`."""
 
 import argparse
 import sys
 
-sys.path.insert(0, __file__.removesuffix("evaluate.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("evaluate.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import load_run, run_lookup
 from torch_starter.explanations import explain_errors
 from torch_starter.files import display_path, to_json
@@ -13,16 +13,16 @@ from torch_starter.files import display_path, to_json
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python evaluate.py [RUN] [--split SPLIT] [--checkpoint CHECKPOINT] [--json] [key=value …]",
-        description="The metrics of a run, on any split, at any checkpoint.",
+        description="Compute the metrics of a run on any split, with any checkpoint.",
     )
-    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); overrides")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default: test")
-    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
+    parser.add_argument("--checkpoint", default="best", help="name of a file in RUN/checkpoints; default: best")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args()
 
     folder, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.has_checkpoint)
-    # The training images are measured as they are, not as training sees them.
+    # Training images are evaluated without augmentation.
     run = load_run(folder, arguments.checkpoint, overrides, is_augmented=arguments.split != "train")
     metrics = run.evaluate(arguments.split)
     if arguments.json:

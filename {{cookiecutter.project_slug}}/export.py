@@ -1,13 +1,13 @@
-"""The model of a run for other programs: `python export.py [RUN] [--format onnx|pt2] [--output FILE]`.
+"""Export the model of a run for other programs: `python export.py [RUN] [--format onnx|pt2] [--output FILE]`.
 
-The file takes what the data set gives, raw uint8 images or numbers, in a batch of any size.
+The exported model takes batches of any size with raw samples of the data set: uint8 images or numbers.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, __file__.removesuffix("export.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("export.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import load_run, run_lookup
 from torch_starter.explanations import explain_errors
 from torch_starter.export import write_model
@@ -18,12 +18,12 @@ from torch_starter.files import create_parent_folder, display_path
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python export.py [RUN] [--format FORMAT] [--output FILE] [--checkpoint CHECKPOINT] [key=value …]",
-        description="Write the model with its preprocessing inside, and check what was written.",
+        description="Export the model, including its preprocessing, and compare the exported file with the model.",
     )
-    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); overrides")
     parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="ONNX or torch.export; default: onnx")
     parser.add_argument("--output", type=Path, help="default: model.onnx or model.pt2 in the run folder")
-    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
+    parser.add_argument("--checkpoint", default="best", help="name of a file in RUN/checkpoints; default: best")
     arguments = parser.parse_intermixed_args()
     if arguments.output:
         create_parent_folder(arguments.output)
@@ -39,7 +39,7 @@ def main() -> None:
     print(f"{display_path(path.parent) / path.name}: takes {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})")
     for number, line in enumerate(getattr(run.data, "describe_tensor", list)()):
         print(f"  {number:<4} {line}")
-    print(f"largest difference to the model, on {len(inputs)} test samples: {difference:.2g}")
+    print(f"largest difference from the model, on {len(inputs)} test samples: {difference:.2g}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Inputs in, predictions out: `python predict.py [RUN] INPUT… [--output predictions.csv]`."""
+"""Predict with the model of a run: `python predict.py [RUN] INPUT… [--output predictions.csv]`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, __file__.removesuffix("predict.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("predict.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import load_run, run_lookup
 from torch_starter.explanations import explain_errors
 from torch_starter.files import display_path
@@ -17,19 +17,19 @@ from torch_starter.prediction_output import hide_numbers, is_number, refuse_outp
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python predict.py [RUN] INPUT… [--output FILE] [--top N] [--probabilities] [--checkpoint CHECKPOINT] …",
-        description="Numbers for a line; images, globs, folders for a classifier; a file or COLUMN=VALUE for a table.",
+        description="Predict from numbers (line), images, globs, folders (classifier), a file or COLUMN=VALUE (table).",
     )
     parser.add_argument("words", nargs="+", metavar="RUN INPUT", help="a run folder (default: latest); inputs")
-    parser.add_argument("--checkpoint", default="best", help="a name in RUN/checkpoints; default: best")
-    parser.add_argument("--output", type=Path, help="a .csv or .json file to write to, instead of the terminal")
-    parser.add_argument("--top", type=int, metavar="N", help="the N likeliest classes")
-    parser.add_argument("--probabilities", action="store_true", help="the probability of each class")
-    parser.add_argument("--invert", action="store_true", help="images: dark on bright, where training had the opposite")
-    parser.add_argument("--num-workers", type=int, help="processes that read inputs; default: as the run has it")
+    parser.add_argument("--checkpoint", default="best", help="name of a file in RUN/checkpoints; default: best")
+    parser.add_argument("--output", type=Path, help="write to a .csv or .json file instead of the terminal")
+    parser.add_argument("--top", type=int, metavar="N", help="print the N most likely classes")
+    parser.add_argument("--probabilities", action="store_true", help="print the probability of each class")
+    parser.add_argument("--invert", action="store_true", help="invert images, for a model trained on bright drawings")
+    parser.add_argument("--num-workers", type=int, help="processes that read inputs; default: as in the run")
     arguments = parser.parse_intermixed_args(hide_numbers(sys.argv[1:]))
     words = [word.removeprefix(" ") for word in arguments.words]
     if arguments.top is not None and arguments.top < 1:
-        parser.error("--top is at least 1")
+        parser.error(f"--top is {arguments.top}; it must be at least 1")
     if arguments.output:
         refuse_output(arguments.output)
 
@@ -42,7 +42,7 @@ def main() -> None:
     names = find_inputs(run, words, arguments.invert)
     classes = getattr(run.data, "class_names", None)
     with to_file(arguments.output) if arguments.output else to_terminal(names, classes or []) as write:
-        # Between rows on the same terminal a bar would only flicker.
+        # A progress bar would flicker between rows on the same terminal.
         has_bar = bool(arguments.output) or not sys.stdout.isatty()
         classes_of = {"top": arguments.top, "has_probabilities": arguments.probabilities}
         unreadable = predict(run, names, write, arguments.num_workers, arguments.invert, has_bar, **classes_of)

@@ -1,9 +1,9 @@
-"""Go on with a run in its own folder: `python resume.py [RUN] [key=value …]`."""
+"""Continue an interrupted run in its own folder: `python resume.py [RUN] [key=value …]`."""
 
 import argparse
 import sys
 
-sys.path.insert(0, __file__.removesuffix("resume.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("resume.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import processes, run_folder, run_lookup
 from torch_starter.compat import instantiate_only_targets_of
 from torch_starter.explanations import explain_errors
@@ -16,9 +16,9 @@ from train import train
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python resume.py [RUN] [key=value …]",
-        description="Go on with a run, in its own folder, from checkpoints/last.ckpt.",
+        description="Continue an interrupted run in its own folder, from checkpoints/last.ckpt.",
     )
-    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); changes")
+    parser.add_argument("words", nargs="*", metavar="RUN key=value", help="a run folder (default: latest); overrides")
     arguments = parser.parse_args()
 
     run, overrides = run_lookup.find_with_overrides(arguments.words, run_lookup.is_resumable)

@@ -1,13 +1,13 @@
 """Search the configuration with Optuna: `python sweep.py SPACE [--trials N] [--study NAME] [key=value …]`.
 
-A SPACE is a file in configs/sweep/, or any such file. Trials are compared by what best.ckpt is chosen by, which is a
-validation metric: the test set has no part in the choice.
+SPACE is a file in configs/sweep/ or the path of such a file. Trials are compared by the validation metric that selects
+best.ckpt; the test set is not used.
 """
 
 import argparse
 import sys
 
-sys.path.insert(0, __file__.removesuffix("sweep.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("sweep.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import processes
 from torch_starter.explanations import explain_errors
 from torch_starter.job import job_context
@@ -24,16 +24,16 @@ from train import train
 def main() -> None:
     parser = argparse.ArgumentParser(
         usage="python sweep.py SPACE [--trials N] [--study NAME] [key=value …]",
-        description="Search the configuration. The same command goes on with a study that was stopped.",
+        description="Search the configuration. Run the same command again to continue an interrupted study.",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="SPACE key=value", help="a file in configs/sweep/, or a path; what all trials have"
+        "words", nargs="*", metavar="SPACE key=value", help="a file in configs/sweep/, or a path; common overrides"
     )
-    parser.add_argument("--trials", type=int, default=20, help="of the study in total; default: 20")
-    parser.add_argument("--study", help="its folder is outputs/sweeps/STUDY; default: the name of the space")
+    parser.add_argument("--trials", type=int, default=20, help="total number of trials in the study; default: 20")
+    parser.add_argument("--study", help="name of the study, in outputs/sweeps/STUDY; default: the name of the space")
     arguments = parser.parse_intermixed_args()
     if arguments.trials < 1:
-        raise UserError(f"--trials is {arguments.trials}: it must be at least 1.")
+        raise UserError(f"--trials is {arguments.trials}; it must be at least 1.")
 
     path = find_space(arguments.words)
     folder = study_folder(arguments.study or path.stem)
@@ -43,11 +43,11 @@ def main() -> None:
         metric = config.callbacks.best_checkpoint.monitor
         study = open_study(folder, space, overrides, config)
         if len(study.trials) >= arguments.trials and all(trial.state.is_finished() for trial in study.trials):
-            print(f"{folder} has {len(study.trials)} trials; --trials is how many it shall have in total")
+            print(f"{folder} already has {len(study.trials)} trials; --trials is the total number of trials")
         try:
             search(train, study, folder, space, overrides, config.seed, arguments.trials, metric)
         except SystemExit:
-            print("stopped; the same command goes on with the study", file=sys.stderr)
+            print("stopped; run the same command again to continue the study", file=sys.stderr)
             raise
     report(study, folder, space, overrides, metric)
 

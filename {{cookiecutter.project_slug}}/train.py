@@ -1,4 +1,4 @@
-"""Fit a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
+"""Train a model, then test its best checkpoint: `python train.py [group=choice …] [key=value …]`."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import time
 import hydra
 from omegaconf import DictConfig
 
-sys.path.insert(0, __file__.removesuffix("train.py"))  # which PYTHONSAFEPATH and python -P leave out
+sys.path.insert(0, __file__.removesuffix("train.py"))  # even with PYTHONSAFEPATH or python -P
 from torch_starter import checkpoints, environment, processes, project, results, run_folder, saved_config, tracking
 from torch_starter.compat import VERSION_BASE
 from torch_starter.explanations import explain_errors
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, *watchers: object) -> None:
-    """A run, from its composed config to its report; ``watchers`` are callbacks of whoever starts it."""
+    """Train and test the model of a composed config, then report; ``watchers`` are additional callbacks."""
     if run_folder.is_finished(config):
         return
-    # Imported here, for they take seconds, which --help, --cfg and a mistyped override need not wait for.
+    # Imported here because they take seconds; --help, --cfg and mistyped overrides do not wait for them.
     from hydra.utils import instantiate
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Checkpoint

@@ -18,7 +18,7 @@ import torch_starter  # noqa: F401  (the resolvers that the configs use)
 ROOT = Path(__file__).parents[1]
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 
-# The ten digits, five rows of three pixels each.
+# The ten digits, each with five rows of three pixels.
 GLYPHS = """
     ### .#. ### ### #.# ### ### ### ### ###
     #.# ##. ..# ..# #.# #.. #.. ..# #.# #.#
@@ -29,26 +29,26 @@ GLYPHS = """
 
 
 def skip_if_deleted(arguments: tuple[str, ...] | list[str]) -> None:
-    """Skips a test of what is not there any more: README.md, "What you may delete"."""
+    """Skip a test whose config files have been deleted, as described in docs/deleting.md."""
     named = [argument for argument in arguments if re.fullmatch(r"(experiment|data|model)=\w+", argument)]
     for choice in named or ["experiment=linear_regression"]:
         if not Path(ROOT, "configs", *choice.split("=")).with_suffix(".yaml").exists():
-            pytest.skip(f"there is no {choice}")
+            pytest.skip(f"{choice} does not exist")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Small tensors do not gain from more, and so no result depends on how many cores a machine has."""
+    """Use one thread, so that results do not depend on the number of cores; small tensors do not gain from more."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """`python SCRIPT ARGUMENTS` in a folder of its own, in this process."""
+    """Return a function that runs `python SCRIPT ARGUMENTS` in a temporary folder, in this process."""
 
     def script(name: str, *arguments: object) -> None:
         if not (ROOT / name).exists():
-            pytest.skip(f"there is no {name}")
+            pytest.skip(f"{name} does not exist")
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -59,7 +59,7 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(tmp_path, script):
-    """`python train.py ARGUMENTS` in a folder of its own; returns the run folders that it made, sorted."""
+    """Return a function that runs `python train.py ARGUMENTS` and returns the new run folders, sorted."""
 
     def train(*arguments: str) -> list[Path]:
         skip_if_deleted(arguments)
@@ -72,9 +72,9 @@ def train(tmp_path, script):
 
 @pytest.fixture
 def own_project(tmp_path, monkeypatch):
-    """A copy of the project, the current folder, to add files to; returns `python SCRIPT ARGUMENTS` in it.
+    """Copy the project into the current folder and return a function that runs `python SCRIPT ARGUMENTS` there.
 
-    Its scripts run in this process, as if that were new: nothing of a project is imported yet.
+    Scripts run in this process without any imported modules of the project, as in a new process.
     """
     copy_project(tmp_path)
     tops = (PACKAGE, "torch_starter", *(script.stem for script in ROOT.glob("*.py")))
@@ -90,7 +90,7 @@ def own_project(tmp_path, monkeypatch):
         runpy.run_path(name, run_name="__main__")
 
     yield run
-    # Of the copy nothing stays; monkeypatch brings back what was imported before.
+    # Remove the modules of the copy; monkeypatch restores those that were imported before.
     for module in list(sys.modules):
         if module.partition(".")[0] in tops:
             del sys.modules[module]
@@ -98,20 +98,20 @@ def own_project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def line(train):
-    """A run of linear regression."""
+    """Train a linear regression and return its run folder."""
     return train("trainer.max_epochs=60", "optimizer.lr=0.1")[0]
 
 
 @pytest.fixture
 def classifier(train, digits):
-    """A run on small digits."""
+    """Train a classifier on small digits and return its run folder."""
     small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=4"]
     return train("experiment=mnist", f"data.root={digits}", *small)[0]
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A data root with small files in MNIST's own format, which torchvision reads as it reads MNIST's."""
+    """Return a data root with small files in the format of MNIST, which torchvision reads."""
     skip_if_deleted(["data=mnist"])
     root = tmp_path_factory.mktemp("digits")
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
@@ -124,7 +124,7 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path_factory, monkeypatch) -> Path:
-    """A data root with small files in the formats of CIFAR-10 and CIFAR-100: pickled rows of 3072 bytes, red first."""
+    """Return a data root with small files in the formats of CIFAR-10 and CIFAR-100: pickled rows of 3072 bytes."""
     skip_if_deleted(["data=cifar10"])
     from torchvision import datasets
 
@@ -143,7 +143,7 @@ def photos(tmp_path_factory, monkeypatch) -> Path:
     names = [f"kind {number}" for number in range(10)]
     (root / "cifar-10-batches-py/batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     (root / "cifar-100-python/meta").write_bytes(pickle.dumps({"fine_label_names": names}))
-    # torchvision knows the checksums of the real files alone.
+    # torchvision checks the checksums of the real files.
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": None})
     monkeypatch.setattr(datasets.CIFAR100, "meta", datasets.CIFAR100.meta | {"md5": None})
@@ -155,14 +155,14 @@ COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """A folder of small pictures of all sizes, one subfolder per colour."""
+    """Return a folder of small images of various sizes, with one subfolder per color."""
     skip_if_deleted(["data=image_folder"])
     write_images(tmp_path / "images", 30, seed=0)
     return tmp_path / "images"
 
 
 def write_images(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
-    """For each colour ``count`` JPEG files that are named by seed and number."""
+    """Write ``count`` JPEG files for each color, named by seed and number."""
     generator = numpy.random.default_rng(seed)
     for color in colors:
         (folder / color).mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def write_images(folder: Path, count: int, seed: int, colors: tuple[str, ...] = 
 
 
 def write_idx_pair(folder: Path, split: str, count: int, seed: int) -> None:
-    """Images and labels in the IDX format: http://yann.lecun.com/exdb/mnist/."""
+    """Write images and labels in the IDX format: http://yann.lecun.com/exdb/mnist/."""
     images, labels = draw_digits(count, seed)
     header = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
     (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
@@ -183,7 +183,7 @@ def write_idx_pair(folder: Path, split: str, count: int, seed: int) -> None:
 
 
 def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (count, 28, 28) of digits in places of their own on a noisy ground, and their labels; both uint8."""
+    """Draw images (count, 28, 28) of digits at random positions on noise, and their labels (count,); both uint8."""
     generator = torch.Generator().manual_seed(seed)
     rows = [row.split() for row in GLYPHS.split("\n") if row.strip()]
     glyphs = torch.tensor([[[pixel == "#" for pixel in row[digit]] for row in rows] for digit in range(10)])
@@ -197,12 +197,12 @@ def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Those after the last epoch of a run."""
+    """Load the weights after the last epoch of a run."""
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def copy_project(folder: Path) -> None:
-    """Copies what the scripts of the root need, and them, for a test that changes or adds files."""
+    """Copy the commands at the root and everything they need, for tests that change or add files."""
     for name in ("configs", PACKAGE, "torch_starter"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("tests"))
     for script in ROOT.glob("*.py"):
@@ -210,5 +210,5 @@ def copy_project(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """For a process of its own: that of the tests, without their settings for Hydra."""
+    """Return the environment for a subprocess, without the Hydra settings of the tests."""
     return {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}

@@ -1,4 +1,4 @@
-"""Every choice of every group."""
+"""Tests of every choice of every config group."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ CHOICES = sorted(
     for file in (ROOT / "configs").glob("*/*.yaml")
     if file.parent.name not in ("trainer", "sweep")
 )
-# What only a file says of a table.
+# Values of a table that are otherwise read from its file.
 COLUMN = "{name: size, mean: 100.0, std: 20.0, median: 90.0, missing: 0.0}"
 TABLE = ["data=table", "data.file=FILE", "data.target=price", "data.task=regression", f"data.columns=[{COLUMN}]"]
 TABLE += ["data.in_features=1", "data.num_outputs=1", "data.target_mean=0.0", "data.target_std=1.0"]
@@ -37,7 +37,7 @@ def composed(tmp_path):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where MLflow makes its store
+    monkeypatch.chdir(tmp_path)  # MLflow creates its store here
     group, _, name = choice.partition("=")
     needs = {
         "data=torchvision": ["data.dataset=KMNIST", "data.image_shape=[1,28,28]", "data.num_classes=10"],
@@ -61,7 +61,7 @@ def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monk
         pytest.importorskip("timm", reason='it is not installed: pip install -e ".[timm]"')
     if choice in ("logger=mlflow", "logger=wandb"):
         pytest.importorskip(name, reason=f'it is not installed: pip install -e ".[{name}]"')
-    if choice == "data=torchvision":  # what the files say
+    if choice == "data=torchvision":  # otherwise computed from the files
         needs = [*needs, "data.mean=[0.2]", "data.std=[0.3]"]
     if group == "data" and name not in ("linear", "table"):
         needs = [*needs, "model=cnn"]
@@ -70,7 +70,7 @@ def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monk
     config = composed(choice, *needs)
     OmegaConf.resolve(config)
     assert instantiate(config.data, _convert_="all").train_dataloader
-    if group != "logger":  # resume.py asks the project about these
+    if group != "logger":  # resume.py takes loggers from the project
         trust.refuse_untrusted_targets(OmegaConf.to_container(config))  # as resume.py and evaluate.py do
     assert instantiate(config.model, _convert_="all").training_step
     for entry in [*config.callbacks.values(), *config.logger.values()]:
@@ -80,14 +80,14 @@ def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monk
 
 @pytest.mark.parametrize("accelerator", ACCELERATORS)
 @pytest.mark.parametrize("experiment", ["linear_regression", "mnist"])
-def test_every_accelerator_composes_everywhere(composed, experiment, accelerator):
+def test_every_accelerator_composes_with_every_experiment(composed, experiment, accelerator):
     assert composed(f"experiment={experiment}", f"trainer={accelerator}").trainer.accelerator == accelerator
     config = composed(f"experiment={experiment}", "optimizer=adam", f"trainer.accelerator={accelerator}")
     assert config.trainer.accelerator == accelerator
     assert config.model.optimizer._target_ == "torch.optim.Adam"
 
 
-def test_the_command_line_wins_over_the_experiment(composed):
+def test_command_line_overrides_experiment(composed):
     config = composed("experiment=mnist", "optimizer=sgd", "optimizer.lr=0.5", "scheduler=cosine", "model=mlp")
     assert config.model.optimizer.lr == 0.5
     assert config.model.optimizer._target_ == "torch.optim.SGD"
@@ -95,26 +95,26 @@ def test_the_command_line_wins_over_the_experiment(composed):
     assert config.model.network.hidden
 
 
-def test_one_cycle_goes_up_to_the_learning_rate_of_the_optimizer(composed):
+def test_one_cycle_peaks_at_optimizer_learning_rate(composed):
     assert composed("scheduler=one_cycle", "optimizer.lr=0.3").model.scheduler.max_lr == 0.3
 
 
-def test_debug_goes_on_top_of_another_experiment(composed):
+def test_debug_combines_with_another_experiment(composed):
     config = composed("experiment=[mnist,debug]", "trainer.max_epochs=1")
     assert config.data.dataset == "MNIST"
     assert (config.trainer.max_epochs, config.trainer.limit_train_batches) == (1, 3)
     assert config.callbacks.best_checkpoint.monitor == "val/acc"
 
 
-def test_callbacks_can_be_chosen_together(composed):
+def test_callback_choices_combine(composed):
     assert {"ema", "early_stopping", "progress"} <= set(composed("callbacks=[early_stopping,ema]").callbacks)
 
 
-def test_loggers_can_be_chosen_together(composed):
+def test_logger_choices_combine(composed):
     assert set(composed("logger=[tensorboard,csv]").logger) == {"tensorboard", "csv"}
 
 
-def test_every_argument_of_the_trainer_is_a_key(composed):
+def test_every_trainer_argument_is_a_config_key(composed):
     set_elsewhere = {key.removeprefix("trainer.") for key in explanations.ELSEWHERE}
     assert inspect.signature(Trainer).parameters.keys() - set_elsewhere == composed().trainer.keys() - {"_target_"}
 
@@ -133,13 +133,13 @@ def test_every_argument_of_the_trainer_is_a_key(composed):
     ],
     ids=str,
 )
-def test_the_number_of_epochs_suits_the_data(composed, choices, max_epochs, saved):
+def test_data_sets_the_number_of_epochs(composed, choices, max_epochs, saved):
     skip_if_deleted(choices)
     config = composed(*choices)
     assert (config.trainer.max_epochs, config.callbacks.last_checkpoint.times) == (max_epochs, saved)
 
 
-def test_the_help_is_a_page_that_is_true(script, capfd):
+def test_help_page_matches_configs(script, capfd):
     script("train.py", "--help")
     page = capfd.readouterr().out
     assert len(page.splitlines()) <= 50

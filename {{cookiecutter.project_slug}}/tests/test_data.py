@@ -1,4 +1,4 @@
-"""Where the batches come from: splits, order, and files that are missing or damaged."""
+"""Tests of the image data module: batches, splits, folds, data sets and augmentation."""
 
 import json
 import pickle
@@ -43,7 +43,7 @@ def test_batches_are_raw_images(mnist):
     assert labels.dtype == torch.int64
 
 
-def test_the_test_set_is_the_official_one_and_the_rest_is_cut_from_the_training_split(mnist):
+def test_training_and_validation_sets_partition_the_training_split(mnist):
     train, val, test = (rows(split.tensors[0]) for split in (mnist.train_set, mnist.val_set, mnist.test_set))
     assert (len(train), len(val), len(test)) == (500, 100, 200)
     assert train | val == rows(draw_digits(600, seed=0)[0])
@@ -51,7 +51,7 @@ def test_the_test_set_is_the_official_one_and_the_rest_is_cut_from_the_training_
     assert not train & val
 
 
-def test_the_cut_depends_on_the_seed_alone(digits, mnist):
+def test_validation_split_depends_only_on_the_seed(digits, mnist):
     def val_images(seed):
         data = make(f"data.root={digits}", f"seed={seed}")
         data.setup("fit")
@@ -83,13 +83,13 @@ def test_folds_partition_the_training_split(digits, mnist):
         (["data.num_folds=601"], "data.num_folds is 601, but there are 600 samples"),
     ],
 )
-def test_folds_that_do_not_exist_are_refused(digits, arguments, message):
+def test_invalid_folds_raise(digits, arguments, message):
     with pytest.raises((InstantiationException, MisconfigurationException), match=message):
         make(f"data.root={digits}", *arguments).setup("fit")
 
 
 @pytest.mark.slow
-def test_a_multirun_over_folds(train, digits):
+def test_multirun_trains_every_fold(train, digits):
     small = [f"data.root={digits}", "model=mlp", "trainer.max_epochs=1"]
     runs = train("-m", "experiment=mnist", *small, "data.num_folds=3", "data.fold=0,1,2")
     found = [json.loads((run / "results.json").read_text())["metrics"]["val/loss"] for run in runs]
@@ -97,7 +97,7 @@ def test_a_multirun_over_folds(train, digits):
 
 
 @pytest.mark.parametrize("choice", ["fashion_mnist", "kmnist"])
-def test_the_relatives_of_mnist(digits, choice):
+def test_data_sets_in_mnist_format_load(digits, choice):
     data = make(f"data={choice}", f"data.root={digits}")
     data.prepare_data()
     data.setup("fit")
@@ -106,7 +106,7 @@ def test_the_relatives_of_mnist(digits, choice):
     assert data.facts()["num_classes"] == len(data.facts()["class_names"]) == 10
 
 
-def test_coloured_images_have_their_channels_first(photos):
+def test_color_images_have_channels_first(photos):
     data = make("data=cifar10", f"data.root={photos}")
     data.setup("fit")
     data.setup("test")
@@ -117,7 +117,7 @@ def test_coloured_images_have_their_channels_first(photos):
 
 
 @pytest.mark.parametrize(("dataset", "shape"), [("CIFAR100", [3, 32, 32]), ("KMNIST", [1, 28, 28])])
-def test_any_other_data_set_by_its_name_says_the_rest_itself(photos, digits, dataset, shape):
+def test_torchvision_data_set_fills_missing_values(photos, digits, dataset, shape):
     data = make("data=torchvision", f"data.dataset={dataset}", f"data.root={photos if shape[0] == 3 else digits}")
     facts = data.facts()
     assert facts["image_shape"] == shape
@@ -131,7 +131,7 @@ def test_any_other_data_set_by_its_name_says_the_rest_itself(photos, digits, dat
     ("dataset", "message"),
     [("FakeData", "no test split"), ("EMNIST", r"\+data\.options\.split="), ("Food101", "data=image_folder")],
 )
-def test_a_data_set_of_another_kind_is_refused(tmp_path, monkeypatch, dataset, message):
+def test_unsupported_data_set_raises(tmp_path, monkeypatch, dataset, message):
     monkeypatch.setattr(f"{ImageDataModule.__module__}.download", lambda *args: None)
     monkeypatch.setattr(datasets.Food101, "__init__", lambda self, root, split: None)
     with pytest.raises(MisconfigurationException, match=message):
@@ -143,7 +143,7 @@ def images_of(loader, epoch: int) -> torch.Tensor:
     return torch.cat([images for images, _ in loader])
 
 
-def test_off_for_mnist_and_crop_and_flip_for_cifar10(photos, mnist):
+def test_default_augmentation_of_mnist_and_cifar10(photos, mnist):
     assert mnist.train_set.augment is None
     assert mnist.workers is None
     data = make("data=cifar10", f"data.root={photos}")
@@ -157,19 +157,19 @@ def test_off_for_mnist_and_crop_and_flip_for_cifar10(photos, mnist):
     images, originals = images_of(data.train_dataloader(), 0), data.train_set.tensors[0]
     flipped = len(rows(images) - rows(originals))
     assert rows(images) <= rows(originals) | rows(originals.flip(-1))
-    assert 30 < flipped < 70, "half of the hundred"
+    assert 30 < flipped < 70, "about half of 100 images"
 
 
-def test_mild_affine_by_name(digits):
+def test_affine_experiment_transforms_training_images(digits):
     data = make("experiment=[mnist,affine]", f"data.root={digits}", "data.num_val=100")
     data.setup("fit")
-    assert data.workers is None, "whole batches are transformed here"
+    assert data.workers is None, "transforms of whole batches need no workers"
     images, originals = images_of(data.train_dataloader(), 0), data.train_set.tensors[0]
     assert len(rows(images) - rows(originals)) == len(originals)
     assert rows(images_of(data.val_dataloader(), 0)) == rows(data.val_set.tensors[0])
 
 
-def test_transforms_of_torchvision_beside_those_of_batches(photos):
+def test_torchvision_transforms_combine_with_batch_transforms(photos):
     crop = "+data.augmentation.shift={_target_:torchvision.transforms.v2.RandomCrop,size:32,padding:4}"
     data = make("data=cifar10", f"data.root={photos}", crop, "data.num_workers=0", "data.augmentation.crop=null")
     data.setup("fit")

@@ -1,4 +1,4 @@
-"""`python train.py experiment=mnist`, on small files in MNIST's format."""
+"""Tests of `python train.py experiment=mnist` on small files in MNIST's format."""
 
 import json
 
@@ -14,7 +14,7 @@ SMALL = ["experiment=mnist", "data.num_val=100", "data.batch_size=50"]
 
 
 def predicted(script, tmp_path, *arguments):
-    """The rows of a file that `predict.py` writes."""
+    """Return the rows that `predict.py` writes to a file."""
     script("predict.py", *arguments, "--output", tmp_path / "rows.json")
     return json.loads((tmp_path / "rows.json").read_text())
 
@@ -24,14 +24,14 @@ def metrics(run):
 
 
 @pytest.mark.parametrize("model", ["cnn", pytest.param("mlp", marks=pytest.mark.slow)])
-def test_it_learns_digits(train, digits, model):
+def test_classifier_learns_digits(train, digits, model):
     (run,) = train(*SMALL, f"data.root={digits}", f"model={model}", "trainer.max_epochs=8")
-    # A guess is right once in ten.
+    # Guessing has an accuracy of 0.1.
     assert metrics(run)["test/acc"] > 0.8
     assert metrics(run)["val/acc"] > 0.8
 
 
-def test_debug_is_a_few_batches_with_all_checks(train, digits):
+def test_debug_trains_a_few_batches(train, digits):
     (run,) = train("experiment=[mnist,debug]", f"data.root={digits}", "data.num_val=100", "data.batch_size=50")
     results = json.loads((run / "results.json").read_text())
     assert (results["epochs"], results["steps"]) == (2, 6)
@@ -41,23 +41,23 @@ def test_debug_is_a_few_batches_with_all_checks(train, digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad", "muon"])
-def test_every_optimizer_learns_by_its_name_alone(train, digits, optimizer):
+def test_every_optimizer_learns_with_defaults(train, digits, optimizer):
     (run,) = train(*SMALL, f"data.root={digits}", f"optimizer={optimizer}", "trainer.max_epochs=6")
-    # A guess has the loss ln 10 = 2.3.
+    # Guessing has a loss of ln 10 = 2.3.
     assert metrics(run)["test/acc"] > 0.8
     assert metrics(run)["test/loss"] < 0.8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["constant", "step", "cosine", "one_cycle", "plateau", "warmup_cosine"])
-def test_every_scheduler_learns_by_its_name_alone(train, digits, scheduler):
+def test_every_scheduler_learns_with_defaults(train, digits, scheduler):
     (run,) = train(*SMALL, f"data.root={digits}", f"scheduler={scheduler}", "trainer.max_epochs=6")
     assert metrics(run)["test/acc"] > 0.8
 
 
 @pytest.mark.slow
-def test_a_seed_decides_the_result(train, digits):
-    """0 is a seed like any other, and another seed is another run."""
+def test_seed_determines_result(train, digits):
+    """Equal seeds, including 0, give equal results; other seeds give other results."""
 
     def run(seed):
         return metrics(train(*SMALL, f"data.root={digits}", "model=mlp", "trainer.max_epochs=2", f"seed={seed}")[0])
@@ -67,7 +67,7 @@ def test_a_seed_decides_the_result(train, digits):
     assert first != other
 
 
-def test_the_best_checkpoint_is_plain_tensors_with_the_preprocessing_inside(train, digits):
+def test_checkpoints_contain_normalization_constants(train, digits):
     (run,) = train(*SMALL, f"data.root={digits}", "trainer.max_epochs=1")
     for name in ("best", "last"):
         weights = torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
@@ -76,13 +76,13 @@ def test_the_best_checkpoint_is_plain_tensors_with_the_preprocessing_inside(trai
 
 
 @pytest.mark.slow
-def test_training_can_start_from_a_checkpoint(train, digits):
+def test_training_starts_from_a_checkpoint(train, digits):
     arguments = [*SMALL, f"data.root={digits}", "model=mlp", "scheduler=constant"]
     (first,) = train(*arguments, "trainer.max_epochs=2")
     (second,) = train(*arguments, "trainer.max_epochs=3", f"ckpt_path={first}/checkpoints/last.ckpt")
     results = json.loads((second / "results.json").read_text())
     assert results["epochs"] == 3
-    assert results["steps"] == 30  # 500 images by 50, three times: 20 steps were there already
+    assert results["steps"] == 30  # 10 steps per epoch; the first run made 20 of them
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_training_can_start_from_a_checkpoint(train, digits):
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_a_setting_that_does_not_fit_is_explained(train, digits, arguments, messages):
+def test_invalid_setting_is_explained(train, digits, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
         train("experiment=mnist", f"data.root={digits}", "data.num_val=100", *arguments)
     for message in messages:
@@ -107,7 +107,7 @@ def test_a_setting_that_does_not_fit_is_explained(train, digits, arguments, mess
 
 
 @pytest.mark.slow
-def test_dark_on_bright(classifier, script, tmp_path):
+def test_prediction_handles_dark_drawings(classifier, script, tmp_path):
     image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy())
     image.save(tmp_path / "bright.png")
     Image.eval(image, lambda value: 255 - value).save(tmp_path / "dark.png")
@@ -118,8 +118,8 @@ def test_dark_on_bright(classifier, script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_drawing_anywhere_on_a_sheet(train, digits, script, tmp_path):
-    """The digits of the training drawn on sheets of many sizes, for a network that has seen soft edges."""
+def test_prediction_finds_drawing_on_a_sheet(train, digits, script, tmp_path):
+    """Digits drawn on sheets of many sizes are recognized by a network trained on blurred edges."""
     blur = "+data.augmentation.blur={_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}"
     small = ["data.num_val=100", "data.batch_size=50", "data.num_workers=0", "trainer.max_epochs=12"]
     (run,) = train("experiment=mnist", f"data.root={digits}", *small, blur)
@@ -146,13 +146,13 @@ def test_a_drawing_anywhere_on_a_sheet(train, digits, script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_blank_sheet_is_named(classifier, script, tmp_path):
+def test_blank_sheet_is_reported(classifier, script, tmp_path):
     Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
     with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):
         script("predict.py", classifier, tmp_path / "blank.png")
 
 
-def test_a_run_begins_with_the_weights_of_another_that_had_another_loss(classifier, train, digits):
+def test_run_starts_from_weights_of_another_loss(classifier, train, digits):
     small = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
     (run,) = train(*small, f"weights={classifier}/checkpoints/best.ckpt", "loss.weight=balanced")
     assert len(config(run)["loss"]["weight"]) == 10
@@ -160,7 +160,7 @@ def test_a_run_begins_with_the_weights_of_another_that_had_another_loss(classifi
     assert config(again)["loss"]["weight"] is None
 
 
-def test_metrics_of_each_class_have_its_name(train, digits):
+def test_class_metrics_are_named_by_class(train, digits):
     small = [f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
     (run,) = train("experiment=mnist", *small, "metrics=[accuracy,f1,confusion]", "metrics.f1.average=none")
     found = metrics(run)

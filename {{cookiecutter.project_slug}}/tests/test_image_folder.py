@@ -1,4 +1,4 @@
-"""`data=image_folder`: your own images."""
+"""Tests of `data=image_folder`."""
 
 import json
 from collections import Counter
@@ -16,16 +16,16 @@ def metrics(run):
     return json.loads((run / "results.json").read_text())["metrics"]
 
 
-def test_it_learns_from_a_folder_of_pictures(train, script, image_folder, tmp_path):
+def test_classifier_learns_from_image_folder(train, script, image_folder, tmp_path):
     (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=8")
-    assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
+    assert metrics(run)["test/acc"] > 0.9, "guessing has an accuracy of 1/3"
     script("predict.py", run, image_folder / "red/0_03.jpg", image_folder / "blue", "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows[0]["label"] == "red"
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
-def test_a_rare_class_in_folds(train, image_folder):
+def test_folds_contain_rare_class(train, image_folder):
     for path in sorted((image_folder / "red").iterdir())[5:]:
         path.unlink()
     quick = [*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1"]
@@ -39,7 +39,7 @@ def test_a_rare_class_in_folds(train, image_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "resnet18"])
-def test_grey_images_from_a_folder(train, script, image_folder, tmp_path, model):
+def test_grayscale_images_train_and_resume(train, script, image_folder, tmp_path, model):
     size = ["data.image_shape=[1,16,16]", f"model={model}", *(["model.image_size=16"] if model == "resnet18" else [])]
     (run,) = train(*SMALL, *size, f"data.root={image_folder}", "trainer.max_epochs=1")
     config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
@@ -53,8 +53,8 @@ def test_grey_images_from_a_folder(train, script, image_folder, tmp_path, model)
 
 
 @pytest.mark.slow
-def test_letters_that_no_usual_font_has(train, tmp_path, capfd, recwarn):
-    """Drawn in another font, or named once where there is none."""
+def test_figures_handle_class_names_without_font(train, tmp_path, capfd, recwarn):
+    """Uncommon characters are drawn in another font, or reported once if no font has them."""
     write_images(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
     (tmp_path / "P/red").rename(tmp_path / "P/\U0001f63a猫")
     train(*SMALL, "trainer.max_epochs=2", f"data.root={tmp_path / 'P'}")

@@ -1,4 +1,4 @@
-"""Each `data=` with each `model=`, by name alone: it trains, or says why it does not."""
+"""Tests of every combination of `data=` and `model=`: it trains or explains why it does not."""
 
 import pytest
 
@@ -19,7 +19,7 @@ MODELS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("data", DATA)
-def test_it_trains_or_says_why_not(train, digits, photos, image_folder, data, model):
+def test_combination_trains_or_explains_error(train, digits, photos, image_folder, data, model):
     files = {
         "mnist": [f"data.root={digits}", "data.num_val=100"],
         "cifar10": [f"data.root={photos}", "data.num_val=100"],

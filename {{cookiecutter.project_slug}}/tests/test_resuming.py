@@ -1,4 +1,4 @@
-"""A run that goes on ends as one that was never interrupted."""
+"""Tests that a resumed run ends with the weights of an uninterrupted run."""
 
 import pytest
 

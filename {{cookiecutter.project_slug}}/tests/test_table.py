@@ -1,4 +1,4 @@
-"""Tables: trained, resumed, evaluated, predicted, exported, and refused."""
+"""Tests of tables: training, resuming, evaluation, prediction, export and errors."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SHORT = (*QUICK, "trainer.max_epochs=2")
 
 
 @pytest.fixture(autouse=True)
-def _is_there():
+def _skip_if_deleted():
     skip_if_deleted(["experiment=table"])
 
 
@@ -34,7 +34,7 @@ def write(path: Path, names: list[str], rows: list, **options) -> Path:
 
 @pytest.fixture
 def flats(tmp_path) -> Path:
-    """100 flats: a rent by the district, the area and whether there is a balcony, some of it missing; their size."""
+    """Write a table of 100 flats: the rent depends on district, area (sometimes missing) and balcony."""
     draw = random.Random(0)
     rows = []
     for number in range(100):
@@ -47,7 +47,7 @@ def flats(tmp_path) -> Path:
 
 @pytest.fixture
 def table(train, flats):
-    """Runs on the flats, by what is predicted."""
+    """Return a function that trains on the flats to predict ``target``."""
 
     def table(target: str, *arguments: str, file: Path = flats) -> Path:
         ignored = "data.ignore=[number]" if not any("ignore" in argument for argument in arguments) else ""
@@ -82,10 +82,10 @@ def config(run: Path):
     return torch_starter.load_run(run).config
 
 
-def test_a_number_is_predicted_from_numbers_words_and_gaps(table):
+def test_regression_learns_from_numbers_words_and_missing_values(table):
     run = rent(table, "trainer.max_epochs=100", "optimizer.lr=0.1")
     metrics = measured(run)
-    # Of a missing area, each tenth, nothing is known.
+    # A tenth of the areas is missing.
     assert metrics["test/r2"] > 0.5
     assert metrics["test/mae"] < 150
     data = config(run).data
@@ -97,7 +97,7 @@ def test_a_number_is_predicted_from_numbers_words_and_gaps(table):
     assert known[0]["prediction"] == pytest.approx(1350, abs=60)
 
 
-def test_a_class_is_predicted(table):
+def test_classification_learns(table):
     run = size(table, "model=logistic_regression", "trainer.max_epochs=60", "optimizer.lr=0.1")
     assert measured(run)["test/acc"] >= 0.85
     assert list(config(run).data.class_names) == ["large", "small"]
@@ -105,7 +105,7 @@ def test_a_class_is_predicted(table):
     assert counted == [70, 10, 20]
 
 
-def test_a_spreadsheet_of_a_country_with_decimal_commas(table, flats, tmp_path):
+def test_decimal_commas_are_read(table, flats, tmp_path):
     rows = [list(row.values()) for row in read_rows(flats)]
     rows = [[cell.replace(".", ",") for cell in row] for row in rows]
     european = write(tmp_path / "european.csv", list(read_rows(flats)[0]), rows, delimiter=";")
@@ -115,7 +115,7 @@ def test_a_spreadsheet_of_a_country_with_decimal_commas(table, flats, tmp_path):
 
 
 @pytest.mark.slow
-def test_parquet_is_trained_as_its_csv_is(table, flats, tmp_path):
+def test_parquet_matches_csv(table, flats, tmp_path):
     frame = polars.read_csv(flats, null_values="NA", schema_overrides={"district": polars.String})
     frame.with_columns(polars.col("district").cast(polars.Categorical)).write_parquet(tmp_path / "flats.parquet")
     plain = rent(table)
@@ -126,12 +126,12 @@ def test_parquet_is_trained_as_its_csv_is(table, flats, tmp_path):
     assert [row["prediction"] for row in predicted] == [row["prediction"] for row in from_csv]
 
 
-def test_a_series_is_cut_in_order(table):
+def test_unshuffled_split_keeps_order(table):
     names = splits(rent(table, "data.shuffle=false"))
     assert names == ["train"] * 70 + ["val"] * 10 + ["test"] * 20
 
 
-def test_a_column_names_the_splits(table, flats, tmp_path):
+def test_split_column_defines_splits(table, flats, tmp_path):
     rows = [[*row.values(), "Test" if number % 5 == 0 else "train"] for number, row in enumerate(read_rows(flats))]
     named = write(tmp_path / "named.csv", [*read_rows(flats)[0], "part"], rows)
     run = table("rent", "data.split_column=part", "data.ignore=[number,size]", file=named)
@@ -142,23 +142,23 @@ def test_a_column_names_the_splits(table, flats, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_row_is_validated_in_one_fold(table):
+def test_each_row_is_in_one_validation_fold(table):
     folds = [splits(rent(table, "data.num_folds=4", f"data.fold={fold}", "trainer.max_epochs=1")) for fold in range(4)]
     for row in zip(*folds, strict=True):
         assert set(row) == {"test"} or sorted(row) == ["train", "train", "train", "val"]
 
 
 @pytest.mark.slow
-def test_the_loss_is_balanced(table):
+def test_balanced_loss_weights_rare_class(table):
     run = table(
         "balcony", "data.ignore=[number,size,rent]", "data.categories=[district]", "loss=cross_entropy",
         "loss.weight=balanced",
     )  # fmt: skip
     weight = torch_starter.load_run(run).module.loss.weight
-    assert weight[1] / weight[0] == pytest.approx(2, abs=0.1)  # every third has a balcony
+    assert weight[1] / weight[0] == pytest.approx(2, abs=0.1)  # a third of the flats have a balcony
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(table, script, tmp_path):
+def test_resumed_run_equals_uninterrupted_run(table, script, tmp_path):
     model = ["model=mlp", "data.batch_size=16", "scheduler=constant"]
     whole = size(table, *model, "trainer.max_epochs=6")
     run = size(table, *model, "trainer.max_epochs=3")
@@ -169,7 +169,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(table, script, tmp_path):
     assert splits(run) == splits(whole)
 
 
-def test_a_moved_run_is_evaluated_on_its_own_split(table, script, tmp_path, capsys):
+def test_moved_run_keeps_its_split(table, script, tmp_path, capsys):
     run = size(table)
     before = measured(run)
     moved = shutil.move(run, tmp_path / "elsewhere")
@@ -179,14 +179,14 @@ def test_a_moved_run_is_evaluated_on_its_own_split(table, script, tmp_path, caps
     assert f"{before['test/acc']:.4f}" in printed
 
 
-def test_a_table_with_other_rows_than_at_the_start_is_refused(table, flats, script):
+def test_changed_table_is_rejected(table, flats, script):
     run = size(table)
     flats.write_text(flats.read_text() + "50,10115,True,700,small,100\n")
     assert "the table has changed since this run was started" in refusal(script, "evaluate.py", run)
 
 
 def refusal(function, *arguments) -> str:
-    """What a script says when it ends with exit status 1."""
+    """Return the message with which a script exits with status 1."""
     with pytest.raises(SystemExit) as end:
         function(*arguments)
     assert isinstance(end.value.code, str), end.value.code
@@ -198,7 +198,7 @@ def predicted(script, run: Path, tmp_path: Path, *arguments: object) -> list[dic
     return read_rows(tmp_path / "predictions.csv")
 
 
-def test_rows_are_predicted_whatever_the_order_of_their_columns(table, script, flats, tmp_path):
+def test_column_order_does_not_change_predictions(table, script, flats, tmp_path):
     run = rent(table)
     wanted = predicted(script, run, tmp_path, flats)
     rows = read_rows(flats)
@@ -211,7 +211,7 @@ def test_rows_are_predicted_whatever_the_order_of_their_columns(table, script, f
 
 
 @pytest.mark.slow
-def test_unknown_words_and_missing_values_are_average(table, script, tmp_path):
+def test_unknown_words_and_missing_values_count_as_average(table, script, tmp_path):
     run = rent(table)
     rows = [["50", "99999", ""], ["50", "", ""], ["", "10115", "True"]]
     unknown, missing, other = predicted(
@@ -222,7 +222,7 @@ def test_unknown_words_and_missing_values_are_average(table, script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_that_is_no_number_is_skipped_and_named(table, script, tmp_path):
+def test_row_with_invalid_number_is_skipped(table, script, tmp_path):
     run = rent(table)
     few = write(tmp_path / "few.csv", ["area", "district", "balcony"], [["big", "10115", "True"], [50, "10115", 0]])
     said = refusal(script, "predict.py", run, few, "--output", tmp_path / "predictions.csv")
@@ -230,17 +230,17 @@ def test_a_cell_that_is_no_number_is_skipped_and_named(table, script, tmp_path):
     assert len(read_rows(tmp_path / "predictions.csv")) == 1
 
 
-def test_a_missing_column_is_named(table, script, tmp_path):
+def test_missing_column_is_reported(table, script, tmp_path):
     run = rent(table)
     few = write(tmp_path / "few.csv", ["areas", "district", "balcony"], [[50, "10115", "True"]])
     assert "few.csv has no column area. Nearest: areas." in refusal(script, "predict.py", run, few)
     assert "no column balcony" in refusal(script, "predict.py", run, "area=50", "district=10115")
-    # A column may have the name of a key of the config.
+    # A column may have the name of a config key.
     assert "no column area" in refusal(script, "predict.py", run, "seed=late")
     assert "no column area" in refusal(script, "predict.py", run, "=3")
 
 
-def test_a_row_of_the_command_line_is_that_of_a_notebook(table, script, tmp_path):
+def test_command_line_row_matches_python_row(table, script, tmp_path):
     run = rent(table)
     (row,) = predicted(script, run, tmp_path, "district=10115", "area=50,5", "balcony=true", "more=1")
     loaded = torch_starter.load_run("latest")
@@ -250,7 +250,7 @@ def test_a_row_of_the_command_line_is_that_of_a_notebook(table, script, tmp_path
     assert math.isfinite(gap["prediction"])
 
 
-def test_the_likeliest_classes_and_all_probabilities(table, script, flats, tmp_path):
+def test_predictions_list_top_classes_and_probabilities(table, script, flats, tmp_path):
     run = table("district", "data.ignore=[number,rent]", "data.task=classification")
     rows = predicted(script, run, tmp_path, flats, "--top", 2, "--probabilities")
     names = list(config(run).data.class_names)
@@ -264,7 +264,7 @@ def test_the_likeliest_classes_and_all_probabilities(table, script, flats, tmp_p
 
 
 @pytest.mark.slow
-def test_the_class_is_also_told_where_a_column_has_its_name(table, script, tmp_path, flats):
+def test_predicted_label_does_not_replace_label_column(table, script, tmp_path, flats):
     rows = [list(row.values()) for row in read_rows(flats)]
     named = write(tmp_path / "named.csv", ["label", "district", "balcony", "rent", "size", "number"], rows)
     run = table("size", "data.ignore=[number,rent]", file=named)
@@ -274,7 +274,7 @@ def test_the_class_is_also_told_where_a_column_has_its_name(table, script, tmp_p
 
 
 @pytest.mark.slow
-def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
+def test_onnx_model_handles_missing_values_and_codes(table, script, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
     run = rent(table)
     script("export.py", run)
@@ -303,13 +303,13 @@ def test_the_onnx_file_takes_gaps_and_codes(table, script, capsys):
         (["data.target=rent", "data.num_folds=5", "data.fold=7"], "data.fold is 7; with data.num_folds=5"),
         (["data.target=rent", "data.val_share=1.5"], "data.val_share is 1.5"),
         (["data.target=rent", "data.task=clustering"], "data.task is clustering"),
-        (["data.target=size", "data.task=regression"], "which is no number"),
+        (["data.target=size", "data.task=regression"], "which is not a number"),
         (["data.target=number", "data.task=classification"], "too many for classes"),
         (["data.target=rent", "data.split_column=size"], "it can have train, val and test"),
         (["data.target=rent", "data.num_folds=5", "data.shuffle=false"], "Choose one"),
     ],
 )
-def test_impossible_choices_are_refused_before_training(train, flats, tmp_path, arguments, said):
+def test_invalid_settings_raise_before_training(train, flats, tmp_path, arguments, said):
     message = refusal(train, "experiment=table", f"data.file={flats}", *SHORT, *arguments)
     assert said in message
     assert not list(tmp_path.glob("outputs/**/.hydra"))
@@ -340,7 +340,7 @@ ROWS = "".join(f"{number},{number % 2},{'xy'[number % 2]}\n" for number in range
         ("table.csv", "y\nx\nz\nx\n", "no column to predict y from"),
     ],
 )
-def test_impossible_tables_are_refused_before_training(train, tmp_path, name, content, said):
+def test_invalid_tables_raise_before_training(train, tmp_path, name, content, said):
     (tmp_path / name).write_text(content)
     message = refusal(train, "experiment=table", f"data.file={name}", "data.target=y", *SHORT)
     assert said in message
@@ -348,7 +348,7 @@ def test_impossible_tables_are_refused_before_training(train, tmp_path, name, co
 
 
 @pytest.mark.slow
-def test_two_thousand_columns(train, tmp_path):
+def test_table_with_two_thousand_columns_trains(train, tmp_path):
     draw = random.Random(0)
     names = [f"gene {number}" for number in range(2000)]
     rows = [[f"{draw.gauss(0, 1):.3f}" for _ in names] + ["xy"[number % 2]] for number in range(40)]
@@ -358,7 +358,7 @@ def test_two_thousand_columns(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(table):
+def test_two_processes_match_one_process(table):
     one = rent(table, "data.batch_size=32")
     two = rent(table, "data.batch_size=32", "trainer=ddp", "trainer.devices=2")
     for key, value in weights(one).items():
@@ -368,7 +368,7 @@ def test_two_processes_do_what_one_does(table):
 
 
 @pytest.mark.slow
-def test_coefficients_are_those_of_least_squares(train, tmp_path, capfd):
+def test_coefficients_equal_least_squares(train, tmp_path, capfd):
     datasets = pytest.importorskip("sklearn.datasets", reason="it is not installed: pip install scikit-learn")
     from sklearn.linear_model import LinearRegression
 
@@ -388,7 +388,7 @@ def test_coefficients_are_those_of_least_squares(train, tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["logistic_regression", "mlp"])
 @pytest.mark.parametrize("dataset", ["iris", "wine", "breast_cancer"])
-def test_classifiers_are_as_accurate_as_those_of_scikit_learn(train, tmp_path, dataset, model):
+def test_classifiers_match_scikit_learn_accuracy(train, tmp_path, dataset, model):
     datasets = pytest.importorskip("sklearn.datasets", reason="it is not installed: pip install scikit-learn")
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
@@ -415,7 +415,7 @@ def test_classifiers_are_as_accurate_as_those_of_scikit_learn(train, tmp_path, d
     assert numpy.mean(found) >= numpy.mean(wanted) - 0.01
 
 
-def test_numbers_far_from_zero_are_learned_in_half_precision(train, tmp_path):
+def test_targets_far_from_zero_train_in_half_precision(train, tmp_path):
     rows = [[number, 300_000 + 1000 * number] for number in range(100)]
     file = write(tmp_path / "far.csv", ["x", "y"], rows)
     short = ["trainer.max_epochs=200", "optimizer.lr=0.1", "trainer.precision=bf16-mixed", "trainer.accelerator=cpu"]
@@ -424,7 +424,7 @@ def test_numbers_far_from_zero_are_learned_in_half_precision(train, tmp_path):
     assert measured(run)["test/mae"] < 2000
 
 
-def test_page_of_a_linear_model_says_what_each_column_adds(table):
+def test_page_shows_effect_of_each_column(table):
     gradio = pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
     from torch_starter.demo import display
     from torch_starter.demo.predictor import Predictor
@@ -439,7 +439,7 @@ def test_page_of_a_linear_model_says_what_each_column_adds(table):
     average = float(re.search(r"([\d.]+) for the average row", html)[1])
     effects = [float(value) for value in re.findall(r"<span>([+-][\d.e+-]+)</span>", html)]
     assert len(effects) == 3
-    assert average + sum(effects) == pytest.approx(predicted["prediction"], rel=1e-3)  # as far as it is printed
+    assert average + sum(effects) == pytest.approx(predicted["prediction"], rel=1e-3)  # up to the printed precision
     for place, name in enumerate(cells):
         assert f">{name}<" in curve(predictor, row, place)
 
@@ -457,7 +457,7 @@ def test_page_of_a_linear_model_says_what_each_column_adds(table):
     assert boxes == ["area is missing"]
 
 
-def test_page_of_a_classifier_has_its_probabilities(table):
+def test_page_shows_class_probabilities(table):
     pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
     from torch_starter.demo.predictor import Predictor
     from torch_starter.demo.table import answer_row, curve, encode_row
@@ -471,7 +471,7 @@ def test_page_of_a_classifier_has_its_probabilities(table):
     assert ">large<" in curve(predictor, row, 0)
 
 
-def test_page_takes_awkward_columns(table, tmp_path):
+def test_page_handles_unusual_column_names(table, tmp_path):
     pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
     from torch_starter.demo.page import make_page
     from torch_starter.demo.predictor import Predictor

@@ -1,4 +1,4 @@
-"""What TensorBoard, by its own reader, and figures/ have of a run."""
+"""Tests of what a run writes to TensorBoard, read with its own reader, and to figures/."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from conftest import ROOT, skip_if_deleted
 
 TAGS = (ROOT / "docs/runs.md").read_text(encoding="utf-8").partition("| tag |")[2]
-EVERYTHING = {"images": 0, "scalars": 0, "tensors": 0}  # 0 keeps all, also of the images, of which there are many
+EVERYTHING = {"images": 0, "scalars": 0, "tensors": 0}  # 0 keeps all events
 
 
 def events(run):
@@ -33,13 +33,13 @@ def mnist(digits):
 
 
 @pytest.mark.slow
-def test_the_table_of_tags_is_complete(train, mnist):
+def test_table_of_tags_is_complete(train, mnist):
     rows = re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", TAGS, re.MULTILINE)
     for arguments, experiment in ((["trainer.max_epochs=20"], "linear_regression"), (mnist, "images")):
         (run,) = train(*arguments)
         tags = events(run).Tags()
         promised = {
-            tag.replace("NAME", "acc")  # the metric of images; a line has none
+            tag.replace("NAME", "acc")  # the default metric for images; linear regression has none
             for tag_cell, of in rows
             for tag in re.findall("`(.*?)`", tag_cell)
             if {"all", experiment} & set(of.split(", ")) and ("NAME" not in tag or experiment == "images")
@@ -50,7 +50,7 @@ def test_the_table_of_tags_is_complete(train, mnist):
 
 
 @pytest.mark.slow
-def test_the_curves_of_every_run(train, mnist):
+def test_curves_have_expected_steps_and_values(train, mnist):
     (run,) = train(*mnist, "trainer.log_every_n_steps=1")
     curves = {tag: events(run).Scalars(tag) for tag in ("train/lr", "train/epoch_seconds", "train/samples_per_second")}
     rates = [point.value for point in curves["train/lr"]]
@@ -60,7 +60,7 @@ def test_the_curves_of_every_run(train, mnist):
     for tag in ("train/epoch_seconds", "train/samples_per_second"):
         assert [point.step for point in curves[tag]] == [9, 19, 29], "the last step of each epoch"
         assert all(point.value > 0 for point in curves[tag])
-    # An epoch is 500 samples; training them took no longer than the epoch.
+    # An epoch has 500 samples, and their training takes no longer than the epoch.
     for seconds, samples in zip(curves["train/epoch_seconds"], curves["train/samples_per_second"], strict=True):
         assert samples.value >= 500 / seconds.value
 
@@ -70,42 +70,40 @@ def test_the_curves_of_every_run(train, mnist):
     ("limit", "steps"),
     [("trainer.max_epochs=40", range(7, 40, 8)), ("trainer.max_epochs=3", [0, 1, 2]), ("max_steps", [0, 1, 3, 7])],
 )
-def test_pictures_of_a_regression(train, limit, steps):
+def test_regression_figures_are_drawn(train, limit, steps):
     limits = ["trainer.max_epochs=-1", "trainer.max_steps=9"] if limit == "max_steps" else [limit]
     (run,) = train(*limits)
     read = events(run)
     for tag in ("train/fitted_line", "train/loss_surface"):
-        image_folder = read.Images(tag)
-        assert [picture.step for picture in image_folder] == list(steps)
-        assert {(picture.width, picture.height) for picture in image_folder} == {(640, 480)}
-        assert len({picture.encoded_image_string for picture in image_folder}) == len(image_folder), (
-            "each shows another state"
-        )
+        figures = read.Images(tag)
+        assert [figure.step for figure in figures] == list(steps)
+        assert {(figure.width, figure.height) for figure in figures} == {(640, 480)}
+        assert len({figure.encoded_image_string for figure in figures}) == len(figures), "all figures differ"
     assert len(read.Images("test/fitted_line")) == 1
     check_files(run, read)
 
 
 @pytest.mark.slow
-def test_pictures_of_a_classifier(train, mnist):
+def test_classifier_figures_are_drawn(train, mnist):
     (run,) = train(*mnist)
     read = events(run)
     sizes = {"confusion_matrix": (640, 640), "class_accuracy": (640, 480), "confidently_wrong": (720, 540)}
     for name, size in sizes.items():
-        assert [picture.step for picture in read.Images(f"val/{name}")] == [9, 19, 29]
-        assert [picture.step for picture in read.Images(f"test/{name}")] == [30]
-        assert {(picture.width, picture.height) for picture in read.Images(f"val/{name}")} == {size}
+        assert [figure.step for figure in read.Images(f"val/{name}")] == [9, 19, 29]
+        assert [figure.step for figure in read.Images(f"test/{name}")] == [30]
+        assert {(figure.width, figure.height) for figure in read.Images(f"val/{name}")} == {size}
     check_files(run, read)
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_once_in_an_epoch_however_often_it_is_validated(train, mnist):
+def test_figures_are_drawn_once_per_epoch(train, mnist):
     (run,) = train(*mnist, "trainer.val_check_interval=2")
     assert len(events(run).Scalars("val/loss")) == 15
     assert len(events(run).Images("val/confusion_matrix")) == 3
 
 
 def check_files(run, read):
-    """The files are the last pictures of TensorBoard, to the pixel."""
+    """Check that the files equal the last figures in TensorBoard."""
     files = {path.name: numpy.asarray(Image.open(path)) for path in (run / "figures").iterdir()}
     assert set(files) == {tag.replace("/", "_") + ".png" for tag in read.Tags()["images"]}
     for tag in read.Tags()["images"]:
@@ -116,20 +114,20 @@ def check_files(run, read):
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_without_tensorboard(train):
+def test_figures_are_drawn_without_tensorboard(train):
     (run,) = train("trainer.max_epochs=2", "~logger")
     assert (run / "figures/train_fitted_line.png").exists()
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_to_infinity_is_drawn_as_long_as_there_is_something_to_see(train):
+def test_diverging_run_is_drawn_while_finite(train):
     (run,) = train("optimizer=sgd", "optimizer.lr=10", "trainer.max_epochs=40", "callbacks.finite_loss=null")
-    steps = [picture.step for picture in events(run).Images("train/fitted_line")]
+    steps = [figure.step for figure in events(run).Images("train/fitted_line")]
     assert steps == [7]
 
 
 @pytest.mark.slow
-def test_config_and_hyperparameters(train):
+def test_config_and_hyperparameters_are_logged(train):
     (run,) = train("trainer.max_epochs=1", "optimizer=sgd", "optimizer.lr=0.01", "trainer.gradient_clip_val=1")
     read = events(run)
     (text,) = read.Tensors("config/text_summary")
@@ -143,20 +141,22 @@ def test_config_and_hyperparameters(train):
     assert values["trainer.gradient_clip_val"].number_value == 1
     assert values["trainer.deterministic"].string_value == "False"
     assert values["model"].string_value == "LinearRegression"
-    assert not {"model.optimizer", "data.seed", "run_dir"} & set(values), "repeats, and what differs always"
+    assert not {"model.optimizer", "data.seed", "run_dir"} & set(values), (
+        "no duplicates, no values that always differ"
+    )
     assert OmegaConf.load(run / "hparams.yaml")["optimizer.lr"] == 0.01
 
 
 @pytest.mark.slow
-def test_graph(train, mnist):
+def test_graph_contains_network(train, mnist):
     (run,) = train(*mnist, "trainer.max_epochs=1", "model=mlp")
     nodes = {node.name for node in events(run).Graph().node}
     assert any("MLP[network]" in name and "Linear" in name for name in nodes)
 
 
 @pytest.mark.slow
-def test_the_graph_leaves_the_run_as_it_is(train, mnist):
-    """Dropout draws the same numbers, and batch normalisation sees nothing twice."""
+def test_graph_does_not_change_the_run(train, mnist):
+    """Tracing changes neither the random numbers of dropout nor the statistics of batch normalization."""
     for model in ("cnn", "mlp"):
         quick = [*mnist, f"model={model}", "trainer.max_epochs=1"]
         runs = train(*quick) + train(*quick, "callbacks.run_description=null")
@@ -165,43 +165,43 @@ def test_the_graph_leaves_the_run_as_it_is(train, mnist):
 
 
 class Untraceable(torch.nn.Linear):
-    """A network that behaves in another way where it is traced."""
+    """A network that fails when it is traced."""
 
     def __init__(self, **arguments):
         super().__init__(28 * 28, 10)
 
     def forward(self, images):
         if torch.jit.is_tracing():
-            raise TypeError("not to be traced")
+            raise TypeError("cannot be traced")
         return super().forward(images.flatten(1))
 
 
 @pytest.mark.slow
-def test_a_network_that_cannot_be_traced_has_no_graph(train, mnist, capfd):
+def test_untraceable_network_has_no_graph(train, mnist, capfd):
     (run,) = train(*mnist, "trainer.max_epochs=1", "model.network._target_=test_tensorboard.Untraceable")
     assert not events(run).Tags()["graph"]
-    assert "no graph of the model: not to be traced" in capfd.readouterr().out
+    assert "no graph of the model: cannot be traced" in capfd.readouterr().out
 
 
 @pytest.mark.slow
-def test_what_a_resumed_run_shows(train, script, tmp_path):
+def test_resumed_run_continues_curves_and_figures(train, script, tmp_path):
     (run,) = train("trainer.max_epochs=20")
     script("resume.py", run, "trainer.max_epochs=30")
     read = events(run)
     assert [point.step for point in read.Scalars("val/loss")] == list(range(30))
-    assert [picture.step for picture in read.Images("train/fitted_line")] == [3, 7, 11, 15, 19, 23, 29]
+    assert [figure.step for figure in read.Images("train/fitted_line")] == [3, 7, 11, 15, 19, 23, 29]
     assert "max_epochs: 30" in read.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
 
 
 class Fixed(torch.nn.Module):
-    """A network that takes the first pixels of an image for its logits."""
+    """A network that returns the first pixels of an image as logits."""
 
     def forward(self, images):
         return images.flatten(1)[:, :3]
 
 
 @pytest.mark.slow
-def test_the_most_confidently_wrong_come_first(tmp_path):
+def test_most_confident_mistakes_come_first(tmp_path):
     skip_if_deleted(["model=cnn"])
     config = OmegaConf.load(ROOT / "configs/model/image_classifier.yaml")
     classifier = OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures
@@ -226,7 +226,7 @@ def test_the_most_confidently_wrong_come_first(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_classes", "name"), [(1, "x"), (10, "a rather long name"), (200, "name")])
-def test_pictures_of_any_number_of_classes(num_classes, name):
+def test_figures_fit_any_number_of_classes(num_classes, name):
     skip_if_deleted(["model=cnn"])
     figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
     draw = sys.modules[type(figures).__module__]
@@ -239,14 +239,14 @@ def test_pictures_of_any_number_of_classes(num_classes, name):
         box = figure.bbox
         labels = [label.get_window_extent() for label in axes.get_xticklabels()]
         assert 1 <= len(labels) <= 30
-        assert all(box.y0 <= label.y0 and label.y1 <= box.y1 for label in labels), "within the picture"
+        assert all(box.y0 <= label.y0 and label.y1 <= box.y1 for label in labels), "within the figure"
         assert not any(left.overlaps(right) for left, right in pairwise(labels))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 15])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224)])
-def test_pictures_of_any_number_of_mistakes(count, shape):
+def test_figure_fits_any_number_of_mistakes(count, shape):
     skip_if_deleted(["model=cnn"])
     figures = instantiate(OmegaConf.load(ROOT / "configs/callbacks/default.yaml").classifier_figures)
     draw = sys.modules[type(figures).__module__]

@@ -1,4 +1,4 @@
-"""timm's networks and pretrained weights."""
+"""Tests of timm's networks and pretrained weights."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ TRANSFER = ["experiment=transfer", "model=timm", "data.image_shape=[3,32,32]", "
 
 
 def make(*overrides):
-    """A model in eval mode."""
+    """Return a model in eval mode."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("train", ["run_dir=nowhere", "model=timm", *overrides])
     return instantiate(config.model, _convert_="all").eval()
@@ -29,7 +29,7 @@ def make(*overrides):
 
 @pytest.fixture
 def hub(tmp_path_factory, monkeypatch):
-    """An empty folder where huggingface_hub looks for what it has downloaded; and it downloads nothing."""
+    """Return an empty cache folder for huggingface_hub, in offline mode."""
     folder = tmp_path_factory.mktemp("hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -38,14 +38,14 @@ def hub(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def pretrained(hub):
-    """Puts weights there. (Their numbers are random.)"""
+    """Return a function that puts random weights into the cache."""
     from safetensors.torch import save_file
 
     def pretrained(name):
         torch.manual_seed(0)
         network = timm.create_model(name)
         for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that are not those of a new network
+            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that differ from those of a new network
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 1.5)
         folder, commit = hub / f"models--timm--{name}", "0" * 40
@@ -58,12 +58,12 @@ def pretrained(hub):
     return pretrained
 
 
-# Any network by its name
+# Networks by name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_convnext", "test_efficientnet", "test_nfnet"])
-def test_any_classifier_by_its_name(train, digits, name):
+def test_network_trains_by_name(train, digits, name):
     train(*SMALL, f"model.name={name}", f"data.root={digits}", "trainer.fast_dev_run=true")
 
 
@@ -76,12 +76,12 @@ def test_any_classifier_by_its_name(train, digits, name):
         (["model.name=hf-hub:somebody/network"], ["model.name is hf-hub:somebody/network", "Nearest: none"]),
         (["model.name=resnet18.a1_in1k"], ["write model.name=resnet18 model.weights=a1_in1k"]),
         (["model.name=test_resnet", "model.weights=BEST"], ["model.weights is BEST", "DEFAULT, r160_in1k, null"]),
-        (["model.name=test_mambaout", "model.weights=DEFAULT"], ["test_mambaout has: null for none"]),
-        (["model.name=nest_tiny", "model.image_size=50"], ["image_size is 50", "model.image_size=null takes 224"]),
+        (["model.name=test_mambaout", "model.weights=DEFAULT"], ["the choices for test_mambaout are: null."]),
+        (["model.name=nest_tiny", "model.image_size=50"], ["image_size is 50", "model.image_size=null uses 224"]),
     ],
     ids=lambda value: " ".join(value) if "=" in str(value) and "model.name=" in value[0] else "",
 )
-def test_a_network_that_is_not_there_is_explained(train, digits, arguments, messages):
+def test_invalid_network_is_explained(train, digits, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
         train(*SMALL, f"data.root={digits}", *arguments)
     for message in messages:
@@ -90,19 +90,19 @@ def test_a_network_that_is_not_there_is_explained(train, digits, arguments, mess
 
 
 @pytest.mark.slow
-def test_without_the_package_it_says_how_to_install_it(train, digits, monkeypatch):
+def test_missing_package_names_install_command(train, digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     with pytest.raises(SystemExit, match=re.escape('pip install -e ".[timm]"')):
         train(*SMALL, f"data.root={digits}", "model.name=test_resnet")
 
 
 @pytest.mark.slow
-def test_what_does_not_need_the_package_does_not_import_it():
+def test_module_does_not_import_timm():
     code = f"import sys, {PACKAGE}.models.timm_classifier; sys.exit('timm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
 
 
-def test_images_come_in_a_size_that_the_network_takes():
+def test_images_are_resized_for_the_network():
     vit, resnet = "model.name=test_vit", "model.name=test_resnet"
     for overrides, shape, size in (
         ([vit], (28, 28), (160, 160)),
@@ -127,25 +127,25 @@ def test_images_come_in_a_size_that_the_network_takes():
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_grey_images_give_what_they_give_in_color(pretrained, monkeypatch, name):
-    # What it says must not go to the log of an earlier test, which may be gone.
+def test_grayscale_images_match_rgb_images(pretrained, monkeypatch, name):
+    # timm's messages must not go to the log file of an earlier test, which may no longer exist.
     monkeypatch.setattr(logging.getLogger("timm"), "propagate", False)
     network = pretrained(f"{name}.r160_in1k")
     arguments = [f"model.name={name}", "model.weights=DEFAULT"]
-    grey, color = make("data=mnist", *arguments), make("data=cifar10", *arguments)
-    for model in (grey, color):
+    gray, color = make("data=mnist", *arguments), make("data=cifar10", *arguments)
+    for model in (gray, color):
         model.backbone.load_state_dict(model.pretrained_backbone().state_dict())
     images = torch.randint(256, (2, 1, 160, 160), dtype=torch.uint8)
     network.reset_classifier(0)
     with torch.no_grad():
-        expected = network(images.repeat(1, 3, 1, 1) / 127.5 - 1)  # for all that these weights want is from -1 to 1
+        expected = network(images.repeat(1, 3, 1, 1) / 127.5 - 1)  # these weights expect values from -1 to 1
         assert color.backbone(color.normalize(images.repeat(1, 3, 1, 1))).allclose(expected, atol=1e-4)
-        assert grey.backbone(grey.normalize(images)).allclose(expected, atol=1e-4)
+        assert gray.backbone(gray.normalize(images)).allclose(expected, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, train, script, image_folder, name):
+def test_training_loads_pretrained_weights_only_once(pretrained, hub, train, script, image_folder, name):
     network = pretrained(f"{name}.r160_in1k")
     small = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model.image_size=160"]
     quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
@@ -154,10 +154,10 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, t
         if not key.startswith(("fc.", "head.")):
             assert weights(run)[f"network.backbone.{key}"].equal(value)
     assert weights(run)["mean"].flatten().tolist() == [0.5, 0.5, 0.5]
-    wanted = f"{name}.r160_in1k is made for pictures of data.image_shape=[3,160,160] data.center_crop_share=0.95"
+    wanted = f"{name}.r160_in1k expects images of data.image_shape=[3,160,160] data.center_crop_share=0.95"
     assert wanted in (run / "train.log").read_text()
 
-    shutil.rmtree(hub)  # on another machine, say
+    shutil.rmtree(hub)  # as on another machine
     script("evaluate.py", run)
     script("export.py", run, "--format", "pt2")
     script("predict.py", run, image_folder / "red/0_00.jpg")
@@ -165,7 +165,7 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, hub, t
 
 
 @pytest.mark.slow
-def test_without_a_network_the_message_says_which_folder_belongs_where(hub, train, image_folder):
+def test_offline_message_names_weights_folder(hub, train, image_folder):
     with pytest.raises(SystemExit) as exit_:
         train(*TRANSFER, "model.name=test_resnet", f"data.root={image_folder}")
     assert f"are not in {hub / 'models--timm--test_resnet.r160_in1k'} and could not be downloaded" in exit_.value.code
@@ -175,9 +175,9 @@ def test_without_a_network_the_message_says_which_folder_belongs_where(hub, trai
 
 
 @pytest.mark.slow
-def test_weights_that_are_a_file_are_named_with_their_address(train, image_folder, tmp_path, monkeypatch):
+def test_offline_message_names_weights_file(train, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    # Where nobody answers.
+    # Unreachable.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as exit_:
@@ -188,7 +188,7 @@ def test_weights_that_are_a_file_are_named_with_their_address(train, image_folde
 
 
 @pytest.mark.slow
-def test_the_head_is_trained_first_and_then_all(pretrained, train, script, image_folder):
+def test_fine_tuning_trains_head_before_backbone(pretrained, train, script, image_folder):
     network = pretrained("test_resnet.r160_in1k")
     small = ["model.name=test_resnet", "model.image_size=32", "data.batch_size=16"]
     command = [*TRANSFER, *small, f"data.root={image_folder}", "callbacks.fine_tuning.unfreeze_backbone_at_epoch=1"]

@@ -1,4 +1,4 @@
-"""torchvision's networks, pretrained weights, and torch.compile."""
+"""Tests of torchvision's networks, pretrained weights and torch.compile."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def weights(run, name="last"):
 
 @pytest.fixture
 def pretrained(tmp_path_factory, monkeypatch):
-    """Files where torch looks for downloaded weights before it downloads them. (Their numbers are random.)"""
+    """Return a function that puts random weights where torch looks for downloaded weights."""
     home = tmp_path_factory.mktemp("torch")
     monkeypatch.setenv("TORCH_HOME", str(home))
     (home / "hub/checkpoints").mkdir(parents=True)
@@ -42,7 +42,7 @@ def pretrained(tmp_path_factory, monkeypatch):
         torch.manual_seed(0)
         network = models.get_model(name)
         for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that are not those of a new network
+            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that differ from those of a new network
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 1.5)
         file = models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]
@@ -52,14 +52,14 @@ def pretrained(tmp_path_factory, monkeypatch):
     return pretrained
 
 
-# Any network by its name
+# Networks by name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet34", "squeezenet1_1", "googlenet", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"]
 )
-def test_any_classifier_by_its_name(train, digits, name):
+def test_network_trains_by_name(train, digits, name):
     quick = ["trainer.fast_dev_run=true", "data.batch_size=4", f"data.root={digits}"]
     train(*SMALL, "model=torchvision", f"model.name={name}", *quick)
 
@@ -79,7 +79,7 @@ def test_any_classifier_by_its_name(train, digits, name):
     ],
     ids=lambda value: value[-1] if "=" in value[0] else "",
 )
-def test_a_network_that_is_not_there_is_explained(train, photos, arguments, messages):
+def test_invalid_network_is_explained(train, photos, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
         train("experiment=cifar10", f"data.root={photos}", "data.num_val=100", *arguments)
     for message in messages:
@@ -91,8 +91,8 @@ def test_a_network_that_is_not_there_is_explained(train, photos, arguments, mess
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_pictures_are_prepared_as_the_weights_want_it(pretrained, image_folder, name):
-    """From a file to features: the same as torchvision's own transforms and network."""
+def test_preprocessing_matches_torchvision_transforms(pretrained, image_folder, name):
+    """Pixels and features of a file equal the output of torchvision's own transforms and network."""
     network = pretrained(name)
     data, model = make(
         "data=image_folder", f"data.root={image_folder}", "data.num_classes=3", f"model={name}", "model.weights=DEFAULT"
@@ -104,7 +104,7 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, image_folder, 
     with torch.no_grad(), Image.open(path) as image:
         expected = preset(pil_to_tensor(image))
         found = model.normalize(data.read_input(str(path))[None])
-        assert found[0].sub(expected).abs().max() < 0.02, "one of the 256 levels away at most: they round differently"
+        assert found[0].sub(expected).abs().max() < 0.02, "at most one of 256 levels, because of rounding"
         last = next(module for module in reversed(list(network.modules())) if isinstance(module, torch.nn.Linear))
         features = []
         last.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
@@ -113,7 +113,7 @@ def test_pictures_are_prepared_as_the_weights_want_it(pretrained, image_folder, 
 
 
 @pytest.mark.slow
-def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train, script, image_folder):
+def test_training_loads_pretrained_weights_only_once(pretrained, train, script, image_folder):
     network = pretrained("resnet18")
     small = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model.image_size=32"]
     quick = ["optimizer=sgd", "optimizer.lr=0", "trainer.max_epochs=1", "data.num_workers=0"]
@@ -123,7 +123,7 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train,
             assert weights(run)[f"network.backbone.{name}"].equal(value)
     assert weights(run)["mean"].flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
 
-    shutil.rmtree(os.environ["TORCH_HOME"])  # on another machine, say
+    shutil.rmtree(os.environ["TORCH_HOME"])  # as on another machine
     for verb in ("evaluate.py", "export.py"):
         script(verb, run, *(["--format", "pt2"] if verb == "export.py" else []))
     script("predict.py", run, image_folder / "red/0_00.jpg")
@@ -131,7 +131,7 @@ def test_training_starts_from_the_weights_and_needs_them_once(pretrained, train,
 
 
 class Shape(torch.nn.Module):
-    """Remembers the shape of what passes."""
+    """Stores the shape of its input."""
 
     def forward(self, images):
         self.seen = images.shape
@@ -139,7 +139,7 @@ class Shape(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretrained):
+def test_small_images_are_enlarged_for_the_weights(pretrained):
     for overrides, size in (
         (["model=resnet18"], 28),
         (["model=vgg11"], 32),
@@ -154,20 +154,20 @@ def test_small_images_are_enlarged_to_what_the_weights_were_trained_on(pretraine
 
 
 @pytest.mark.slow
-def test_grey_images_give_what_they_give_in_colour(pretrained):
+def test_grayscale_images_match_rgb_images(pretrained):
     network = pretrained("resnet18")
-    _, grey = make("data=mnist", "model=resnet18")
+    _, gray = make("data=mnist", "model=resnet18")
     adapted = {**network.state_dict(), "conv1.weight": network.conv1.weight.sum(dim=1, keepdim=True)}
-    grey.backbone.load_state_dict(adapted, strict=False)
+    gray.backbone.load_state_dict(adapted, strict=False)
     images = torch.randn(2, 1, 64, 64)
     network.fc = torch.nn.Identity()
     with torch.no_grad():
         expected = network(images.repeat(1, 3, 1, 1))
-        assert grey.eval().backbone(images).allclose(expected, atol=1e-4)
+        assert gray.eval().backbone(images).allclose(expected, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
+def test_grayscale_training_adapts_weights(pretrained, train, digits):
     network = pretrained("resnet18")
     frozen = ["optimizer=sgd", "optimizer.lr=0", "scheduler=constant", "trainer.limit_train_batches=2"]
     small = ["model=resnet18", "model.weights=DEFAULT", "model.image_size=32"]
@@ -177,10 +177,10 @@ def test_training_on_grey_images_adapts_the_weights(pretrained, train, digits):
 
 
 @pytest.mark.slow
-def test_without_a_network_the_message_says_which_file_belongs_where(train, image_folder, tmp_path, monkeypatch):
+def test_offline_message_names_weights_file(train, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     weights = models.MobileNet_V3_Small_Weights.DEFAULT.value
-    monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")  # where nobody answers
+    monkeypatch.setattr(weights, "url", "http://127.0.0.1:9/weights.pth")  # unreachable
     with pytest.raises(SystemExit) as exit_:
         train("experiment=transfer", f"data.root={image_folder}", "data.num_workers=0")
     assert str(tmp_path / "torch/hub/checkpoints/weights.pth") in exit_.value.code
@@ -188,7 +188,7 @@ def test_without_a_network_the_message_says_which_file_belongs_where(train, imag
     assert len(exit_.value.code.splitlines()) == 2
 
 
-# Transfer
+# Transfer learning
 
 
 TRANSFER = ["experiment=transfer", "model=resnet18", "data.image_shape=[3,32,32]", "model.image_size=32"]
@@ -196,7 +196,7 @@ TRANSFER += ["data.num_workers=0", "callbacks.fine_tuning.unfreeze_backbone_at_e
 
 
 @pytest.mark.slow
-def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, train, image_folder):
+def test_fine_tuning_trains_backbone_later_at_lower_rate(pretrained, train, image_folder):
     network = pretrained("resnet18")
     command = [*TRANSFER, f"data.root={image_folder}", "trainer.log_every_n_steps=1"]
     (frozen,) = train(*command, "trainer.max_epochs=2")
@@ -204,10 +204,10 @@ def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, trai
     for name, value in weights(frozen).items():
         if name in before:
             assert value.equal(before[name]), "weights and statistics"
-    (thawed,) = train(*command, "trainer.max_epochs=4")
+    (unfrozen,) = train(*command, "trainer.max_epochs=4")
     for name in ("conv1.weight", "bn1.weight", "bn1.running_mean", "layer4.1.conv2.weight"):
-        assert not weights(thawed)[f"network.backbone.{name}"].equal(network.state_dict()[name])
-    curves = EventAccumulator(str(thawed)).Reload()
+        assert not weights(unfrozen)[f"network.backbone.{name}"].equal(network.state_dict()[name])
+    curves = EventAccumulator(str(unfrozen)).Reload()
     assert all(point.value == pytest.approx(0.001) for point in curves.Scalars("train/lr"))
     rates = curves.Scalars("train/lr_backbone")
     assert all(point.value == pytest.approx(0.0001) for point in rates)
@@ -215,11 +215,11 @@ def test_the_head_is_trained_first_and_then_all_at_a_lower_rate(pretrained, trai
 
 
 @pytest.mark.slow
-def test_it_is_resumed_to_the_bit(pretrained, train, script, image_folder):
+def test_resumed_transfer_equals_uninterrupted_run(pretrained, train, script, image_folder):
     pretrained("resnet18")
     command = [*TRANSFER, f"data.root={image_folder}", "callbacks.classifier_figures=null"]
     (whole,) = train(*command, "trainer.max_epochs=4")
-    for epochs in (1, 3):  # the backbone is frozen; it is thawed
+    for epochs in (1, 3):  # before and after the backbone is unfrozen
         (parts,) = train(*command, f"trainer.max_epochs={epochs}")
         script("resume.py", parts, "trainer.max_epochs=4")
         assert all(weights(parts)[name].equal(value) for name, value in weights(whole).items())
@@ -227,7 +227,7 @@ def test_it_is_resumed_to_the_bit(pretrained, train, script, image_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["step", "plateau", "cosine", "one_cycle"])
-def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretrained, train, image_folder, scheduler):
+def test_fine_tuning_rejects_incompatible_schedulers(pretrained, train, image_folder, scheduler):
     pretrained("resnet18")
     command = [*TRANSFER, f"data.root={image_folder}", f"scheduler={scheduler}", "trainer.max_epochs=3"]
     if scheduler in ("step", "plateau"):
@@ -238,7 +238,7 @@ def test_schedulers_that_cannot_take_in_the_backbone_later_are_refused(pretraine
 
 
 @pytest.mark.slow
-def test_a_network_without_a_backbone_is_not_fine_tuned(train, image_folder):
+def test_fine_tuning_requires_a_backbone(train, image_folder):
     with pytest.raises(SystemExit, match=r"Without it: callbacks\.fine_tuning=null"):
         train("experiment=transfer", "model=cnn", "~model.weights", f"data.root={image_folder}", "data.num_workers=0")
 
@@ -252,7 +252,7 @@ needs_compiler = pytest.mark.skipif(not has_compiler, reason="torch.compile need
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dynamic", "resnet18", "vgg11", "mobilenet_v3_small"])
-def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
+def test_compiled_model_has_same_checkpoint_keys(model):
     plain, compiled = (make("data=mnist", f"model={model}", f"model.compile={flag}")[1] for flag in ("false", "true"))
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     assert plain.network._compiled_call_impl is None
@@ -261,15 +261,15 @@ def test_compiled_or_not_a_checkpoint_has_the_same_keys(model):
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
-    small = ["data=mnist", "model=cnn", "model.network.channels=[8]"]  # a compiler takes its time for each layer
+def test_compiled_model_computes_same_outputs(digits):
+    small = ["data=mnist", "model=cnn", "model.network.channels=[8]"]  # compiling each layer takes time
     data, plain = make(*small, f"data.root={digits}", "data.num_val=100")
     _, compiled = make(*small, "model.compile=true")
     compiled.load_state_dict(plain.state_dict())
     data.setup("fit")
     images, labels = next(iter(data.val_dataloader()))
     for model in (plain, compiled):
-        model.double()  # in float, a pooling may choose the other one of two pixels that differ by rounding alone
+        model.double()  # in float32, max pooling may choose another pixel because of rounding
         torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert compiled(images).allclose(plain(images), atol=1e-4)
     for (name, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
@@ -278,7 +278,7 @@ def test_compiled_or_not_the_same_weights_give_the_same_numbers(digits):
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_with_a_path_that_depends_on_the_data(train, digits, script):
+def test_compiled_dynamic_model_matches_plain_run(train, digits, script):
     command = [*SMALL, f"data.root={digits}", "model=dynamic", "data.mean=[0.28]", "trainer.max_epochs=2"]
     (plain,), (compiled,) = train(*command), train(*command, "model.compile=true")
     assert weights(plain).keys() == weights(compiled).keys()
@@ -291,13 +291,13 @@ def test_a_compiled_run_with_a_path_that_depends_on_the_data(train, digits, scri
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_line(train):
+def test_compiled_linear_regression_matches_plain_run(train):
     (plain,), (compiled,) = train("trainer.max_epochs=20"), train("trainer.max_epochs=20", "model.compile=true")
     assert weights(compiled)["linear.weight"].allclose(weights(plain)["linear.weight"], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_says_so(digits, tmp_path):
+def test_missing_compiler_is_explained(digits, tmp_path):
     variables = environment() | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={digits}", "model.compile=true"]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
@@ -307,11 +307,11 @@ def test_without_a_compiler_it_says_so(digits, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-# A path that depends on the input
+# A computation that depends on the input
 
 
 @pytest.mark.slow
-def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
+def test_dynamic_path_depends_only_on_own_input():
     _, model = make("data=mnist", "model=dynamic")
     network = model.network.eval()
     images = torch.randn(6, 1, 28, 28) + torch.tensor([1.0, -1, 1, -1, 1, 1]).view(-1, 1, 1, 1)
@@ -321,12 +321,12 @@ def test_the_path_depends_on_the_sum_of_the_input_and_not_on_the_neighbours():
     assert together[[0, 2, 4, 5]].allclose(network.bright(flat[[0, 2, 4, 5]]), atol=1e-6)
     assert together[[1, 3]].allclose(network.dark(flat[[1, 3]]), atol=1e-6)
     network(images[[0, 2]].clone()).sum().backward()
-    assert network.dark[0].weight.grad is None, "a path that was not taken is not in the graph"
+    assert network.dark[0].weight.grad is None, "an unused path is not in the graph"
 
 
 @pytest.mark.slow
-def test_it_learns_digits_and_can_be_exported(train, script, digits):
-    # Not MNIST's mean: these digits are brighter.
+def test_dynamic_model_learns_digits_and_exports(train, script, digits):
+    # These digits are brighter than MNIST.
     images = draw_digits(200, seed=1)[0][:, None] / 255
     mean = images.mean().item()
     assert 0 < (images.flatten(1).mean(dim=1) > mean).sum() < 200, "both paths are taken"
@@ -339,11 +339,11 @@ IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs
 
 
 @pytest.mark.slow
-def test_transfer_from_a_run_of_ones_own(train, image_folder, tmp_path):
+def test_transfer_starts_from_own_run(train, image_folder, tmp_path):
     small = ["experiment=transfer", f"data.root={image_folder}", *IMAGES[1:]]
     train(*small, "model.weights=null", "hydra.run.dir=first")
     frozen = "callbacks.fine_tuning.unfreeze_backbone_at_epoch=9"
-    train(*small, "weights=first", frozen, "hydra.run.dir=second")  # and downloads nothing
+    train(*small, "weights=first", frozen, "hydra.run.dir=second")  # without a download
     first, second = (
         torch.load(tmp_path / f"{run}/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
         for run, name in (("first", "best"), ("second", "last"))
@@ -362,7 +362,7 @@ def test_transfer_from_a_run_of_ones_own(train, image_folder, tmp_path):
         (["model=resnet18", "weights=RUN", "model.weights=DEFAULT"], r"add model\.weights=(null)"),
     ],
 )
-def test_what_is_advised_is_typed(train, image_folder, arguments, remedy):
+def test_suggested_remedy_works(train, image_folder, arguments, remedy):
     command = [*IMAGES, f"data.root={image_folder}", "optimizer=sgd"]
     if "weights=RUN" in arguments:
         (run,) = train(*command, "model=resnet18")

@@ -136,7 +136,7 @@ def test_trials_are_the_total_of_the_study(sweep, tmp_path, capfd):
     capfd.readouterr()
     sweep("linear_regression", "--trials", 2)
     printed = capfd.readouterr().out
-    assert "has 2 trials; --trials is how many it shall have in total" in printed
+    assert "already has 2 trials; --trials is the total number of trials" in printed
     assert "its command   python train.py" in printed
     assert len(trials_of(study)) == 2
 
@@ -405,7 +405,7 @@ def test_a_signal_stops_it_at_once(start, tmp_path, sent):
     process = start("--trials", 2, "--study", "stopped", sent=sent, moment=REPORTED, at=10_000)
     process.join()
     assert process.exitcode == 128 + sent
-    assert "the same command goes on" in (tmp_path / "output.txt").read_text()
+    assert "run the same command again" in (tmp_path / "output.txt").read_text()
     assert "Traceback" not in (tmp_path / "output.txt").read_text()
     start("--trials", 2, "--study", "stopped").join()
     assert states(tmp_path / "outputs/sweeps/stopped") == ["COMPLETE"] * 2

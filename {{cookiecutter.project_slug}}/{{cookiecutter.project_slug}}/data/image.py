@@ -1,4 +1,4 @@
-"""Images of torchvision's data sets that fit in memory."""
+"""Data module for torchvision's image data sets that fit in memory."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,36 +22,36 @@ from torch_starter.mistakes import close_to
 
 
 class ImageDataModule(LightningDataModule):
-    """A data set of torchvision, held as one uint8 tensor.
+    """A data set of torchvision, stored as one uint8 tensor per split.
 
-    torchvision's test split is the test set and nothing else touches it; the validation set is cut from
-    the training split. Batches are pairs: uint8 images (N, C, H, W), 0 to 255, and int64 labels (N,).
+    The test set is torchvision's test split and is used only for testing. The validation set is split off the training
+    split. Batches are pairs of uint8 images (N, C, H, W), 0 to 255, and int64 labels (N,).
 
     Args:
-        dataset: name of a class in ``torchvision.datasets`` that has a training and a test split and keeps its
+        dataset: name of a class in ``torchvision.datasets`` that has a training and a test split and stores its
             images in ``data``: MNIST, FashionMNIST, KMNIST, QMNIST, EMNIST, USPS, CIFAR10, CIFAR100, SVHN, STL10.
-        root: folder of the files; they are downloaded to it if they are not there.
-        image_shape: channels, height and width; checked against the files. None: as the files have it.
-        num_classes: number of classes; checked against the files. None: as the files have it.
-        class_names: by label. None: as torchvision has them.
-        mean: of the training images, per channel, on the scale 0 to 1, for the model to read. None: measured.
-        std: standard deviation of the training images, likewise.
-        batch_size: images per step.
-        num_val: images of the training split that are kept for validation.
-        augmentation: for training, transforms of ``torch_starter.data.batch_augmentation`` or
-            ``torchvision.transforms.v2``, by names of your own.
-        num_workers: processes that augment one image after another, see ``workers_for``. If all transforms take whole
-            batches there are none.
-        seed: of the validation cut or the folds, of the order of the training batches and of the augmentation.
-        options: other arguments of the class, such as EMNIST's ``split``.
-        ink_size: of a data set of drawings, height or width of the ink in an image, in pixels: ``predict.py`` then
-            finds the ink on a sheet, see ``center_ink``. None: images are scaled and cut.
-        num_folds: for cross-validation: the training split is cut into so many folds. None: ``num_val`` is cut off.
-        fold: the one that validation gets, from 0 to ``num_folds - 1``.
-        eval_batch_size: images per step of validation and test. None: see ``evaluation_batch_size``.
+        root: folder of the files, which are downloaded if missing.
+        image_shape: channels, height and width; must match the files. None: read from the files.
+        num_classes: number of classes; must match the files. None: read from the files.
+        class_names: class names in the order of the labels. None: torchvision's names.
+        mean: mean of the training images per channel, in the range 0 to 1, for the model. None: computed.
+        std: standard deviation of the training images per channel, in the range 0 to 1, for the model. None: computed.
+        batch_size: images per training step.
+        num_val: number of images that are split off the training split for validation.
+        augmentation: training transforms of ``torch_starter.data.batch_augmentation`` or
+            ``torchvision.transforms.v2``, by names of your choice.
+        num_workers: number of processes for transforms of one image at a time, see ``workers_for``. Transforms of
+            whole batches need none.
+        seed: seed of the validation split or folds, of the order of the training batches and of the augmentation.
+        options: other arguments of the data set class, such as EMNIST's ``split``.
+        ink_size: for drawings, the height or width of the ink in an image, in pixels; ``predict.py`` then finds the
+            ink on a sheet, see ``center_ink``. None: images are resized and cropped.
+        num_folds: number of folds of the training split, for cross-validation. None: ``num_val`` images are split off.
+        fold: the fold for validation, from 0 to ``num_folds - 1``.
+        eval_batch_size: images per validation or test step. None: see ``evaluation_batch_size``.
 
     Raises:
-        MisconfigurationException: if an argument does not fit the data set, or its files are not to be had.
+        MisconfigurationException: if an argument does not match the data set, or its files are not available.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ImageDataModule(LightningDataModule):
         if dataset not in datasets.__all__:
             nearest = ", ".join(close_to(dataset, datasets.__all__, count=3)) or "none"
             raise MisconfigurationException(
-                f"data.dataset is {dataset}, which torchvision.datasets does not have. Nearest: {nearest}."
+                f"data.dataset is {dataset}; torchvision.datasets has no such class. Nearest: {nearest}."
             )
         self.dataset = getattr(datasets, dataset)
         self.root = Path(root).expanduser()
-        self.image_shape = tuple(image_shape or ())  # filled when the files are read
+        self.image_shape = tuple(image_shape or ())  # set when the files are read
         self.num_classes = num_classes
         self.class_names = class_names
         self.mean = mean
@@ -101,23 +101,23 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         if hasattr(self, "train_set"):
-            return  # facts has seen to it
+            return  # facts has prepared the data
         try:
             download(self.dataset, self.root, [self._split(train=True), self._split(train=False)])
-        except ModuleNotFoundError as error:  # SVHN comes in Matlab's format
+        except ModuleNotFoundError as error:  # SVHN is stored in MATLAB files
             raise MisconfigurationException(
                 f"{self.dataset.__name__} needs a package that is not installed: pip install {error.name}"
             ) from error
 
     def facts(self) -> dict[str, Any]:
-        """What the config leaves open and the files say."""
+        """Return the values that the config leaves open, read from the files."""
         self.prepare_data()
         self._read()
         names = ("num_classes", "class_names", "mean", "std")
         return {"image_shape": list(self.image_shape), **{name: getattr(self, name) for name in names}}
 
     def class_counts(self) -> list[int]:
-        """How many training images each class has."""
+        """Return the number of training images of each class."""
         return self.train_set.tensors[1].bincount(minlength=self.num_classes or 0).tolist()
 
     def setup(self, stage: str) -> None:
@@ -126,16 +126,16 @@ class ImageDataModule(LightningDataModule):
             return
         if not hasattr(self, "train_set"):
             self._read()
-        is_slow = self.train_set.is_slow  # otherwise there is nothing to do that is worth another process
+        is_slow = self.train_set.is_slow  # otherwise worker processes do not pay off
         self.workers = make_workers([self.train_set, self.val_set], self.num_workers) if is_slow else None
 
     def _read(self) -> None:
-        """Training and validation set."""
+        """Read the training and the validation set."""
         images, labels = self._load(train=True)
         if self.num_folds is None and not 1 <= self.num_val < len(images):
             raise MisconfigurationException(
                 f"data.num_val is {self.num_val}; the training split has {len(images)} images, "
-                f"so it can be 1 to {len(images) - 1}."
+                f"so it must be 1 to {len(images) - 1}."
             )
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
         if self.num_folds is None:
@@ -149,7 +149,7 @@ class ImageDataModule(LightningDataModule):
             self.mean, self.std = mean_and_std(self.train_set.tensors[0])
 
     def _split(self, train: bool) -> dict[str, Any]:
-        """The arguments of the class that mean a split."""
+        """Return the arguments of the data set class that select a split."""
         parameters = inspect.signature(self.dataset).parameters
         if "train" in parameters or issubclass(self.dataset, datasets.MNIST):
             split: dict[str, Any] = {"train": train}
@@ -163,25 +163,25 @@ class ImageDataModule(LightningDataModule):
             and name not in ("root", *split, *self.options)
         ]
         if not {"train", "split"} & parameters.keys():
-            raise MisconfigurationException(f"data.dataset is {self.dataset.__name__}, which has no test split.")
+            raise MisconfigurationException(f"data.dataset is {self.dataset.__name__}; it has no test split.")
         if missing:
             raise MisconfigurationException(
-                f"{self.dataset.__name__} needs {', '.join(missing)}. Say which: +data.options.{missing[0]}=…"
+                f"{self.dataset.__name__} requires {', '.join(missing)}. Set it: +data.options.{missing[0]}=…"
             )
         return split | self.options
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W), uint8, and labels (N,), int64, of one split."""
+        """Return the uint8 images (N, C, H, W) and int64 labels (N,) of a split."""
         split = self.dataset(self.root, **self._split(train))
         if not hasattr(split, "data"):
             raise MisconfigurationException(
-                f"data.dataset is {self.dataset.__name__}, which does not keep its images in memory. "
-                "If it has a folder per class, take data=image_folder."
+                f"data.dataset is {self.dataset.__name__}; it does not keep its images in memory. "
+                "If it has one folder per class, use data=image_folder."
             )
         images = torch.as_tensor(split.data)
         labels = torch.as_tensor(split.targets if hasattr(split, "targets") else split.labels).long()
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST has seven more columns
-        # torchvision keeps grey images as (N, H, W) and most coloured ones as (N, H, W, C).
+        # torchvision stores grayscale images as (N, H, W) and most color images as (N, H, W, C).
         if images.ndim == 3:
             images = images[:, None]
         elif images.shape[3] == 3:
@@ -190,33 +190,33 @@ class ImageDataModule(LightningDataModule):
             self.image_shape = tuple(images.shape[1:])
         if tuple(images.shape[1:]) != self.image_shape:
             raise MisconfigurationException(
-                f"data.image_shape is {list(self.image_shape)}, but the files hold images of {list(images.shape[1:])}."
+                f"data.image_shape is {list(self.image_shape)}, but the images are {list(images.shape[1:])}."
             )
         if self.class_names is None:
-            # MNIST calls its classes "0 - zero", "1 - one", …
+            # MNIST names its classes "0 - zero", "1 - one", …
             classes = getattr(split, "classes", range(self.num_classes or int(labels.max()) + 1))
             self.class_names = [str(name).partition(" - ")[0] for name in classes]
         if self.num_classes is None:
             self.num_classes = len(self.class_names)
         if labels.max() >= self.num_classes:
             raise MisconfigurationException(
-                f"data.num_classes is {self.num_classes}, but the files hold the label {labels.max()}."
+                f"data.num_classes is {self.num_classes}, but the files contain the label {labels.max()}."
             )
         return images, labels
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
-        """The picture files that the command line of `predict.py` means."""
+        """Yield the image files that the arguments of `predict.py` select."""
         return find_images(words)
 
     def read_input(self, path: str) -> Tensor:
-        """An image as the network takes it: scaled to cover ``image_shape`` and cut around its center, or its ink."""
+        """Read an image as uint8 (C, H, W), resized and cropped to ``image_shape`` around its center or its ink."""
         image = read_image(path, self.image_shape[0])
         if self.ink_size:
-            return center_ink(image, self.image_shape, self.ink_size)  # dark on bright or not: it finds out
+            return center_ink(image, self.image_shape, self.ink_size)  # detects whether the ink is dark or bright
         return resize_and_crop(image, self.image_shape)
 
     def invert(self, image: Tensor) -> Tensor:
-        """An image with bright and dark exchanged; ``center_ink`` has found out by itself which is which."""
+        """Return an image with inverted brightness, unless ``center_ink`` has already detected dark ink."""
         return image if self.ink_size else 255 - image
 
     def train_dataloader(self):

@@ -1,4 +1,4 @@
-"""Your own pictures, in one folder per class; they stay on the disk."""
+"""Data module for your own images in one folder per class, read from disk as needed."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,44 +19,44 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolderDataModule(LightningDataModule):
-    """A folder of pictures of any size, one subfolder per class, perhaps within ``train``, ``val`` and ``test``.
+    """A folder of images of any size, with one subfolder per class, optionally within ``train``, ``val`` and ``test``.
 
-    The splits may have other usual names, see torch_starter/data/splits.py. What is left out, such as files
-    that are no pictures, is counted and named when the splits are made.
+    The splits may have other common names, see torch_starter/data/splits.py. Files that are ignored, such as those
+    that are not images, are counted and listed when the splits are created.
 
-    Of ``val`` and ``test``, what is not there is cut from the training pictures: with the seed, the same share of each
-    class. Which picture is in which split is written into the run folder, and read there when the run is resumed or
-    evaluated; pictures that arrive later do not change it. Pictures are decoded as they are needed, by worker
-    processes. Batches are pairs: uint8 images (N, C, H, W), 0 to 255, and int64 labels (N,).
+    A missing ``val`` or ``test`` is split off the training images at random, stratified by class. The run folder stores
+    the split of each image; resumed and evaluated runs read it from there, so images that are added later do not change
+    it. Worker processes decode images as needed. Batches are pairs of uint8 images (N, C, H, W), 0 to 255, and int64
+    labels (N,).
 
     Args:
         root: the folder.
-        image_shape: channels (1 or 3), height and width to which pictures are scaled and cut.
-        center_crop_share: in validation, test and prediction, what is left of the shorter side, in (0, 1].
-        num_classes: of a run that is resumed or evaluated; a new one has as many as the folder.
-        class_names: names of the class folders, by label; checked against the folder. None: those that there are.
-        mean: of the training images, per channel, on the scale 0 to 1. For the model to read. Three numbers are
-            averaged for images of one channel.
-        std: standard deviation of the training images, likewise.
-        batch_size: pictures per step.
-        val_share: share of each class that is cut off for validation if there is no ``val``, in (0, 1).
-        test_share: share of each class that is cut off for the test if there is no ``test``, in (0, 1).
-        split_file: where the splits of this run are written, and read if they are there.
-        split_of: folder of another run, whose validation and test pictures stay so; nothing more is cut from training.
-        augmentation: for training, transforms of ``torchvision.transforms.v2``, or of
-            ``torch_starter.data.batch_augmentation``, by names of your own; what they make is then scaled and cut to
-            ``image_shape``, if it is of another size.
-        skip_broken: leave out files that cannot be read, and say at the end which, instead of stopping there.
-        num_workers: processes that decode, see ``workers_for``.
-        seed: of the cut or the folds, of the order of the training batches and of the augmentation.
-        num_folds: for cross-validation: what is not in the test is cut into so many folds, stratified by class. None:
-            ``val_share`` is cut off.
-        fold: the one that validation gets, from 0 to ``num_folds - 1``.
-        balance: in an epoch, draw as many training pictures as there are with replacement, each class as often as any
-            other in expectation, instead of each picture once.
+        image_shape: channels (1 or 3), height and width to which images are resized and cropped.
+        center_crop_share: fraction of the shorter side that validation, test and prediction keep, in (0, 1].
+        num_classes: number of classes of a run that is resumed or evaluated. None: the number of class folders.
+        class_names: names of the class folders in the order of the labels; must match the folder. None: all folders.
+        mean: mean of the training images per channel, in the range 0 to 1, for the model. Three numbers are averaged
+            for images with one channel.
+        std: standard deviation of the training images per channel, in the range 0 to 1; averaged like ``mean``.
+        batch_size: images per step.
+        val_share: fraction of each class that is split off for validation if there is no ``val``, in (0, 1).
+        test_share: fraction of each class that is split off for testing if there is no ``test``, in (0, 1).
+        split_file: file that stores the splits of this run; read if it exists, written otherwise.
+        split_of: folder of another run whose validation and test images are reused; all new images are for training.
+        augmentation: training transforms of ``torchvision.transforms.v2`` or
+            ``torch_starter.data.batch_augmentation``, by names of your choice. Results of another size are resized and
+            cropped to ``image_shape``.
+        skip_broken: whether to skip files that cannot be read and list them at the end, instead of raising an error.
+        num_workers: number of processes that decode images, see ``workers_for``.
+        seed: seed of the splits or folds, of the order of the training batches and of the augmentation.
+        num_folds: number of folds, stratified by class, of all images outside the test split, for cross-validation.
+            None: ``val_share`` is split off.
+        fold: the fold for validation, from 0 to ``num_folds - 1``.
+        balance: whether an epoch samples training images with replacement, with equal expected counts per class,
+            instead of using each image once.
 
     Raises:
-        MisconfigurationException: if the folder is not what it should be; it says what is wrong where.
+        MisconfigurationException: if the folder is invalid; the message names the problem and the place.
     """
 
     def __init__(
@@ -106,15 +106,15 @@ class ImageFolderDataModule(LightningDataModule):
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
         if image_shape[0] not in (1, 3):
-            raise MisconfigurationException(f"data.image_shape is {list(image_shape)}; pictures have 1 or 3 channels.")
+            raise MisconfigurationException(f"data.image_shape is {list(image_shape)}; images have 1 or 3 channels.")
 
     def facts(self) -> dict[str, Any]:
-        """What the config leaves open and the folder says."""
+        """Return the values that the config leaves open, read from the folder."""
         self._read()
         return {name: getattr(self, name) for name in ("num_classes", "class_names", "mean", "std")}
 
     def class_counts(self) -> list[int]:
-        """How many training images each class has."""
+        """Return the number of training images of each class."""
         return self.train_set.labels.bincount().tolist()
 
     def setup(self, stage: str) -> None:
@@ -124,7 +124,7 @@ class ImageFolderDataModule(LightningDataModule):
             self.workers = make_workers([self.train_set, self.val_set, self.test_set], self.num_workers)
 
     def _read(self) -> None:
-        """All three splits."""
+        """Read or create the three splits."""
         if self.split_file.exists():
             rows = read_splits(self.split_file)
         else:
@@ -141,22 +141,23 @@ class ImageFolderDataModule(LightningDataModule):
         labels = {name: label for label, name in enumerate(classes)}
         datasets = {}
         for split in ("train", "val", "test"):
-            here = [(picture, labels[name]) for where, name, picture in rows if where == split]
+            samples = [(file, labels[name]) for split_name, name, file in rows if split_name == split]
             augment = augmentation(self.augmentation, self.seed) if split == "train" else None
             datasets[split] = ImageFiles(
-                self.root, here, self.image_shape, self.center_crop_share, augment, self.skip_broken
+                self.root, samples, self.image_shape, self.center_crop_share, augment, self.skip_broken
             )
         self.train_set, self.val_set, self.test_set = datasets.values()
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
-        """The picture files that the command line of `predict.py` means."""
+        """Yield the image files that the arguments of `predict.py` select."""
         return find_images(words)
 
     def read_input(self, path: str) -> Tensor:
-        """A picture as the network takes it in validation and test."""
+        """Read an image as uint8 (C, H, W), preprocessed as in validation and test."""
         return resize_and_crop(read_image(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
 
     def invert(self, image: Tensor) -> Tensor:
+        """Return a uint8 image with inverted brightness."""
         return 255 - image
 
     def train_dataloader(self):
@@ -170,13 +171,14 @@ class ImageFolderDataModule(LightningDataModule):
         return BatchLoader(self.test_set, self.batch_size, workers=self.workers)
 
     def teardown(self, stage: str) -> None:
-        if self.workers and stage != "fit":  # after which comes the test
+        if self.workers and stage != "fit":  # the test follows fit and still needs the workers
             self.workers.stop()
         sets = (self.test_set,) if stage == "test" else (self.train_set, self.val_set)
         broken = [path for dataset in sets for path in dataset.broken_files()]
         if broken:
             more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-            log.warning(f"{len(broken)} files were skipped, for they could not be read: {', '.join(broken[:10])}{more}")
+            names = f"{', '.join(broken[:10])}{more}"
+            log.warning(f"{len(broken)} files were skipped because they could not be read: {names}")
 
     def on_exception(self, exception: BaseException) -> None:
         if getattr(self, "workers", None):

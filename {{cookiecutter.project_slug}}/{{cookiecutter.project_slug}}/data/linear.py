@@ -1,4 +1,4 @@
-"""Noisy points on a line."""
+"""Data module for noisy points on a line."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from torch_starter.data.batches import BatchLoader, TensorBatches, shuffle_seed
 class LinearDataModule(LightningDataModule):
     """Points (x, y) with y = slope * x + intercept + noise * N(0, 1).
 
-    The x of the training points are evenly spaced in [-10, 10]; validation and test points are drawn
-    uniformly from there. Batches are pairs of float32 tensors of shape (N, 1).
+    The x values of training points are evenly spaced in [-10, 10]; those of validation and test points are uniformly
+    distributed there. Batches are pairs of float32 tensors of shape (N, 1).
 
     Args:
-        slope: of the true line.
-        intercept: of the true line.
+        slope: slope of the true line.
+        intercept: intercept of the true line.
         noise: standard deviation of y around the true line.
-        num_train: training points.
-        num_val: validation points.
-        num_test: test points.
+        num_train: number of training points.
+        num_val: number of validation points.
+        num_test: number of test points.
         batch_size: points per step.
-        seed: of the noise, the validation and test points, and the order of the batches.
+        seed: seed of the noise, the validation and test points, and the order of the batches.
 
     Raises:
         MisconfigurationException: if a number of points is less than 1.
@@ -61,14 +61,14 @@ class LinearDataModule(LightningDataModule):
         return TensorBatches(x[:, None], y[:, None])
 
     def find_inputs(self, words: Sequence[str]) -> Sequence[str]:
-        """What `predict.py` shall read, from its command line."""
+        """Return the arguments of `predict.py`, each of which is a number."""
         return words
 
     def read_input(self, word: str) -> torch.Tensor:
-        """A number as a float32 tensor of shape (1,).
+        """Return a number as a float32 tensor of shape (1,).
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if ``word`` is not a number.
         """
         try:
             return torch.tensor([float(word)])

@@ -1,4 +1,4 @@
-"""Your own table: the rows of a CSV or Parquet file."""
+"""Data module for your own table: the rows of a CSV or Parquet file."""
 
 import logging
 from collections.abc import Sequence
@@ -18,45 +18,44 @@ log = logging.getLogger(__name__)
 
 
 class TableDataModule(LightningDataModule):
-    """One column of a table from others: a number (regression) or a word (classification).
+    """Regression or classification of one column of a table from other columns.
 
-    Batches are pairs: rows float32 (N, columns), as ``tables.encode`` gives them, and targets: float32 (N,), in the
-    unit of the column, or int64 labels (N,). The model standardizes them, with constants that only the training rows
-    have a part in. Rows without a target are left out. Which row is in which split is written into the run folder, and
-    read there when the run is resumed or evaluated.
+    Batches are pairs of rows, float32 (N, columns) from ``tables.encode_rows``, and targets, float32 (N,) in the unit
+    of the column or int64 labels (N,). The model standardizes both with constants of the training rows. Rows without a
+    target are ignored. The run folder stores the split of each row; resumed and evaluated runs read it from there.
 
-    What is None below is found in the file when a run begins, and kept in its config.
+    Arguments that are None are determined from the file when a run starts, and stored in its config.
 
     Args:
-        file: of the table, see ``tables.read_table``.
-        target: the name of the column to predict.
-        task: ``regression`` or ``classification``. None: by whether the target column has numbers or words.
-        features: the names of the columns to predict it from. None: all others.
-        ignore: names of columns that are left out.
-        categories: names of columns of numbers that are names, such as postcodes.
+        file: path of the table, see ``tables.read_table``.
+        target: name of the column to predict.
+        task: ``regression`` or ``classification``. None: regression for numbers, classification for words.
+        features: names of the columns to predict the target from. None: all other columns.
+        ignore: names of columns to ignore.
+        categories: names of columns whose numbers are categories, such as postcodes.
         separator: see ``tables.read_table``.
         decimal: see ``tables.read_table``.
-        split_column: the name of a column that says which split a row is in: train, val or test. What it does not
-            name is cut from the training rows. None: no such column.
-        shuffle: whether splits are cut by chance, of each class the same share; otherwise the file begins with the
-            training rows and ends with the test rows, as a series in time should. Training batches are shuffled anyway.
-        val_share: share of the rows for validation, in (0, 1).
-        test_share: share of the rows for the test, in (0, 1).
-        num_folds: into how many folds the rows without the test rows are cut; None: no folds.
-        fold: which of them is the validation set, from 0.
-        split_file: where the splits of this run are written, and read if they are there.
-        batch_size: rows per step. None: all training rows at once, up to 4,096.
-        seed: of the splits, and of the order of the training batches.
-        columns: what the features hold, see ``tables.describe``.
-        class_names: by label, in classification.
-        num_classes: how many there are; None in regression.
-        num_outputs: of a network: one number, or one for each class.
-        in_features: how many numbers a row becomes, see ``tables.TableEncoder``.
-        target_mean: of the training rows, in regression.
-        target_std: standard deviation of the training rows, likewise.
+        split_column: name of a column that contains the split of each row: train, val or test. A split that it does
+            not contain is split off the training rows. None: no such column.
+        shuffle: whether to split at random, stratified by class. If false, the first rows are for training and the
+            last rows for testing, as for a time series. Training batches are always shuffled.
+        val_share: fraction of the rows for validation, in (0, 1).
+        test_share: fraction of the rows for testing, in (0, 1).
+        num_folds: number of folds of the rows outside the test split, for cross-validation. None: no folds.
+        fold: the fold for validation, from 0 to ``num_folds - 1``.
+        split_file: file that stores the splits of this run; read if it exists, written otherwise.
+        batch_size: rows per step. None: all training rows, up to 4,096.
+        seed: seed of the splits and of the order of the training batches.
+        columns: descriptions of the feature columns, see ``tables.describe_columns``.
+        class_names: class names in the order of the labels, for classification.
+        num_classes: number of classes; None for regression.
+        num_outputs: number of outputs of the network: 1 for regression, ``num_classes`` for classification.
+        in_features: length of an encoded row, see ``tables.TableEncoder``.
+        target_mean: mean target of the training rows, for regression.
+        target_std: standard deviation of the target of the training rows, for regression.
 
     Raises:
-        MisconfigurationException: if the file, or a column, is not what it should be; it says what to do.
+        MisconfigurationException: if the file or a column is invalid; the message says what to do.
     """
 
     def __init__(
@@ -110,23 +109,23 @@ class TableDataModule(LightningDataModule):
         self.target_mean = target_mean
         self.target_std = target_std
         if task not in (None, "regression", "classification"):
-            raise MisconfigurationException(f"data.task is {task}; it can be regression, classification or null.")
+            raise MisconfigurationException(f"data.task is {task}; it must be regression, classification or null.")
         for name, share in self.shares.items():
             if not 0 < share < 1:
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
         check_folds(num_folds, fold)
         if num_folds is not None and (split_column or not shuffle):
             other = f"data.split_column={split_column}" if split_column else "data.shuffle=false"
-            raise MisconfigurationException(f"data.num_folds cuts the rows by chance, {other} does not. Choose one.")
+            raise MisconfigurationException(f"data.num_folds splits rows at random, but {other} does not. Choose one.")
 
     def facts(self) -> dict[str, Any]:
-        """What the config leaves open and the file says."""
+        """Return the values that the config leaves open, read from the file."""
         self._read()
         names = ("task", "batch_size", "columns", "class_names", "num_classes", "num_outputs", "in_features")
         return {name: getattr(self, name) for name in (*names, "target_mean", "target_std")}
 
     def class_counts(self) -> list[int]:
-        """How many training rows each class has."""
+        """Return the number of training rows of each class."""
         return self.train_set.tensors[1].bincount(minlength=self.num_classes or 0).tolist()
 
     def setup(self, stage: str) -> None:
@@ -134,13 +133,13 @@ class TableDataModule(LightningDataModule):
             self._read()
 
     def _read(self) -> None:
-        """All three splits."""
+        """Read the three splits."""
         table = tables.read_table(self.file, **self.format, categories=self.categories)
         features = self._find_features(table)
         tables.refuse_missing(table, [column["name"] for column in self.columns], self.file)
         known = table.drop_nulls(self.target)
         if (left_out := table.height - known.height) and not self.columns:
-            log.info(f"{left_out} rows of {self.file} have no {self.target}, and are left out.")
+            log.info(f"{left_out} rows of {self.file} have no {self.target} and are ignored.")
         targets = self._read_targets(known)
         splits = self._split(known, targets)
         if not self.columns:
@@ -174,7 +173,7 @@ class TableDataModule(LightningDataModule):
             tables.refuse_missing(table, features, self.file)
         if self.target in features:
             raise MisconfigurationException(
-                f"data.target={self.target} is among data.features, too: a column cannot be predicted from itself. "
+                f"data.target={self.target} is also in data.features; a column cannot be predicted from itself. "
                 "Remove it from data.features."
             )
         if not features:
@@ -182,13 +181,13 @@ class TableDataModule(LightningDataModule):
         return features
 
     def _read_targets(self, known: Any) -> Tensor:
-        """Numbers, float64 (N,), or labels, int64 (N,)."""
+        """Return the targets: float64 numbers (N,) or int64 labels (N,)."""
         column = known[self.target]
         if not len(column):
             raise MisconfigurationException(f"The column {self.target} of {self.file} is empty.")
         if column.dtype.is_temporal():
             raise MisconfigurationException(
-                f"The column {self.target} has dates, such as {column[0]}. Put a number in its place, such as the year."
+                f"The column {self.target} has dates, such as {column[0]}. Replace them by numbers, such as the year."
             )
         has_words = tables.is_text(column) or column.dtype.base_type().__name__ in ("Boolean", "Categorical", "Enum")
         if self.task is None and self.target not in self.categories:
@@ -198,16 +197,16 @@ class TableDataModule(LightningDataModule):
             few = column.n_unique()
             if self.task == "regression" and few <= 10 < len(column):
                 log.info(
-                    f"{self.target} has {few} different numbers, and is predicted as a number. If they stand for "
-                    "classes: data.task=classification"
+                    f"{self.target} has {few} different values and is predicted as a number. If they are classes, "
+                    "set data.task=classification"
                 )
         if self.task == "regression":
             numbers = tables.as_numbers(column)
             if numbers.null_count():
                 word = column.filter(numbers.is_null())[0]
                 raise MisconfigurationException(
-                    f"The column {self.target} has {word!r}, which is no number; regression needs numbers alone. "
-                    "Correct it, or take each value for a class: data.task=classification"
+                    f"The column {self.target} has {word!r}, which is not a number; regression needs numbers. "
+                    "Correct it, or treat each value as a class: data.task=classification"
                 )
             return torch.from_numpy(numbers.to_numpy(writable=True))
         if self.class_names is None:
@@ -220,19 +219,19 @@ class TableDataModule(LightningDataModule):
             if len(found) > tables.MOST_WORDS or 2 * len(found) > len(column):
                 raise MisconfigurationException(
                     f"The column {self.target} has {len(found)} different values in {len(column)} rows, too many for "
-                    "classes. Is it another column? data.target=…"
+                    "classes. Choose another column: data.target=…"
                 )
             self.num_classes = self.num_outputs = len(found)
         labels = {name: label for label, name in enumerate(self.class_names)}
         names = [str(value) for value in column.to_list()]
         if unknown := sorted(set(names) - set(labels)):
             raise MisconfigurationException(
-                f"{self.file} has the class {unknown[0]}, which is not among those of this run: {', '.join(labels)}."
+                f"{self.file} has the class {unknown[0]}; the classes of this run are: {', '.join(labels)}."
             )
         return torch.tensor([labels[name] for name in names])
 
     def _split(self, known: Any, targets: Tensor) -> dict[str, Tensor]:
-        """The numbers of the rows in each split."""
+        """Return the row indices of each split, int64."""
         if self.num_classes is None:
             self.num_outputs = 1
         if self.split_file.exists():
@@ -252,19 +251,19 @@ class TableDataModule(LightningDataModule):
             counts = {split: max(2, round(share * known.height)) for split, share in self.shares.items()}
             sizes = [known.height - sum(counts.values()), counts["val"], counts["test"]]
             if sizes[0] < 1:
-                raise MisconfigurationException(f"{self.file} has {known.height} rows: too few for three splits.")
+                raise MisconfigurationException(f"{self.file} has {known.height} rows, too few for three splits.")
             splits = dict(zip(("train", "val", "test"), torch.arange(known.height).split(sizes), strict=True))
-        # As they are read when the run is resumed, which then serves the same batches.
+        # In the order in which a resumed run reads them, so that it gets the same batches.
         splits = {split: rows.sort().values for split, rows in splits.items()}
         if labels is not None and (missing := set(labels.tolist()) - set(labels[splits["train"]].tolist())):
             names = ", ".join(self.class_names[label] for label in sorted(missing))  # pyrefly: ignore
-            raise MisconfigurationException(f"No training row has the class {names}, but other rows have.")
+            raise MisconfigurationException(f"No training row has the class {names}, but rows of other splits do.")
         if self.split_file.parent.is_dir():
             write_row_splits(self.split_file, splits)
         return splits
 
     def find_inputs(self, words: Sequence[str]) -> Sequence[str]:
-        """What `predict.py` means: one row, as in ``bmi=31 age=50``, or the rows of one file."""
+        """Return a name for each row in the arguments of `predict.py`: ``bmi=31 age=50``, or one file of rows."""
         columns = [column["name"] for column in self.columns]
         if all("=" in word and not Path(word).exists() for word in words):
             cells = {name: value for name, _, value in (word.partition("=") for word in words)}
@@ -275,11 +274,11 @@ class TableDataModule(LightningDataModule):
             names = [f"{file}, row {number}" for number in range(1, table.height + 1)]
         else:
             raise MisconfigurationException(
-                f"{' '.join(words)}: a table takes one file of rows, or one row as {columns[0]}=… and so on."
+                f"{' '.join(words)}: pass one file of rows, or the columns of one row, such as {columns[0]}=…"
             )
         tables.refuse_missing(table, columns, file)
         for column, words in tables.unknown_words(table, self.columns).items():
-            log.warning(f"{column} has words that training had not, which count as the average: {', '.join(words[:5])}")
+            log.warning(f"{column} has words that training did not; they count as the average: {', '.join(words[:5])}")
         self.inputs = {name: row for row, name in enumerate(names)}
         self.cells = table
         self.rows = tables.encode_rows(table, self.columns)
@@ -287,10 +286,10 @@ class TableDataModule(LightningDataModule):
         return names
 
     def read_input(self, name: str) -> Tensor:
-        """A row as a float32 tensor (columns,).
+        """Return a row as a float32 tensor (columns,).
 
         Raises:
-            ValueError: if it has a word where training had numbers.
+            ValueError: if it has a word in a column of numbers.
         """
         row = self.inputs[name]
         if row in self.unreadable:
@@ -298,11 +297,11 @@ class TableDataModule(LightningDataModule):
         return self.rows[row]
 
     def describe_input(self, name: str) -> dict[str, Any]:
-        """The cells of a row, for `predict.py` to write before the prediction."""
+        """Return the cells of a row, which `predict.py` writes before the prediction."""
         return self.cells.row(self.inputs[name], named=True)
 
     def describe_tensor(self) -> list[str]:
-        """Describes each column of a row, for users of an exported model."""
+        """Describe each column of an encoded row, for users of an exported model."""
         lines = []
         for column in self.columns:
             words = [f"{place} for {word}" for place, word in enumerate(column.get("words", []))]

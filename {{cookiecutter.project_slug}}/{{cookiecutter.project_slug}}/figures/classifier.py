@@ -1,4 +1,4 @@
-"""Figures of what a classifier gets right and wrong."""
+"""Figures of the mistakes and the accuracy of a classifier."""
 
 import math
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ ROWS, COLUMNS = 3, 5
 
 
 class ClassifierFigures(Callback):
-    """Draws ``confusion_matrix``, ``class_accuracy`` and, of images, ``confidently_wrong``: ``val/…`` and ``test/…``.
+    """Draws ``confusion_matrix``, ``class_accuracy`` and, for images, ``confidently_wrong``: ``val/…`` and ``test/…``.
 
-    For a model with ``num_classes`` that takes one label per sample, as its ``batch_format`` says, and whose steps
-    return ``logits`` (N, num_classes). Other models are left to other callbacks.
+    Supports models with ``num_classes`` whose ``batch_format`` has one label per sample and whose steps return
+    ``logits`` (N, num_classes). The callback removes itself for other models.
 
     Args:
-        times: that each figure is drawn in a run for the validation set, at most.
+        times: maximum number of times that a run draws each figure for the validation set.
     """
 
     def __init__(self, times: int) -> None:
         self.times = int(times)
-        self.drawn = 0  # the last epoch of which there are figures
+        self.drawn = 0  # number of the last epoch with figures
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
@@ -82,15 +82,15 @@ class ClassifierFigures(Callback):
         found = [values[wrong] for values in (images, labels, predictions, probabilities)]
         if self.wrong:
             found = [torch.cat(pair) for pair in zip(self.wrong, found, strict=True)]
-        self.wrong = _most_certain(found)
+        self.wrong = _keep_most_confident(found)
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
-        matrix = self.matrix.compute().cpu()  # of all processes
-        wrong = _most_certain([gather_rows(values) for values in self.wrong]) if self.wrong else None
+        matrix = self.matrix.compute().cpu()  # over all processes
+        wrong = _keep_most_confident([gather_rows(values) for values in self.wrong]) if self.wrong else None
         if not trainer.is_global_zero:
             return
         names = getattr(trainer.datamodule, "class_names", None) or [str(label) for label in range(len(matrix))]
-        # The name of a folder need not be text.
+        # Folder names are not always valid text.
         names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names]
         with fonts_for(names):
             log_figure(trainer, f"{stage}/confusion_matrix", confusion_matrix(matrix, names))
@@ -101,26 +101,26 @@ class ClassifierFigures(Callback):
                 log_figure(trainer, f"{stage}/confidently_wrong", figure)
 
 
-def _most_certain(wrong: Sequence[Tensor]) -> list[Tensor]:
-    """Of images, labels, predictions and probabilities those with the greatest probabilities."""
+def _keep_most_confident(wrong: Sequence[Tensor]) -> list[Tensor]:
+    """Keep the images, labels, predictions and probabilities with the highest probabilities."""
     most = wrong[3].argsort(descending=True)[: ROWS * COLUMNS]
     return [values[most] for values in wrong]
 
 
 def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
-    """How often each class was taken for each.
+    """Plot a confusion matrix.
 
     Args:
-        matrix: numbers of samples, int64 (classes, classes); rows are true classes, columns predicted ones.
-        names: of the classes.
+        matrix: sample counts, int64 (classes, classes); rows are true classes, columns are predicted classes.
+        names: class names.
     """
-    figure, axes = _axes(names, 6.4, xlabel="predicted", ylabel="true", title="confusion matrix")
+    figure, axes = _create_axes(names, 6.4, xlabel="predicted", ylabel="true", title="confusion matrix")
     share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1)
-    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
-    _label(axes.set_yticks, names)
-    if len(names) <= 20:  # more numbers could not be read
-        # in_layout: the layout need not measure what is within the axes anyway.
+    _label_ticks(axes.set_xticks, names, rotation=90 if _has_long_names(names) else 0)
+    _label_ticks(axes.set_yticks, names)
+    if len(names) <= 20:  # more numbers would be illegible
+        # in_layout=False: texts within the axes do not affect the layout, and measuring them takes time.
         for row, column in matrix.nonzero().tolist():
             color = "white" if share[row, column] > 0.5 else "black"
             count = int(matrix[row, column])
@@ -129,21 +129,21 @@ def confusion_matrix(matrix: Tensor, names: Sequence[str]) -> Figure:
 
 
 def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
-    """The share of each class that was recognised, and that of all samples.
+    """Plot the accuracy of each class and the accuracy over all samples.
 
     Args:
-        matrix: as for ``confusion_matrix``.
-        names: of the classes.
+        matrix: sample counts, int64 (classes, classes), as for ``confusion_matrix``.
+        names: class names.
     """
-    # nan, which is not drawn, for a class without samples
+    # nan for a class without samples; it is not drawn
     accuracies = (matrix.diagonal() / matrix.sum(dim=1)).tolist()
     overall = float(matrix.trace() / matrix.sum().clamp(min=1))
     title = f"accuracy per class, {overall:.4f} over all (dashed)"
-    figure, axes = _axes(names, 4.8, ylabel="accuracy", title=title)
+    figure, axes = _create_axes(names, 4.8, ylabel="accuracy", title=title)
     axes.axhline(overall, color="black", linestyle="--", linewidth=1)
     axes.plot(accuracies, "o", color="black")
     axes.margins(y=0.15)
-    _label(axes.set_xticks, names, rotation=90 if _are_long(names) else 0)
+    _label_ticks(axes.set_xticks, names, rotation=90 if _has_long_names(names) else 0)
     if len(names) <= 20:
         for label, accuracy in enumerate(accuracies):
             if math.isnan(accuracy):
@@ -156,17 +156,17 @@ def class_accuracy(matrix: Tensor, names: Sequence[str]) -> Figure:
 def confidently_wrong(
     images: Tensor, labels: Tensor, predictions: Tensor, probabilities: Tensor, names: Sequence[str]
 ) -> Figure:
-    """The wrong predictions that the model was most certain of.
+    """Plot the wrong predictions with the highest probabilities.
 
     Args:
         images: uint8 (N, C, H, W), at most ROWS * COLUMNS.
         labels: true classes, int64 (N,).
-        predictions: int64 (N,).
-        probabilities: that the model gave to its predictions, (N,), 0 to 1.
-        names: of the classes.
+        predictions: predicted classes, int64 (N,).
+        probabilities: probabilities of the predicted classes, float (N,), 0 to 1.
+        names: class names.
     """
     height, width = images.shape[-2:]
-    gap = max(8, height // 2)  # for the text, which is the same size whatever the image is
+    gap = max(8, height // 2)  # room for the text, whose size does not depend on the image
     figure = Figure(figsize=(7.2, 5.4))
     axes = figure.add_axes((0, 0, 1, 0.94), title="most confidently wrong" if len(images) else "nothing is wrong")
     axes.axis("off")
@@ -189,18 +189,18 @@ def confidently_wrong(
     return figure
 
 
-def _axes(names: Sequence[str], height: float, **kwargs: Any) -> tuple[Figure, Axes]:
-    """One diagram, 6.4 inches wide, with room for the names of the classes."""
-    # Measuring every text takes as long as drawing it; a digit has room enough without.
-    figure = Figure(figsize=(6.4, height), layout="constrained" if _are_long(names) else None)
+def _create_axes(names: Sequence[str], height: float, **kwargs: Any) -> tuple[Figure, Axes]:
+    """Create a figure, 6.4 inches wide, with room for the class names."""
+    # The constrained layout takes as long as drawing, because it measures every text. Short names fit without it.
+    figure = Figure(figsize=(6.4, height), layout="constrained" if _has_long_names(names) else None)
     return figure, figure.add_subplot(**kwargs)
 
 
-def _are_long(names: Sequence[str]) -> bool:
+def _has_long_names(names: Sequence[str]) -> bool:
     return max(map(len, names)) > 3
 
 
-def _label(set_ticks: Any, names: Sequence[str], **kwargs: Any) -> None:
-    """A tick for each class, or for as many as can be read."""
+def _label_ticks(set_ticks: Any, names: Sequence[str], **kwargs: Any) -> None:
+    """Set a tick for each class, or for at most 30 of them."""
     step = math.ceil(len(names) / 30)
     set_ticks(range(0, len(names), step), names[::step], **kwargs)

@@ -1,4 +1,4 @@
-"""Pictures of a linear regression on one feature."""
+"""Figures of a linear regression on one feature."""
 
 import logging
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ from ..models.linear_regression import LinearRegression
 
 log = logging.getLogger(__name__)
 
-# Told apart by their lightness and their dashes as well: https://jfly.uni-koeln.de/color/
-BLACK, BLUE, ORANGE, GREY = "black", "#0072B2", "#D55E00", "#999999"
+# Distinguishable without color, by lightness and dashes: https://jfly.uni-koeln.de/color/
+BLACK, BLUE, ORANGE, GRAY = "black", "#0072B2", "#D55E00", "#999999"
 
 
 class RegressionFigures(Callback):
-    """Draws ``train/fitted_line`` and ``train/loss_surface`` while a LinearRegression converges.
+    """Draws ``train/fitted_line`` and ``train/loss_surface`` during the training of a LinearRegression.
 
-    At the end it draws ``test/fitted_line``, for the best checkpoint. Other models, and more than one feature, are left
-    to other callbacks.
+    Draws ``test/fitted_line`` for the best checkpoint at the end. The callback removes itself for other models and for
+    more than one feature.
 
     Args:
-        times: that each picture is drawn while training, at most.
+        times: maximum number of times that a run draws each figure during training.
     """
 
     def __init__(self, times: int) -> None:
         self.times = int(times)
-        self.drawn = 0  # the last epoch of which there are pictures
+        self.drawn = 0  # number of the last epoch with figures
         self.path: list[tuple[float, float]] = []  # weight and bias, before the first epoch and after each
-        self.earlier: list[tuple[float, float]] = []  # of these, the first and those that were drawn
+        self.earlier: list[tuple[float, float]] = []  # the first line, and the lines that were drawn
         self.batches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        # Tensors, which are written several times faster than as many numbers in a list.
+        # Tensors are saved several times faster than lists of numbers.
         lines = {"path": self.path, "earlier": self.earlier}
         return {"drawn": self.drawn} | {name: torch.tensor(line, dtype=torch.double) for name, line in lines.items()}
 
@@ -72,7 +72,7 @@ class RegressionFigures(Callback):
             self.drawn = trainer.current_epoch + 1
 
     def on_test_end(self, trainer: Trainer, pl_module: LinearRegression) -> None:
-        """Says which line was found, beside the true one where the data knows it."""
+        """Log the fitted line and, if the data module has it, the true line."""
         weight, bias = _line(pl_module)
         log.info(f"fitted line     y = {weight:.3f} x + {bias:.3f}")
         if true_line := _true_line(trainer):
@@ -92,7 +92,7 @@ class RegressionFigures(Callback):
 
 
 def _points(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[numpy.ndarray]:
-    """x and y of all batches of all processes, float64 (N,)."""
+    """Gather x and y of all batches and processes, float64 (N,)."""
     columns = [gather_rows(torch.cat(column)) for column in zip(*batches, strict=True)]
     return [column.squeeze(1).cpu().double().numpy() for column in columns]
 
@@ -102,12 +102,12 @@ def _has_one_feature(model: LightningModule) -> bool:
 
 
 def _line(model: LinearRegression) -> tuple[float, float]:
-    """Weight and bias."""
+    """Return the weight and the bias."""
     return model.linear.weight.item(), model.linear.bias.item()
 
 
 def _is_finite(path: list[tuple[float, float]]) -> bool:
-    """Whether there is something to see: not of a run that has gone to infinity."""
+    """Return whether the weights can be drawn. Those of a diverged run cannot."""
     return bool((numpy.abs(path) < 1e100).all())
 
 
@@ -124,19 +124,19 @@ def fitted_line(
     true_line: tuple[float, float] | None = None,
     earlier: Sequence[tuple[float, float]] = (),
 ) -> Figure:
-    """Points, the line through them, the true one, and the lines that came before.
+    """Plot the points, the fitted line, earlier fitted lines and the true line.
 
     Args:
-        x: of the points, (N,).
-        y: of the points, (N,).
-        line: weight and bias.
-        title: what stands above, before the equation.
-        true_line: weight and bias, if they are known.
-        earlier: weights and biases, in the order in which they were found.
+        x: x values of the points, float64 (N,).
+        y: y values of the points, float64 (N,).
+        line: weight and bias of the fitted line.
+        title: title, followed by the equation of the line.
+        true_line: weight and bias of the true line, if known.
+        earlier: weights and biases of earlier lines, in order.
     """
     figure = Figure(figsize=(6.4, 4.8))
     axes = figure.add_subplot(xlabel="x", ylabel="y", title=f"{title}: y = {line[0]:.3f} x + {line[1]:.3f}")
-    axes.scatter(x, y, s=12, color=GREY, label="data")
+    axes.scatter(x, y, s=12, color=GRAY, label="data")
     ends = numpy.array([x.min(), x.max()])
     for number, (weight, bias) in enumerate(earlier):
         axes.plot(ends, weight * ends + bias, color=BLUE, linewidth=0.6, label=None if number else "fitted before")
@@ -144,7 +144,7 @@ def fitted_line(
     if true_line:
         axes.plot(ends, true_line[0] * ends + true_line[1], "--", color=BLACK, linewidth=1.5, label="true")
     axes.legend(loc="upper left")
-    axes.locator_params(nbins=5)  # drawing the numbers at twice as many takes a third of the time
+    axes.locator_params(nbins=5)  # with twice as many ticks, their labels take a third of the drawing time
     return figure
 
 
@@ -155,28 +155,28 @@ def loss_surface(
     title: str,
     true_line: tuple[float, float] | None = None,
 ) -> Figure:
-    """The mean squared error of the points over weight and bias, and the path on which the minimum was approached.
+    """Plot the mean squared error over weight and bias, and the path of the training.
 
     Args:
-        x: of the points, (N,).
-        y: of the points, (N,).
-        path: weights and biases, in the order in which they were found.
-        title: what stands above.
-        true_line: weight and bias, if they are known.
+        x: x values of the points, float64 (N,).
+        y: y values of the points, float64 (N,).
+        path: weights and biases during training, in order.
+        title: title of the figure.
+        true_line: weight and bias of the true line, if known.
     """
     marked = numpy.array([*path, least_squares(x, y), *([true_line] if true_line else [])])
     low, high = marked.min(axis=0), marked.max(axis=0)
     margin = numpy.maximum(0.15 * (high - low), 0.05)
     weights, biases = (numpy.linspace(a, b, 120) for a, b in zip(low - margin, high + margin, strict=True))
     w, b = numpy.meshgrid(weights, biases)
-    # The mean of (w x + b - y)², multiplied out, so that the number of points costs nothing.
+    # The mean of (w x + b - y)², expanded so that the cost does not depend on the number of points.
     loss = w**2 * (x**2).mean() + 2 * w * b * x.mean() + b**2
     loss += -2 * w * (x * y).mean() - 2 * b * y.mean() + (y**2).mean()
 
     figure = Figure(figsize=(6.4, 4.8))
     axes = figure.add_subplot(xlabel="weight", ylabel="bias", title=f"{title}: mean squared error")
     levels = numpy.geomspace(loss.min() * 1.02, loss.max(), 10)
-    contours = axes.contour(weights, biases, loss, levels=levels, colors=GREY, linewidths=0.8)
+    contours = axes.contour(weights, biases, loss, levels=levels, colors=GRAY, linewidths=0.8)
     axes.clabel(contours, levels[1:], fontsize=8, fmt="%.3g")
     axes.plot(*zip(*path, strict=True), ".-", color=BLUE, markersize=3, linewidth=1, label="path, a dot per epoch")
     axes.plot(*path[0], "s", color=BLUE, label="start")
@@ -190,6 +190,6 @@ def loss_surface(
 
 
 def least_squares(x: numpy.ndarray, y: numpy.ndarray) -> tuple[float, float]:
-    """Weight and bias of the line with the smallest mean squared error, in closed form."""
+    """Return weight and bias of the line with the smallest mean squared error, in closed form."""
     weight, bias = numpy.polyfit(x, y, deg=1)
     return float(weight), float(bias)

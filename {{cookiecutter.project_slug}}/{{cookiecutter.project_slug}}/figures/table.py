@@ -1,4 +1,4 @@
-"""Figures of a model of a table: how close its predictions are, and what a linear one has found."""
+"""Figures of a table model: its predictions, its residuals and the coefficients of a linear model."""
 
 import copy
 import logging
@@ -17,25 +17,25 @@ from ..models.table_model import TableModel
 
 log = logging.getLogger(__name__)
 
-# Told apart by their lightness as well: https://jfly.uni-koeln.de/color/
-BLACK, BLUE, GREY = "black", "#0072B2", "#999999"
-# More points than these are a cloud anyway, and more bars than these cannot be read.
+# Distinguishable without color, by lightness: https://jfly.uni-koeln.de/color/
+BLACK, BLUE, GRAY = "black", "#0072B2", "#999999"
+# Maximum numbers of points, more of which only overlap, and of bars, more of which are illegible.
 POINTS, BARS = 5000, 25
 
 
 class TableFigures(Callback):
-    """Draws ``predicted_against_true`` and ``residuals`` of a TableModel of a number, as ``val/…`` and ``test/…``.
+    """Draws ``predicted_against_true`` and ``residuals`` of a regression TableModel as ``val/…`` and ``test/…``.
 
-    Of a linear one also ``test/coefficients``, which the report of the run has in the units of the columns. (What a
-    classifier gets wrong is drawn by ClassifierFigures.)
+    For a linear model, also draws ``test/coefficients`` and logs the coefficients in the units of the columns.
+    ClassifierFigures draws the mistakes of classifiers.
 
     Args:
-        times: that each figure is drawn in a run for the validation set, at most.
+        times: maximum number of times that a run draws each figure for the validation set.
     """
 
     def __init__(self, times: int) -> None:
         self.times = int(times)
-        self.drawn = 0  # the last epoch of which there are figures
+        self.drawn = 0  # number of the last epoch with figures
         self.is_wanted = False
         self.batches: list[tuple[Tensor, Tensor]] = []
 
@@ -74,11 +74,11 @@ class TableFigures(Callback):
             self._draw(trainer, "test")
 
     def on_test_end(self, trainer: Trainer, pl_module: TableModel) -> None:
-        """Says what a linear model has found, a line per column."""
+        """Log the coefficients of a linear model, one line per column, and draw them."""
         if not isinstance(pl_module.network, nn.Linear) or pl_module.num_classes not in (None, 2):
             return
         weights, bias = (tensor.detach().cpu() for tensor in (pl_module.network.weight, pl_module.network.bias))
-        if pl_module.num_classes:  # the log of the odds of the second class
+        if pl_module.num_classes:  # log-odds of the second class
             weights, bias = weights[1] - weights[0], bias[1] - bias[0]
             what = f"log-odds of {trainer.datamodule.class_names[1]}"  # pyrefly: ignore
         else:
@@ -89,9 +89,9 @@ class TableFigures(Callback):
         log.info(f"{what} = the sum of")
         for name, value in list(coefficients.items())[: BARS + 1]:
             log.info(f"  {value:12.6g}  {'' if name == 'intercept' or '=' in name else 'times '}{name}")
-        # Of a number what one standard deviation adds, which can be compared with others.
         if len(coefficients) > BARS + 1:
             log.info(f"  … and {len(coefficients) - BARS - 1} more")
+        # Columns of numbers: the effect of one standard deviation, which is comparable across columns.
         effects = coefficients | dict(zip(encoder.names[: len(encoder.std)], weights.tolist(), strict=False))
         del effects["intercept"]
         with fonts_for([what, *encoder.names]):
@@ -108,12 +108,12 @@ class TableFigures(Callback):
 
 
 def predicted_against_true(predictions: numpy.ndarray, targets: numpy.ndarray, target: str) -> Figure:
-    """A point per row; on the diagonal are the rows that are predicted right.
+    """Plot predictions against targets, one point per row; perfect predictions are on the diagonal.
 
     Args:
-        predictions: (N,), in the unit of the target.
-        targets: (N,), likewise.
-        target: the name of the column.
+        predictions: float64 (N,), in the unit of the target.
+        targets: float64 (N,), in the unit of the target.
+        target: name of the target column.
     """
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     axes = figure.add_subplot(xlabel=f"true {target}", ylabel=f"predicted {target}", title="predicted against true")
@@ -126,12 +126,12 @@ def predicted_against_true(predictions: numpy.ndarray, targets: numpy.ndarray, t
 
 
 def residuals(predictions: numpy.ndarray, targets: numpy.ndarray, target: str) -> Figure:
-    """True minus predicted over predicted, and how often each occurs. A pattern is what the model has not learned.
+    """Plot residuals (true minus predicted) over predictions, and their histogram. A pattern indicates underfitting.
 
     Args:
-        predictions: (N,), in the unit of the target.
-        targets: (N,), likewise.
-        target: the name of the column.
+        predictions: float64 (N,), in the unit of the target.
+        targets: float64 (N,), in the unit of the target.
+        target: name of the target column.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
@@ -139,19 +139,19 @@ def residuals(predictions: numpy.ndarray, targets: numpy.ndarray, target: str) -
     step = -(-len(targets) // POINTS)
     left.scatter(predictions[::step], (targets - predictions)[::step], s=12, color=BLUE, alpha=0.6, linewidths=0)
     left.axhline(0, linestyle="--", color=BLACK, linewidth=1.2)
-    right.hist(targets - predictions, bins=30, orientation="horizontal", color=GREY)
+    right.hist(targets - predictions, bins=30, orientation="horizontal", color=GRAY)
     right.set(xlabel="rows")
     return figure
 
 
 def coefficient_bars(effects: Mapping[str, float], target: str) -> Figure:
-    """What a linear model adds to its prediction for one standard deviation of a number, or for a word.
+    """Plot what one standard deviation of a number, or a word, adds to the prediction of a linear model.
 
-    (In the units of the columns they could not be compared.)
+    Coefficients in the units of the columns would not be comparable.
 
     Args:
-        effects: by the names of the encoded columns.
-        target: what is predicted.
+        effects: effects in the unit of the target, by names of the encoded columns.
+        target: name of what is predicted.
     """
     largest = sorted(effects, key=lambda name: abs(effects[name]))[-BARS:]
     figure = Figure(figsize=(6.4, 1.4 + 0.26 * len(largest)), layout="constrained")

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Convolution, pooling, batch normalisation and ReLU, once per entry of ``channels``; then one linear layer.
+    """Convolution, pooling, batch normalization and ReLU for each entry of ``channels``, then a linear layer.
 
-    Pooling comes first, because what follows then has a quarter of the work.
+    Pooling precedes batch normalization and ReLU because it reduces their work to a quarter.
 
     Args:
         image_shape: channels, height and width of the images.
-        num_classes: length of the output.
+        num_classes: number of classes.
         channels: output channels of each convolution.
     """
 
@@ -22,7 +22,7 @@ class CNN(nn.Module):
         layers: list[nn.Module] = []
         for out_channels in channels:
             layers += [
-                # Batch normalisation subtracts the mean, so a bias would be lost.
+                # Batch normalization subtracts the mean, so a bias would have no effect.
                 nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
                 nn.MaxPool2d(2),
                 nn.BatchNorm2d(out_channels),
@@ -33,5 +33,5 @@ class CNN(nn.Module):
         self.classifier = nn.Linear(in_channels * height * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images (N, C, H, W) to logits (N, num_classes)."""
+        """Map float images (N, C, H, W) to logits (N, num_classes)."""
         return self.classifier(self.features(images).flatten(1))

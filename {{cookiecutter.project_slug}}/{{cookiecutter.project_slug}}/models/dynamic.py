@@ -1,4 +1,4 @@
-"""A network whose path depends on its input."""
+"""A network whose computation depends on its input."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Dynamic(nn.Module):
-    """Two perceptrons, of which each image takes one: which, depends on the sum of its (normalised) pixels.
+    """Two perceptrons; the sum of its (normalized) pixels decides which of them an image passes through.
 
-    Python decides it anew for each batch, with an ordinary ``if``: autograd records what was run. Each image goes
-    its own way, so that what is said of one does not depend on which others are in its batch.
+    An ordinary Python ``if`` decides for each batch, and autograd records the operations that run. Each image takes its
+    own path, so its logits do not depend on the rest of its batch.
 
     Args:
         image_shape: channels, height and width of the images.
-        num_classes: length of the output.
+        num_classes: number of classes.
         hidden: width of the hidden layer of each path.
     """
 
@@ -27,11 +27,11 @@ class Dynamic(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images (N, C, H, W) to logits (N, num_classes)."""
+        """Map float images (N, C, H, W) to logits (N, num_classes)."""
         images = images.flatten(1)
         is_bright = images.sum(dim=1) > 0
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            # A file or a picture of the network is the same for all input: it has both paths.
+            # An exported or traced graph is the same for all inputs, so it contains both paths.
             return torch.where(is_bright[:, None], self.bright(images), self.dark(images))
         if is_bright.all():
             return self.bright(images)

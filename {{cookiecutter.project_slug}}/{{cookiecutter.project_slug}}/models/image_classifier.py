@@ -1,4 +1,4 @@
-"""Classification of images."""
+"""LightningModule for image classification."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,21 +16,21 @@ from torch_starter.optimization import optimizer_and_scheduler
 
 
 class ImageClassifier(LightningModule):
-    """Any network from images to logits.
+    """Image classifier with any network that maps images to logits.
 
-    Takes raw images and normalizes them itself, with constants that its checkpoint holds, so that
-    training, evaluation and whatever is built on a checkpoint cannot disagree about it.
+    Takes raw images and normalizes them with constants that are stored in its checkpoints, so that training, evaluation
+    and everything built on a checkpoint use the same normalization.
 
     Args:
-        network: from float images (N, C, H, W) to logits (N, num_classes).
+        network: maps float images (N, C, H, W) to logits (N, num_classes).
         num_classes: number of classes.
-        mean: of the training images, per channel, on the scale 0 to 1.
-        std: standard deviation of the training images, likewise.
-        loss: from logits and labels to a number.
-        metrics: of logits and labels, by names.
-        compile: whether ``torch.compile`` makes the network faster; it needs a C++ compiler, and a minute.
-        optimizer: partial, see ``optimizer_and_scheduler``.
-        scheduler: partial, see ``optimizer_and_scheduler``.
+        mean: mean of the training images per channel, in the range 0 to 1.
+        std: standard deviation of the training images per channel, in the range 0 to 1.
+        loss: maps logits (N, num_classes) and int64 labels (N,) to a scalar.
+        metrics: metrics of logits and labels, by name.
+        compile: whether to compile the network with ``torch.compile``, which needs a C++ compiler and about a minute.
+        optimizer: partial optimizer, see ``optimizer_and_scheduler``.
+        scheduler: partial learning rate scheduler, see ``optimizer_and_scheduler``.
     """
 
     mean: Tensor
@@ -52,8 +52,8 @@ class ImageClassifier(LightningModule):
         self.num_classes = num_classes
         for name, values in normalization_constants(mean, std).items():
             self.register_buffer(name, values)
-        # Convolutions are faster on most devices when the channels of a pixel lie side by side.
-        # torch 2.8 has no type hint for that.
+        # Convolutions are faster on most devices in the channels-last memory format, for which torch 2.8 has no type
+        # hint.
         # pyrefly: ignore[no-matching-overload]
         self.network = network.to(memory_format=torch.channels_last)
         if compile:
@@ -64,17 +64,17 @@ class ImageClassifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        # Compared with the data before training.
+        # Checked against the data before training.
         labels = f"int64 (N,) from 0 to {num_classes - 1}"
         self.batch_format = {"images": f"uint8 (N, {len(mean)}, H, W)", "labels": labels}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raw uint8 images (N, C, H, W) to logits (N, num_classes)."""
+        """Map raw uint8 images (N, C, H, W) to logits (N, num_classes)."""
         return self.network(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Raw uint8 images (N, C, H, W) to floats with mean 0 and standard deviation 1."""
-        # The constants and not the images are brought to the other scale: fewer operations on large tensors.
+        """Normalize raw uint8 images (N, C, H, W) to floats with mean 0 and standard deviation 1."""
+        # Scaling the constants instead of the images needs fewer operations on large tensors.
         images = (images - 255 * self.mean) / (255 * self.std)
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -88,13 +88,17 @@ class ImageClassifier(LightningModule):
         return self._step(batch, "test")
 
     def predict_step(self, images: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`: label (N,), int64, its probability (N,), 0 to 1, and those of all classes."""
+        """Return the columns of `predict.py`.
+
+        Returns:
+            ``label`` int64 (N,), its ``probability`` (N,), 0 to 1, and all ``probabilities`` (N, num_classes).
+        """
         probabilities = self(images).softmax(dim=1)
         probability, label = probabilities.max(dim=1)
         return {"label": label, "probability": probability, "probabilities": probabilities}
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """What Lightning minimizes, ``loss``, and what callbacks look at, ``logits`` (N, num_classes)."""
+        """Return ``loss``, which Lightning minimizes, and ``logits`` (N, num_classes), which callbacks read."""
         images, labels = batch
         logits = self(images)
         loss = self.loss(logits, labels)

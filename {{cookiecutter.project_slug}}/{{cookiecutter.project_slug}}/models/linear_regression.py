@@ -1,4 +1,4 @@
-"""Linear regression by gradient descent."""
+"""LightningModule for linear regression by gradient descent."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,15 +15,15 @@ from torch_starter.optimization import optimizer_and_scheduler
 
 
 class LinearRegression(LightningModule):
-    """y = weight * x + bias, by gradient descent on a loss: with ``loss=mse``, least squares.
+    """Linear regression, y = weight * x + bias, by gradient descent. With ``loss=mse`` this is least squares.
 
     Args:
-        in_features: numbers per sample in x.
-        loss: from predictions and targets, both (N, 1), to a number.
-        metrics: of predictions and targets, both (N,), by names.
-        compile: whether ``torch.compile`` is used.
-        optimizer: partial, see ``optimizer_and_scheduler``.
-        scheduler: partial, see ``optimizer_and_scheduler``.
+        in_features: number of features in x.
+        loss: maps predictions and targets, both (N, 1), to a scalar.
+        metrics: metrics of predictions and targets, both (N,), by name.
+        compile: whether to compile the network with ``torch.compile``.
+        optimizer: partial optimizer, see ``optimizer_and_scheduler``.
+        scheduler: partial learning rate scheduler, see ``optimizer_and_scheduler``.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LinearRegression(LightningModule):
         refuse_misfits(loss, metrics, torch.zeros(2), torch.zeros(2))
         self.loss = loss
         self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
-        # Compared with the data before training.
+        # Checked against the data before training.
         self.batch_format = {"x": f"float32 (N, {in_features})", "y": "float32 (N, 1)"}
         if compile:
             self.linear.compile()  # in place: a wrapper would change the keys of the checkpoint
@@ -48,7 +48,7 @@ class LinearRegression(LightningModule):
         self.scheduler = scheduler
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float x (N, in_features) to y (N, 1)."""
+        """Map float x (N, in_features) to y (N, 1)."""
         return self.linear(x)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -61,7 +61,7 @@ class LinearRegression(LightningModule):
         self._step(batch, "test")
 
     def predict_step(self, x: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`: y (N,)."""
+        """Return the columns of `predict.py`: ``y`` (N,)."""
         return {"y": self(x).squeeze(1)}
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:

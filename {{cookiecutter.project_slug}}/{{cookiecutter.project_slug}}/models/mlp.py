@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU and dropout between them, over all pixels of an image.
+    """Linear layers with ReLU and dropout between them, applied to all pixels of an image.
 
     Args:
         image_shape: channels, height and width of the images.
-        num_classes: length of the output.
+        num_classes: number of classes.
         hidden: width of each hidden layer.
-        dropout: probability that an activation is set to 0 in training, in [0, 1).
+        dropout: probability of setting an activation to 0 during training, in [0, 1).
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: int, hidden: Sequence[int], dropout: float) -> None:
@@ -26,5 +26,5 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images (N, C, H, W) to logits (N, num_classes)."""
+        """Map float images (N, C, H, W) to logits (N, num_classes)."""
         return self.layers(images)

@@ -1,4 +1,4 @@
-"""Regression and classification of the rows of a table."""
+"""LightningModule for regression and classification of table rows."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,23 +18,23 @@ from torch_starter.optimization import optimizer_and_scheduler
 
 
 class TableModel(LightningModule):
-    """Any network from the columns of a table to a number, or to logits.
+    """Regression or classification of table rows with any network.
 
-    Takes rows as they are and standardizes them itself, with constants that its checkpoint holds. A number is learned
-    in units of its standard deviation, so that no learning rate depends on the unit of the target: the loss is in these
-    units, metrics and predictions are in those of the column.
+    Takes raw rows and standardizes them with constants that are stored in its checkpoints. Regression targets are
+    divided by their standard deviation, so that the learning rate does not depend on their unit: the loss is in units
+    of the standard deviation, metrics and predictions are in the unit of the column.
 
     Args:
-        network: from float32 (N, ``data.in_features``) to (N, 1), or to logits (N, num_classes).
-        columns: what the rows hold, see ``torch_starter.data.tables.describe``.
-        num_classes: number of classes; None for a number.
-        target_mean: of the training rows; None for classes.
-        target_std: standard deviation of the training rows; None for classes.
-        loss: from outputs and targets to a number: both (N,), or logits and labels.
-        metrics: of predictions and targets, or of logits and labels, by names.
-        compile: whether ``torch.compile`` is used.
-        optimizer: partial, see ``optimizer_and_scheduler``.
-        scheduler: partial, see ``optimizer_and_scheduler``.
+        network: maps float32 (N, ``data.in_features``) to numbers (N, 1) or to logits (N, num_classes).
+        columns: descriptions of the columns, see ``torch_starter.data.tables.describe_columns``.
+        num_classes: number of classes; None for regression.
+        target_mean: mean target of the training rows; None for classification.
+        target_std: standard deviation of the target of the training rows; None for classification.
+        loss: maps predictions and targets, both (N,), or logits and labels, to a scalar.
+        metrics: metrics of predictions and targets, or of logits and labels, by name.
+        compile: whether to compile the network with ``torch.compile``.
+        optimizer: partial optimizer, see ``optimizer_and_scheduler``.
+        scheduler: partial learning rate scheduler, see ``optimizer_and_scheduler``.
     """
 
     target_mean: Tensor
@@ -59,7 +59,7 @@ class TableModel(LightningModule):
         self.register_buffer("target_mean", torch.tensor(target_mean or 0.0))
         self.register_buffer("target_std", torch.tensor(target_std or 1.0))
         self.network = network
-        if isinstance(network, nn.Linear):  # whose class is not what people call it
+        if isinstance(network, nn.Linear):  # its class name does not say what the model is
             self.name = "LogisticRegression" if num_classes else "LinearRegression"
         if compile:
             self.network.compile()  # in place: a wrapper would change the keys of the checkpoint
@@ -71,19 +71,19 @@ class TableModel(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = metrics_of_stages(metrics)
         self.optimizer = optimizer
         self.scheduler = scheduler
-        # Compared with the data before training.
+        # Checked against the data before training.
         targets = f"int64 (N,) from 0 to {num_classes - 1}" if num_classes else "float32 (N,)"
         self.batch_format = {"rows": f"float32 (N, {len(columns)})", "targets": targets}
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows (N, columns), see ``tables.encode``, to logits (N, num_classes) or to numbers (N,) in their own unit."""
+        """Map rows (N, columns), see ``tables.encode_rows``, to logits (N, num_classes) or predictions (N,)."""
         outputs = self._outputs(rows)
         return outputs if self.num_classes else outputs * self.target_std + self.target_mean
 
     def _outputs(self, rows: Tensor) -> Tensor:
-        """Logits (N, num_classes), or numbers (N,) in units of the standard deviation of the target."""
+        """Return logits (N, num_classes) or standardized predictions (N,)."""
         outputs = self.network(self.encoder(rows))
-        return outputs if self.num_classes else outputs.squeeze(1).float()  # 16 bits would round what comes of them
+        return outputs if self.num_classes else outputs.squeeze(1).float()  # 16 bits would round the predictions
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         return self._step(batch, "train")
@@ -95,7 +95,12 @@ class TableModel(LightningModule):
         return self._step(batch, "test")
 
     def predict_step(self, rows: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`: a prediction (N,); or a label, its probability, and those of all classes."""
+        """Return the columns of `predict.py`.
+
+        Returns:
+            ``prediction`` (N,) in the unit of the column for regression; for classification ``label`` int64 (N,), its
+            ``probability`` (N,), 0 to 1, and all ``probabilities`` (N, num_classes).
+        """
         outputs = self(rows)
         if not self.num_classes:
             return {"prediction": outputs}
@@ -104,14 +109,14 @@ class TableModel(LightningModule):
         return {"label": label, "probability": probability, "probabilities": probabilities}
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> dict[str, Tensor]:
-        """What Lightning minimizes, ``loss``, and what callbacks look at: ``logits`` or ``predictions``."""
+        """Return ``loss``, which Lightning minimizes, and ``logits`` or ``predictions``, which callbacks read."""
         rows, targets = batch
         outputs = self._outputs(rows)
         if self.num_classes:
             loss = self.loss(outputs, targets)
         else:
             loss = self.loss(outputs, (targets - self.target_mean) / self.target_std)
-            # R² has sums of squares, which lose a target that is far from 0 in 32 bits. MPS has no more.
+            # The sums of squares in R² lose precision in 32 bits for targets far from 0. MPS has no float64.
             dtype = torch.float32 if self.device.type == "mps" else torch.float64
             outputs, targets = (outputs * self.target_std + self.target_mean).to(dtype), targets.to(dtype)
         self.log(f"{stage}/loss", loss, prog_bar=True)
@@ -123,12 +128,12 @@ class TableModel(LightningModule):
 
 
 def loss_by_target(num_classes: int | None) -> nn.Module:
-    """What suits a table: cross-entropy for classes, the squared error for a number."""
+    """Return the default loss for a table: cross-entropy for classification, squared error for regression."""
     return nn.CrossEntropyLoss() if num_classes else nn.MSELoss()
 
 
 def metrics_by_target(num_classes: int | None, **others: Metric | None) -> dict[str, Metric | None]:
-    """What suits a table, by names, and ``others``: the accuracy of classes; R² and mean absolute error of a number."""
+    """Return the default metrics for a table, by name: accuracy, or R² and mean absolute error; and ``others``."""
     if num_classes:
         return {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False), **others}
     return {"r2": R2Score(), "mae": MeanAbsoluteError(), **others}
