@@ -84,7 +84,7 @@ def test_several_best_checkpoints_need_names_of_their_own(train, script):
 
 def test_a_callback_without_a_name_is_told_to_have_one(script):
     message = refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
-    assert "each entry of callbacks has a name" in message
+    assert "each entry of callbacks must have a name" in message
 
 
 IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs=2", "data.num_workers=0"]

@@ -192,7 +192,7 @@ def test_dark_on_bright(classifier, script, tmp_path):
 
 
 def test_what_cannot_be_inverted_says_so(line, script):
-    with pytest.raises(SystemExit, match="Points has nothing to invert"):
+    with pytest.raises(SystemExit, match="Points cannot invert inputs"):
         script("predict.py", line, 4, "--invert", "--output", "rows.csv")
     assert not list(line.parents[2].glob("rows.csv*"))
 
@@ -240,7 +240,7 @@ def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(clas
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         errors = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT
-    assert errors.splitlines()[-1] == f"stopped; {part.read_text().count('.png')} predictions are in {part}"
+    assert errors.splitlines()[-1] == f"interrupted; {part.read_text().count('.png')} predictions are in {part}"
     assert output.read_text() == "as it was"
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
