@@ -421,7 +421,7 @@ def test_a_change_that_does_not_work_is_not_kept(train, script, tmp_path):
         "optimizer.lr=0.5": "no effect",
         "trainer.max_epoch=20": "Did you mean max_epochs",
         "optimizer=sgd": "keeps the choices",
-        "nowhere": "no run folder",
+        "nowhere": "not a run folder",
     }.items():
         with pytest.raises(SystemExit, match=message):
             script("resume.py", run, mistake)

@@ -74,13 +74,14 @@ def test_a_run_on_an_accelerator_that_is_not_here_can_be_evaluated(line, script,
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "export"])
 def test_what_is_no_run_is_named(line, script, verb):
-    with pytest.raises(SystemExit, match=r"outputs/nothing is no run folder(.|\n)*Latest: outputs/linear_regression/"):
+    message = r"outputs/nothing is not a run folder(.|\n)*Latest: outputs/linear_regression/"
+    with pytest.raises(SystemExit, match=message):
         script(f"{verb}.py", "outputs/nothing")
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "export"])
 def test_without_a_run_it_says_how_to_make_one(script, verb):
-    with pytest.raises(SystemExit, match=r"Make one: python train\.py"):
+    with pytest.raises(SystemExit, match=r"Start one: python train\.py"):
         script(f"{verb}.py", *(["4"] if verb == "predict" else []))
 
 
