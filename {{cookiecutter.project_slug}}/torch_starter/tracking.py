@@ -155,7 +155,7 @@ def _start(logger: Any, entry: DictConfig) -> None:
 def _has_wandb_key(entry: DictConfig) -> bool:
     import wandb  # pyrefly: ignore[missing-import]
 
-    is_elsewhere = OmegaConf.select(entry, "settings.base_url") is not None  # the key of another server is not checked here
+    is_elsewhere = OmegaConf.select(entry, "settings.base_url") is not None  # whose key is not checked here
     return is_elsewhere or wandb.login(prompt=False, verify=False)
 
 
@@ -168,7 +168,7 @@ def _unlink(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _short_retries() -> Iterator[None]:
-    """Limit MLflow to two attempts to reach its server instead of eight over minutes, unless the user has set it."""
+    """Limit MLflow to two connection attempts; its default of eight takes minutes. User settings take precedence."""
     set_here = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
     set_here = {name: value for name, value in set_here.items() if name not in os.environ}
     os.environ.update(set_here)

@@ -197,8 +197,8 @@ def refuse_untrusted_targets(config: Any, known: Collection[str] = (), key: str 
             if isinstance(value, str) and package.isidentifier() and is_missing:
                 ours = ", ".join(PACKAGES)
                 raise UserError(
-                    f"{path} of the run's config is {value}, but the package {package} is not installed; this project's "
-                    f"is {ours}.\nIf it was renamed, write {ours}. for {package}. in each _target_ of the run's "
+                    f"{path} of the run's config is {value}, but package {package} is not installed; this project's is "
+                    f"{ours}.\nIf it was renamed, write {ours}. for {package}. in each _target_ of the run's "
                     ".hydra/config.yaml. Otherwise install it."
                 )
             # If the lists name modules of the package, advise to add one module; otherwise the whole package.
@@ -207,9 +207,9 @@ def refuse_untrusted_targets(config: Any, known: Collection[str] = (), key: str 
             parts = key.split(".")
             skip = f", or disable it: {key}=null" if parts[0] in ("callbacks", "logger") and len(parts) == 2 else ""
             raise UserError(
-                f"{path} of the run's config is {value}, which run folders may not use: refused, and nothing was executed.\n"
-                f'If your project needs it, add "{module}" in torch_starter/trust.py: to CLASSES_OF for a class, '
-                f"to FUNCTIONS_OF for a function{skip}."
+                f"{path} of the run's config is {value}, which run folders may not use: refused, and nothing was "
+                f'executed.\nIf your project needs it, add "{module}" in torch_starter/trust.py: to CLASSES_OF '
+                f"for a class, to FUNCTIONS_OF for a function{skip}."
             )
         refuse_untrusted_targets(value, known, path)
 
@@ -310,5 +310,5 @@ def is_trusted(target: Any) -> bool:
     found = hydra.utils.get_object(target)
     modules = CLASSES_OF if inspect.isclass(found) else FUNCTIONS_OF if inspect.isfunction(found) else ()
     name = getattr(found, "__qualname__", ".")
-    is_public = "." not in name and not name.startswith("_")  # neither a method nor a private function that skips a check
+    is_public = "." not in name and not name.startswith("_")  # no method, no function that skips checks
     return is_public and any(f"{found.__module__}.".startswith(f"{module}.") for module in modules)

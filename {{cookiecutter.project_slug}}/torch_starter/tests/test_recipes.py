@@ -387,7 +387,7 @@ def test_where_it_would_have_no_effect_it_is_refused(train, script, small, tmp_p
         ("resume.py", "run", "trainer.max_epochs=2", "find_lr=true"),
     ):
         with pytest.raises(
-            SystemExit, match=r"find_lr is true, but .* has a learning rate, so that it would have no effect"
+            SystemExit, match=r"find_lr is true, but .* has a learning rate, so it would have no effect"
         ):
             script(name, *command)
 

@@ -13,8 +13,8 @@ QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
 def test_change_of_what_the_checkpoint_holds_is_refused(classifier, script):
     before = {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()}
     for change, message in {
-        "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so that it would have no effect",
-        "model.std=[0.9]": r"model\.std is \[0\.9\].* \[0\.3081\], so that it would have no effect",
+        "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so it would have no effect",
+        "model.std=[0.9]": r"model\.std is \[0\.9\].* \[0\.3081\], so it would have no effect",
         "model.network.channels=[8,8,8]": r"channels is \[8, 8, 8\].* \[16, 32, 64\], which do not fit",
         "optimizer.lr=0.5": "no effect",
     }.items():
@@ -41,7 +41,7 @@ def test_change_of_what_it_does_not_hold_is_obeyed(train, script, digits, tmp_pa
 def test_new_run_that_contradicts_the_checkpoint_it_starts_from(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
     for change, message in {
-        "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so that it would have no effect",
+        "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so it would have no effect",
         "optimizer=sgd": r"optimizer is torch\.optim\.SGD, .* with torch\.optim\.Adam,",
         "scheduler=step": r"scheduler is torch\.optim\.lr_scheduler\.StepLR",
         "model.in_features=2": "in_features is 2, .* do not fit",
@@ -157,7 +157,7 @@ def test_run_is_asked_by_one_process(line, script, verb):
 def test_what_a_run_folder_decides_is_refused(line, script):
     for change in ("weights=x.ckpt", "ckpt_path=x.ckpt", "hydra.run.dir=r2", "run_dir=r2"):
         for verb in ("evaluate.py", "resume.py"):
-            with pytest.raises(SystemExit, match="has its own folder and checkpoints, so it has no effect"):
+            with pytest.raises(SystemExit, match="has no effect: a run has its own folder and checkpoints"):
                 script(verb, line, change)
 
 
