@@ -269,9 +269,7 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         resolved, run, typed | known, ("callbacks", "logger", "trainer") if is_trained else ("trainer",)
     )
     if overrides:
-        refuse_without_effect(
-            config, composed, overrides, display_path(run), "Start a new run: python train.py …"
-        )
+        refuse_without_effect(config, composed, overrides, display_path(run), "Start a new run: python train.py …")
     return composed
 
 
