@@ -1,4 +1,4 @@
-"""Muon for the weights that it is made for, and AdamW for the rest, as one optimizer."""
+"""An optimizer that applies Muon to hidden weight matrices and AdamW to all other parameters."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,28 +10,28 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# In which matrices are orthogonalized. On a CPU bfloat16, as elsewhere, takes many times as long.
+# dtype for orthogonalization, by device type; bfloat16 on other devices. On CPUs, bfloat16 is many times slower.
 DTYPES = {"cpu": torch.float32}
-# Of the quintic polynomial that is iterated, https://kellerjordan.github.io/posts/muon/
+# Coefficients of the quintic Newton-Schulz iteration: https://kellerjordan.github.io/posts/muon/
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Muon for groups with ``is_hidden``, and ``torch.optim.AdamW`` for the others.
+    """Applies Muon to parameter groups with ``is_hidden`` and ``torch.optim.AdamW`` to all other groups.
 
-    It takes the steps of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, as large as those of AdamW
-    (https://arxiv.org/abs/2502.16982, equation 4), so that one learning rate and one weight decay suit both. (torch's
-    is for matrices alone, since 2.9, and in bfloat16 on a CPU, too.)
+    Muon steps equal those of ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``. They are as large as AdamW
+    steps (https://arxiv.org/abs/2502.16982, equation 4), so one learning rate and one weight decay suit both.
+    ``torch.optim.Muon`` requires torch 2.9, accepts only matrices, and uses bfloat16 even on CPUs.
 
     Args:
-        params: groups; ``optimizer_and_scheduler`` marks those of ``hidden_weights``.
-        lr: learning rate, of both.
-        momentum: of Muon, in [0, 1), in Nesterov's way.
-        betas: of AdamW.
-        weight_decay: decoupled, of both.
+        params: Parameter groups. ``optimizer_and_scheduler`` sets ``is_hidden`` for the ``hidden_weights``.
+        lr: Learning rate of both.
+        momentum: Nesterov momentum of Muon, in [0, 1).
+        betas: Coefficients of AdamW's running averages.
+        weight_decay: Decoupled weight decay of both.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -41,12 +41,19 @@ class Muon(Optimizer):
             raise ValueError(f"optimizer.momentum is {momentum}; it must be at least 0 and below 1.")
         defaults = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "is_hidden": False})
-        # It checks the other values, and gets parameters and state with each step.
+        # AdamW validates the other arguments; each step passes parameters and state to it.
         self.adamw = AdamW([{"params": []}], lr, tuple(betas), weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; ``closure`` computes the loss and the gradients."""
+        """Perform one step of both optimizers.
+
+        Args:
+            closure: Computes the loss and the gradients.
+
+        Returns:
+            The loss that ``closure`` returns, or None without a closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,7 +69,7 @@ class Muon(Optimizer):
 
     def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
-        # The weight of a convolution is a matrix from what it sees to what it gives.
+        # The weight of a convolution acts as a matrix of shape (output channels, inputs per output position).
         gradient = parameter.grad.flatten(1)
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -75,9 +82,12 @@ class Muon(Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """A matrix with the singular vectors of ``matrix`` and singular values between about 0.5 and 1.5.
+    """Return a matrix with the singular vectors of ``matrix`` and singular values between about 0.5 and 1.5.
 
-    By five iterations of Newton and Schulz: https://github.com/KellerJordan/Muon.
+    It runs five Newton-Schulz iterations: https://github.com/KellerJordan/Muon.
+
+    Args:
+        matrix: Floating-point tensor (M, N).
     """
     a, b, c = COEFFICIENTS
     x = matrix.to(DTYPES.get(matrix.device.type, torch.bfloat16))
@@ -91,17 +101,17 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def hidden_weights(module: nn.Module) -> set[Tensor]:
-    """The weights of linear and convolutional layers, without the first and the last of ``modules()``.
+    """Return the weights of linear and convolutional layers except the first and the last in ``modules()``.
 
-    Nor those of convolutions in groups, which are no matrices from all inputs to all outputs.
+    Grouped convolutions are excluded because their weights do not map all inputs to all outputs.
 
     Raises:
-        MisconfigurationException: if there are none.
+        MisconfigurationException: If there are none.
     """
     weights = [m.weight for m in module.modules() if isinstance(m, LAYERS) and getattr(m, "groups", 1) == 1][1:-1]
     if not weights:
         raise MisconfigurationException(
-            f"optimizer=muon is for hidden layers, and {type(module).__name__} has none between its first and its last "
-            "layer. Take optimizer=adamw."
+            f"optimizer=muon is for hidden layers, and {type(module).__name__} has none between its first and last "
+            "layer. Use optimizer=adamw."
         )
     return set(weights)

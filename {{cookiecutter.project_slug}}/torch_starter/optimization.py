@@ -1,4 +1,4 @@
-"""From the optimizer and scheduler of the config to what Lightning wants."""
+"""Builds the optimizer and the scheduler that the config describes."""
 
 import math
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from .muon import Muon, hidden_weights
 def optimizer_and_scheduler(
     module: LightningModule, optimizer: "partial[Optimizer]", scheduler: "partial[LRScheduler]"
 ) -> dict[str, Any]:
-    """What ``LightningModule.configure_optimizers`` returns.
+    """Return the optimizer and scheduler in the form that ``LightningModule.configure_optimizers`` returns.
 
     Args:
-        module: whose parameters are optimized, attached to its trainer.
-        optimizer: a class of ``torch.optim`` with all arguments but the parameters (``configs/optimizer``).
-            ``no_decay`` among them is for this function: the parameters that have no weight decay, see ``has_name``.
-        scheduler: a class of ``torch.optim.lr_scheduler`` with all arguments but the optimizer
-            (``configs/scheduler``). ``interval`` and ``monitor`` among them are for Lightning; a
-            ``T_max`` or ``total_steps`` that is None becomes the number of steps of the whole run,
-            which only the trainer knows.
+        module: Module to optimize, attached to its trainer.
+        optimizer: A class of ``torch.optim`` with all arguments except the parameters (``configs/optimizer``).
+            This function removes the argument ``no_decay``, which names the parameters without weight decay, see
+            ``has_name``.
+        scheduler: A class of ``torch.optim.lr_scheduler`` with all arguments except the optimizer
+            (``configs/scheduler``). ``interval`` and ``monitor`` are passed to Lightning. If ``T_max`` or
+            ``total_steps`` is None, it becomes the number of steps of the whole run, which only the trainer knows.
 
     Raises:
-        MisconfigurationException: if torch does not accept an argument, or no parameter has a name of ``no_decay``.
+        MisconfigurationException: If torch rejects an argument, or no parameter matches a name in ``no_decay``.
     """
     arguments = dict(scheduler.keywords)
     when = {key: arguments.pop(key) for key in ("interval", "monitor") if key in arguments}
@@ -41,12 +41,12 @@ def optimizer_and_scheduler(
             steps = module.trainer.estimated_stepping_batches
             if not math.isfinite(steps):
                 raise MisconfigurationException(
-                    f"scheduler.{key} is null, and the run has no length that it could take. Set trainer.max_epochs=…, "
+                    f"scheduler.{key} is null, but the length of the run is not known. Set trainer.max_epochs=…, "
                     f"trainer.max_steps=…, or scheduler.{key}=…"
                 )
             arguments[key] = int(steps)
     if "monitor" in when and when.get("interval") == "epoch":
-        # Still once an epoch, but before the checkpoint is written instead of after it.
+        # Still once per epoch, but before the checkpoint is written instead of after it.
         module.trainer.fit_loop.setup_data()
         if math.isfinite(module.trainer.num_training_batches):
             when |= {"interval": "step", "frequency": int(module.trainer.num_training_batches)}
@@ -54,12 +54,12 @@ def optimizer_and_scheduler(
         built_optimizer = unscale_before_step(_optimizer(module, optimizer))
         built_scheduler = scheduler.func(built_optimizer, **arguments)
     except (IndexError, TypeError, ValueError) as error:
-        raise MisconfigurationException(f"An argument of optimizer or scheduler does not fit: {error}") from error
+        raise MisconfigurationException(f"Invalid argument of optimizer or scheduler: {error}") from error
     return {"optimizer": built_optimizer, "lr_scheduler": {"scheduler": built_scheduler, **when}}
 
 
 def _optimizer(module: LightningModule, optimizer: "partial[Optimizer]") -> Optimizer:
-    # What a callback has frozen is left out, for the callback to add later.
+    # Parameters that a callback has frozen are left out; the callback adds them later.
     trained: list[Any] = [p for p in module.parameters() if p.requires_grad]
     arguments = dict(optimizer.keywords)
     no_decay = _named(module, arguments.pop("no_decay", None) or ())
@@ -68,7 +68,7 @@ def _optimizer(module: LightningModule, optimizer: "partial[Optimizer]") -> Opti
         return optimizer.func(trained, **arguments)
 
     def split(group: dict[str, Any]) -> list[dict[str, Any]]:
-        """A group of parameters, as one for each combination of options that they have."""
+        """Split a parameter group into one group per combination of options."""
         groups: dict[tuple[bool, bool], dict[str, Any]] = {}
         for p in group["params"]:
             options = ({"is_hidden": True} if p in hidden else {}) | ({"weight_decay": 0.0} if p in no_decay else {})
@@ -83,10 +83,10 @@ def _optimizer(module: LightningModule, optimizer: "partial[Optimizer]") -> Opti
 
 
 def _named(module: LightningModule, names: Sequence[str]) -> set[Any]:
-    """The parameters that have one of ``names``.
+    """Return the parameters that match one of ``names``.
 
     Raises:
-        MisconfigurationException: if none has one of them.
+        MisconfigurationException: If a name matches no parameter.
     """
     layers = dict(module.named_modules())
     parameters = dict(module.named_parameters())
@@ -95,23 +95,25 @@ def _named(module: LightningModule, names: Sequence[str]) -> set[Any]:
         of_name = {p for key, p in parameters.items() if has_name(key, layers[key.rpartition(".")[0]], str(name))}
         if not of_name and name == "norm":
             raise MisconfigurationException(
-                "optimizer.no_decay has norm, and the model has no normalization layer. Leave it out."
+                "optimizer.no_decay contains norm, but the model has no normalization layer. Remove norm."
             )
         if not of_name:
             choices = nearest(str(name), {part for key in parameters for part in key.split(".")})
-            raise MisconfigurationException(f"optimizer.no_decay has {name}, which no parameter is called.{choices}")
+            raise MisconfigurationException(
+                f"optimizer.no_decay contains {name}, but no parameter has this name.{choices}"
+            )
         found |= of_name
     return found
 
 
 def has_name(parameter: str, layer: nn.Module, name: str) -> bool:
-    """Whether a parameter is meant by a name of ``optimizer.no_decay``.
+    """Return whether a parameter matches a name in ``optimizer.no_decay``.
 
     Args:
-        parameter: its name in the model, such as ``network.features.0.weight``.
-        layer: that it is of.
-        name: ``norm`` means normalization layers; anything else a part of the name between dots, such as ``bias`` or
-            ``features.0``, in which ``*`` stands for any text.
+        parameter: Name of the parameter in the model, such as ``network.features.0.weight``.
+        layer: Layer that owns the parameter.
+        name: ``norm`` matches normalization layers. Any other name matches a part of the parameter's name between dots,
+            such as ``bias`` or ``features.0``; ``*`` matches any text.
     """
     if name == "norm" and "Norm" in type(layer).__name__:
         return True
@@ -119,11 +121,11 @@ def has_name(parameter: str, layer: nn.Module, name: str) -> bool:
 
 
 def is_validated(trainer: Trainer) -> bool:
-    """Whether the current epoch is one of those that ``trainer.check_val_every_n_epoch`` validates."""
+    """Return whether ``trainer.check_val_every_n_epoch`` selects the current epoch for validation."""
     return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
 
 
 def is_logged(trainer: Trainer, step: int) -> bool:
-    """Whether the logger writes in a step: every ``trainer.log_every_n_steps``, or never if that is 0."""
+    """Return whether the logger writes in a step: every ``trainer.log_every_n_steps`` steps, or never if that is 0."""
     every: int = trainer.log_every_n_steps
     return bool(every) and step % every == 0

@@ -1,4 +1,4 @@
-"""Predictions of a loaded run for inputs by name, in order, while further inputs are read."""
+"""Predicts named inputs with a loaded run, in order, while worker processes read further inputs."""
 
 import contextlib
 from collections import deque
@@ -15,22 +15,27 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Write = Callable[[list[Row]], None]
 
-# Where the data module has none.
+# For data modules without batch_size.
 BATCH_SIZE = 32
 
 
 def find_inputs(run: "Run", words: Sequence[str], is_inverted: bool = False) -> list[str]:
-    """The names of the inputs that the words of a command line mean.
+    """Return the names of the inputs that command-line arguments refer to.
+
+    Args:
+        run: A run, see ``load_run``.
+        words: Command-line arguments.
+        is_inverted: Whether the samples are to be inverted.
 
     Raises:
-        Mistake: if the data module cannot read inputs, or invert them.
+        UserError: If the data module cannot read inputs, or cannot invert them.
     """
     if not hasattr(run.data, "read_input"):
         raise UserError(
-            f"{type(run.data).__name__} has no find_inputs and read_input: see torch_starter/protocols.py for both."
+            f"{type(run.data).__name__} must define find_inputs and read_input; see torch_starter/protocols.py."
         )
     if is_inverted and not hasattr(run.data, "invert"):
-        raise UserError(f"{type(run.data).__name__} has nothing to invert. Remove --invert.")
+        raise UserError(f"{type(run.data).__name__} cannot invert inputs. Remove --invert.")
     return list(run.data.find_inputs(words))
 
 
@@ -44,25 +49,26 @@ def predict(
     top: int | None = None,
     has_probabilities: bool = False,
 ) -> list[str]:
-    """Predicts inputs in batches of ``data.batch_size``.
+    """Predict inputs in batches of ``data.batch_size``.
 
-    The last digit of a result depends on how many samples are in a batch.
+    The last digit of a result may depend on the batch size.
 
     Args:
-        run: see ``load_run``.
-        names: of the inputs, see ``find_inputs``.
-        write: is given the rows of each batch, in order.
-        num_workers: processes that read inputs, if there are more than a batch; None: ``data.num_workers``.
-        is_inverted: whether samples are inverted: dark on bright, where training had bright on dark.
-        has_bar: whether standard error, if it is a terminal, shows the progress.
-        top: how many of the likeliest classes a row has; None: the first.
-        has_probabilities: whether a row has the probability of each class.
+        run: A run, see ``load_run``.
+        names: Names of the inputs, see ``find_inputs``.
+        write: Receives the rows of each batch, in order.
+        num_workers: Number of worker processes that read inputs if there is more than one batch; None uses
+            ``data.num_workers``.
+        is_inverted: Whether to invert samples that are dark on bright, where training had bright on dark.
+        has_bar: Whether to show a progress bar on standard error, if that is a terminal.
+        top: Number of most probable classes per row; None: one.
+        has_probabilities: Whether each row has the probability of every class.
 
     Returns:
-        a line for each input that cannot be read.
+        One line for each input that cannot be read.
 
     Raises:
-        Mistake: if ``top`` or ``has_probabilities`` is asked of a model that gives no probabilities.
+        UserError: If ``top`` or ``has_probabilities`` is given, but the model returns no probabilities.
     """
     data, unreadable, readable = run.data, [], deque()
     read_input = _Inverted(data) if is_inverted else data.read_input
@@ -81,7 +87,7 @@ def predict(
 def predict_tensor(
     run: "Run", samples: "Tensor", write: Write, top: int | None = None, has_probabilities: bool = False
 ) -> None:
-    """Predicts samples (N, …), as the data module serves them, by their numbers."""
+    """Predict samples ``(N, …)`` in the format of the data module. Rows name them by index; see ``predict``."""
     batches = iter(samples.split(_batch_size(run)))  # Lightning would take a tuple for several loaders
     _predict_batches(run, batches, deque(range(len(samples))), write, top, has_probabilities)
 
@@ -93,7 +99,12 @@ def _batch_size(run: "Run") -> int:
 def _predict_batches(
     run: "Run", batches: "Iterable[Tensor]", names: deque[Any], write: Write, top: int | None, has_probabilities: bool
 ) -> None:
-    """Args: names: are filled before, or while, their samples are served; numbers have no cells of their own."""
+    """Predict batches and write their rows.
+
+    Args:
+        names: Names of the samples, filled before or while their batches are produced. Indices have no columns from
+            ``describe_input``.
+    """
     from lightning.pytorch.callbacks import LambdaCallback
 
     describe = getattr(run.data, "describe_input", None)
@@ -103,7 +114,7 @@ def _predict_batches(
         for prediction in _rows(output, getattr(run.data, "class_names", None), top, has_probabilities):
             name = names.popleft()
             row = dict(describe(name)) if describe and isinstance(name, str) else {"input": str(name)}
-            # A table may have a column `label` of its own.
+            # A table may already have a column `label`.
             row |= {f"predicted_{key}" if key in row else key: value for key, value in prediction.items()}
             rows.append(row)
         write(rows)
@@ -119,11 +130,11 @@ def _predict_batches(
 def _rows(
     output: "dict[str, Tensor]", classes: Sequence[str] | None, top: int | None, has_probabilities: bool
 ) -> "Iterable[Row]":
-    """What ``predict_step`` returns, by row; ``label`` is the name of the class."""
+    """Convert the output of ``predict_step`` to rows, in which ``label`` is the name of the class."""
     output = dict(output)
     probabilities = output.pop("probabilities", None)
     if probabilities is None and (top or has_probabilities):
-        raise UserError("The model gives no probabilities of classes. Remove --probabilities and --top.")
+        raise UserError("The model returns no class probabilities. Remove --probabilities and --top.")
 
     def name(label: int) -> Any:
         return classes[label] if classes else label
@@ -142,7 +153,7 @@ def _rows(
 
 
 class _Inverted:
-    """``data.read_input``, inverted by ``data.invert``; a class, so that it can be sent to worker processes."""
+    """Reads and inverts an input. It is a class so that it can be pickled for worker processes."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -152,7 +163,7 @@ class _Inverted:
 
 
 class _Inputs:
-    """Samples by number, read when they are asked for; or, as text, why one cannot be read."""
+    """A data set that reads samples on access, and returns an error message for a sample that cannot be read."""
 
     def __init__(self, names: Sequence[str], read_input: "Callable[[str], Tensor]") -> None:
         self.names = names
@@ -169,12 +180,13 @@ class _Inputs:
 
 
 def _collate(samples: "list[Tensor | str]") -> "tuple[Tensor | None, list[str | None]]":
-    """The samples that can be read, stacked; and for each sample what keeps it from that, or None."""
+    """Return the readable samples, stacked, and for each sample its error message or None."""
     from torch.utils.data import default_collate
 
     tensors = [sample for sample in samples if not isinstance(sample, str)]
     errors = [sample if isinstance(sample, str) else None for sample in samples]
-    # In a worker it stacks into shared memory; what torch.stack made would get there where no error is raised.
+    # In a worker, default_collate stacks into shared memory. The result of torch.stack would be moved there later,
+    # where no error is raised.
     return default_collate(tensors) if tensors else None, errors
 
 
@@ -186,15 +198,15 @@ def _read(
     unreadable: list[str],
     has_bar: bool,
 ) -> "Generator[Tensor]":
-    """Batches of ``batch_size`` samples that can be read, in order; the last has what is left.
+    """Yield batches of readable samples, in order; the last batch may be smaller.
 
     Args:
-        inputs: all of them.
-        batch_size: samples per batch.
-        num_workers: processes that read; None: ``suggested_workers``.
-        readable: gets the names of the samples, in order.
-        unreadable: gets a line for each of the others.
-        has_bar: see ``predict``.
+        inputs: All inputs.
+        batch_size: Number of samples per batch.
+        num_workers: Number of worker processes; None uses ``suggested_workers``.
+        readable: Receives the names of the readable samples, in order.
+        unreadable: Receives an error message for each unreadable input.
+        has_bar: See ``predict``.
     """
     import rich.console
     import rich.progress
@@ -223,7 +235,7 @@ def _read(
         task = bar.add_task("predict", total=len(inputs))
         left = iter(inputs.names)
         for samples, errors in loader:
-            for error, name in zip(errors, left, strict=False):  # errors first: it is the one that ends
+            for error, name in zip(errors, left, strict=False):  # errors first, or zip would take a name too many
                 readable.append(name) if error is None else unreadable.append(error)
             if samples is not None:
                 waiting = samples if waiting is None else torch.cat([waiting, samples])

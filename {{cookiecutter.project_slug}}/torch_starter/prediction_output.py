@@ -1,4 +1,4 @@
-"""Where predictions go: rows in a CSV or JSON file, or on the terminal."""
+"""Writes predictions to a CSV or JSON file, or to the terminal."""
 
 import contextlib
 import csv
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def is_number(word: str) -> bool:
-    """Whether float reads a word of the command line."""
+    """Return whether ``float`` accepts a command-line argument and the result is not NaN."""
     try:
         return not math.isnan(float(word))
     except ValueError:
@@ -26,29 +26,32 @@ def is_number(word: str) -> bool:
 
 
 def hide_numbers(words: Sequence[str]) -> list[str]:
-    """The words of a command line, in which a negative number begins with a blank.
+    """Return command-line arguments with a space before each negative number.
 
-    For argparse -1e-3 is an option, and what begins with a blank is none.
+    argparse takes -1e-3 for an option, unless a space precedes it.
     """
     return [f" {word}" if word.startswith("-") and is_number(word) else word for word in words]
 
 
 def refuse_output(path: Path) -> None:
-    """Raises Mistake if the predictions could not be written there, before they are made."""
+    """Raise UserError if predictions cannot be written to ``path``; to be called before predicting."""
     if path.suffix not in (".csv", ".json"):
-        raise UserError(f"--output {path}: the name must end in .csv or .json.")
+        raise UserError(f"--output is {path}; it must end in .csv or .json.")
     create_parent_folder(path)
     if is_run(path.parent) and path.name in ("results.json", "environment.json", "split.csv"):
-        raise UserError(f"--output {path} is a file of the run. Choose another: {path.with_name('predictions.csv')}")
+        raise UserError(f"--output {path} is a file of the run. Pass another: {path.with_name('predictions.csv')}")
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder. Name a file in it: {path / 'predictions.csv'}")
+        raise UserError(f"--output {path} is a folder. Pass a file in it: {path / 'predictions.csv'}")
 
 
 @contextlib.contextmanager
 def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
-    """Writes rows of equal keys as CSV or JSON, by the name of the file, as they come.
+    """Open a CSV or JSON file, depending on its suffix, to which rows are written as they arrive.
 
-    They go to PATH.part, which takes the name of ``path`` at the end: the named file is whole, or as it was.
+    Rows are written to PATH.part, which is renamed to ``path`` at the end: ``path`` is complete or unchanged.
+
+    Yields:
+        A function that writes rows with equal keys.
     """
     part = path.with_name(f"{path.name}.part")
     count = 0
@@ -58,7 +61,7 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
         if path.suffix == ".json":
             for row in rows:
                 file.write((",\n" if count else "[\n") + textwrap.indent(to_json(row), "  "))
-                count += 1  # at once: an interruption says how many there are
+                count += 1  # row by row: the message about an interruption states the count
         else:
             writer = csv.DictWriter(file, rows[0] if rows else ["input"], lineterminator="\n")
             if not count:
@@ -68,12 +71,12 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
                 count += 1
         file.flush()
 
-    # As file names are: not each of them is text.
+    # File names need not be valid text.
     with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             yield write
         except BaseException:
-            print(f"stopped; {count} predictions are in {part}", file=sys.stderr)
+            print(f"interrupted; {count} predictions are in {part}", file=sys.stderr)
             raise
         if path.suffix == ".json":
             file.write("\n]\n" if count else "[]\n")
@@ -85,8 +88,16 @@ def to_file(path: Path) -> Iterator[Callable[[list[Row]], None]]:
 
 @contextlib.contextmanager
 def to_terminal(names: Sequence[str], classes: Sequence[str]) -> Iterator[Callable[[list[Row]], None]]:
-    """Prints rows of equal keys in columns, as they come."""
-    # A single long name is not worth blanks in all other rows.
+    """Print rows in columns as they arrive.
+
+    Args:
+        names: Names of all inputs, for the width of their column.
+        classes: Names of all classes, for the width of their column.
+
+    Yields:
+        A function that prints rows with equal keys.
+    """
+    # A single long name should not widen all rows.
     longest = min(60, max((len(_printable(name)) for name in names), default=0))
     widths = {"input": max(longest, len("input")), "label": max((len(_printable(name)) for name in classes), default=5)}
     has_header = False
@@ -106,5 +117,5 @@ def to_terminal(names: Sequence[str], classes: Sequence[str]) -> Iterator[Callab
 
 
 def _printable(text: str) -> str:
-    """A text without what would move the cursor of a terminal, or cannot be encoded."""
+    """Escape characters that would move the cursor of a terminal or cannot be encoded."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -1,7 +1,7 @@
-"""One run in several processes: the first composes the config and has the run folder, the others follow it.
+"""Distributed runs: rank 0 composes the config and owns the run folder, and the other ranks receive its config.
 
-Lightning, torchrun or SLURM start the same command once for each process. If each of them composed the config, each
-would have a run folder, or a multirun, of its own.
+Lightning, torchrun and SLURM start the same command once per process. If each process composed the config, each would
+create its own run folder or multirun.
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from .mistakes import FULL_ERROR, IS_FULL, UserError
 if TYPE_CHECKING:
     from lightning import Trainer
 
-# How long a process waits for the first one, which may have to download the data.
+# How long other ranks wait for rank 0, which may have to download the data.
 RANK_ZERO_TIMEOUT = timedelta(minutes=30)
-# How long the first one, if there is nothing to do, waits for the others to hear of it, who may still import Lightning.
+# How long rank 0, if there is nothing to do, waits until the other ranks, which may still import Lightning, know it.
 SHUTDOWN_TIMEOUT = timedelta(minutes=1)
 
-# Environment variables that tell a process its rank.
+# Environment variables that hold the rank of a process.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
-# Of the run, or of the last one: what all its processes can write to and read from; empty as long as none was begun.
+# The store of the current or last run, which all its processes can write to and read from; empty before the first run.
 _stores: list[Any] = []
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is rank 0, by what torchrun, SLURM or Lightning have put into the environment."""
+    """Return whether this process is rank 0, according to the variables that torchrun, SLURM or Lightning set."""
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def _started() -> int | None:
-    """How many processes torchrun or SLURM have started; None if Lightning shall start them."""
+    """Return how many processes torchrun or SLURM have started; None if Lightning has to start them."""
     if "RANK" in os.environ:
         return _number("WORLD_SIZE")
     if _is_srun():
@@ -52,10 +52,10 @@ def _started() -> int | None:
 
 
 def _number(name: str) -> int:
-    """A number that torchrun or SLURM puts into the environment.
+    """Return the integer value of an environment variable that torchrun or SLURM sets.
 
     Raises:
-        Mistake: if it is not there, or none.
+        UserError: If the variable is missing or not an integer.
     """
     try:
         return int(os.environ[name])
@@ -67,29 +67,33 @@ def _number(name: str) -> int:
 
 
 def _is_srun() -> bool:
-    """Whether srun has started this process, and not somebody who types in a shell of the job, or in its Jupyter."""
+    """Return whether srun has started this process, rather than a user in a shell or Jupyter session of the job."""
     if "SLURM_PROCID" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return False
-    # A shell has the number of tasks of the job. Lightning wants them per node where srun starts several.
+    # A shell has the job's number of tasks. Lightning needs the tasks per node where srun starts several.
     count = os.environ.setdefault("SLURM_NTASKS", "1")
     return count == "1" or bool({"SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"} & set(os.environ))
 
 
 def hide_srun() -> None:
-    """Keeps Lightning from taking a shell of a SLURM job for one of its tasks, by the name that it knows for that."""
+    """Set the job name by which Lightning distinguishes a shell of a SLURM job from a task of the job."""
     if "SLURM_NTASKS" in os.environ:
         os.environ["SLURM_JOB_NAME"] = "interactive"
 
 
 def ignore_ranks() -> None:
-    """Runs this command as a single process, ignoring ranks and world sizes that the shell still has."""
+    """Run this command as a single process: ignore ranks and world sizes that are left in the environment."""
     for name in (*RANKS, "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     hide_srun()
 
 
 def run_on_rank_zero(train: Callable[[DictConfig], None]) -> Callable[..., Any]:
-    """Runs a command's ``main`` in rank 0 alone; the other ranks wait for the config of its run, and call ``train``."""
+    """Return a decorator that runs a command's ``main`` on rank 0 only.
+
+    Args:
+        train: Function that the other ranks call with the config of the run once rank 0 has sent it.
+    """
     return functools.partial(_run_on_rank_zero, train)
 
 
@@ -105,13 +109,13 @@ def _run_on_rank_zero(train: Callable[[DictConfig], None], main: Callable[..., A
             return main(*args)
         if {"-m", "--multirun"} & set(sys.argv):
             raise UserError(
-                f"{_started()} processes were started for one run, and a multirun is many. Let Lightning start the "
-                "processes of each: python train.py -m … trainer=ddp trainer.devices=…"
+                f"{_started()} processes were started for one run, but a multirun has several. Let Lightning start the "
+                "processes of each run: python train.py -m … trainer=ddp trainer.devices=…"
             )
         try:
             return main(*args)
         finally:
-            if not _stores:  # help, a mistake, or a run that is finished
+            if not _stores:  # --help, an error, or a finished run
                 _send("")
                 _wait_for_other_ranks()
 
@@ -119,11 +123,11 @@ def _run_on_rank_zero(train: Callable[[DictConfig], None], main: Callable[..., A
 
 
 def _follow(train: Callable[[DictConfig], None]) -> None:
-    import lightning.pytorch  # noqa: F401, for it sets the levels of its logs
+    import lightning.pytorch  # noqa: F401  (it sets its log levels)
 
     logging.basicConfig(format=f"[process {_name()}] %(message)s")
     for name in ("fabric", "pytorch"):
-        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # the first process says it
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)  # rank 0 logs the rest
     _stores[:] = [_store()]
     sent = _stores[0].get(_key("config")).decode()
     _stores[0].set(_key(f"heard by {_name()}"), "")
@@ -133,15 +137,15 @@ def _follow(train: Callable[[DictConfig], None]) -> None:
 
 @contextlib.contextmanager
 def run_on_all_ranks(config: DictConfig, trainer: "Trainer", checkpoint: str | None) -> Iterator[None]:
-    """What is done within is done by all processes of the run; afterwards this one is alone again.
+    """Run the body of the context on all ranks of a run; restore a single process afterwards.
 
     Args:
-        config: of the run, which the first process sends to the others.
-        trainer: with which it is done.
-        checkpoint: what the run starts from.
+        config: Config of the run, which rank 0 sends to the other ranks.
+        trainer: Trainer of the run.
+        checkpoint: Checkpoint that the run starts from.
 
     Raises:
-        Mistake: if the processes are not as the config has it, or one of the others has ended before its time.
+        UserError: If the processes do not match the config, or another rank has ended early.
     """
     count = trainer.num_devices * trainer.num_nodes
     _check(config, trainer, count)
@@ -150,9 +154,9 @@ def run_on_all_ranks(config: DictConfig, trainer: "Trainer", checkpoint: str | N
         return
     before = dict(os.environ)
     os.environ["LOCAL_WORLD_SIZE"] = str(trainer.num_devices)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no stack of C++ from a process that finds itself alone
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no C++ stack trace from a rank that loses its peers
     if not IS_FULL:
-        os.environ.pop(FULL_ERROR, None)  # it is for Hydra in this process, not for those that are started here
+        os.environ.pop(FULL_ERROR, None)  # for Hydra in this process, not for child processes
     if is_rank_zero():
         if _started() is None and trainer.num_nodes == 1:
             from lightning.fabric.plugins.environments.lightning import find_free_network_port
@@ -168,12 +172,12 @@ def run_on_all_ranks(config: DictConfig, trainer: "Trainer", checkpoint: str | N
         raise
     except Exception as error:
         if not is_rank_zero() or _started() is not None:
-            # As soon as another fails, this one is stopped, by the first or by torchrun; it may have to say why before.
+            # Rank 0 or torchrun terminates this process when another fails; it may have to report its own error first.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _is_first_failure():
-            sys.exit(1)  # the process that failed first says why
+            sys.exit(1)  # the process that failed first reports why
         if _is_lost_connection(error):
-            raise UserError("Another process of this run has ended.") from error
+            raise UserError("Another process of this run has exited.") from error
         raise
     finally:
         _end(trainer)
@@ -188,17 +192,17 @@ def _check(config: DictConfig, trainer: "Trainer", count: int) -> None:
         alone = "unset RANK WORLD_SIZE" if "RANK" in os.environ else "export SLURM_JOB_NAME=bash"
         raise UserError(
             f"{_started()} processes were started ({_as_assignments(variables)}), but {shape} means {count}. Make them "
-            f"agree; or, if these are left over, and for a shell within a job: {alone}"
+            f"equal. If the variables are left over, or in a shell within a job: {alone}"
         )
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if on_cpu and trainer.num_devices > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices is {trainer.num_devices}; this machine has {os.cpu_count()} CPU cores.")
-    batch_size = OmegaConf.select(config, "data.batch_size")  # a data module of your own may have none
+    batch_size = OmegaConf.select(config, "data.batch_size")  # a custom data module may have none
     if isinstance(batch_size, int) and batch_size % count:
         below = batch_size // count * count
         nearest = f"{below}, {below + count}" if below else str(count)
         raise UserError(
-            f"data.batch_size is {batch_size}, which {shape} cannot share evenly among {count} processes. "
+            f"data.batch_size is {batch_size}, which {shape} cannot split evenly across {count} processes. "
             f"Nearest: {nearest}."
         )
 
@@ -209,15 +213,15 @@ def _send(config: str) -> None:
 
 
 def _wait_for_other_ranks() -> None:
-    """Until they know that there is nothing to do, if the store ends with this process."""
+    """Wait until the other ranks know that there is nothing to do, if this process owns the store."""
     if _has_store():
         keys = [_key(f"heard by {rank}") for rank in range(1, _started() or 1)]
-        with contextlib.suppress(RuntimeError):  # one of them has ended
+        with contextlib.suppress(RuntimeError):  # one of them has exited
             _stores[0].wait(keys, SHUTDOWN_TIMEOUT)
 
 
 def _store() -> Any:
-    """Of torch.distributed, where the processes of a run meet: the first one has it, or torchrun."""
+    """Return the key-value store that all ranks of a run connect to; rank 0 or torchrun owns it."""
     from torch.distributed import TCPStore
 
     if "RANK" not in os.environ and (_started() or 1) > 1:
@@ -234,10 +238,10 @@ def _store() -> Any:
             why = _as_assignments(_set_ranks()) or "trainer.num_nodes is more than 1"
             end = f"To train with one process, unset them: unset {ranks}" if ranks else "One node: trainer.num_nodes=1"
             raise UserError(
-                f"{name} is {os.environ.get(name, 'not set')}, but {why}. Each node needs MASTER_ADDR and MASTER_PORT, "
-                f"those of the first node, and its NODE_RANK; or start it by torchrun. {end}"
+                f"{name} is {os.environ.get(name, 'not set')}, but {why}. Set MASTER_ADDR and MASTER_PORT of the first "
+                f"node, and NODE_RANK, on each node; or use torchrun. {end}"
             ) from None
-    # As torch.distributed will ask for it at the same port (multi_tenant): on Windows it is built without libuv.
+    # torch.distributed will use the same port (multi_tenant), so the settings must match: Windows has no libuv.
     libuv = os.environ.get("USE_LIBUV", "0" if sys.platform == "win32" else "1") == "1"
     return TCPStore(
         address, port, None, _has_store(), RANK_ZERO_TIMEOUT, wait_for_workers=False, multi_tenant=True, use_libuv=libuv
@@ -245,12 +249,12 @@ def _store() -> Any:
 
 
 def _has_store() -> bool:
-    """Whether the store is in this process."""
+    """Return whether this process owns the store."""
     return is_rank_zero() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _key(name: str) -> str:
-    """Of this start: torchrun keeps its store when it starts the processes anew."""
+    """Return a key that is unique to this start, because torchrun keeps its store when it restarts the processes."""
     return f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
@@ -269,20 +273,20 @@ def _as_assignments(names: Sequence[str]) -> str:
 
 
 def _is_first_failure() -> bool:
-    """Whether no other process of the run has failed before, as all do that wait for one that has."""
+    """Return whether this process is the first of the run to fail; processes that wait for it fail later."""
     try:
         return _stores[0].add(_key("failed"), 1) == 1
-    except RuntimeError:  # the first process, with the store, is gone, and has said why
+    except RuntimeError:  # rank 0, which owns the store, has exited and reported why
         return False
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    """Whether a process noticed that another is no longer there."""
+    """Return whether an error means that another process has exited."""
     return any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer", "Broken pipe"))
 
 
 def _end(trainer: "Trainer") -> None:
-    """So that the next run, of a multirun, can begin as this one did."""
+    """Stop the other processes, so that the next run of a multirun can start."""
     from torch import distributed
 
     has_failed = sys.exc_info()[0] is not None
@@ -293,7 +297,7 @@ def _end(trainer: "Trainer") -> None:
         try:
             process.wait(timeout=5 if has_failed else 60)
         except subprocess.TimeoutExpired:
-            process.kill()  # it waits for this one, deaf to signals, and has nothing to lose: it writes no files
+            process.kill()  # it waits for this process, ignores signals, and writes no files that could be lost
             process.wait()
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,6 +1,7 @@
-"""What this package asks of a project's data modules, models and loaders, beyond Lightning's own hooks.
+"""The optional interface between this package and a project's data modules, models, loaders and data sets.
 
-Nothing has to inherit from these classes, and all of it is optional: each entry says what happens without it.
+The protocols list what this package uses beyond Lightning's own hooks. Classes need not inherit from them, and every
+member is optional: each entry says what happens if it is missing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,27 +12,31 @@ from torchmetrics import MetricCollection
 
 
 class DataModule(Protocol):
-    """A LightningDataModule.
+    """Optional members of a LightningDataModule.
 
     Attributes:
-        batch_size: samples per step, of all processes together; `predict.py` predicts as many at once. Without it: 32.
-        eval_batch_size: samples per step of validation and test; None: see ``data/evaluation.py``. For the data module
-            to read; without it, it decides by itself.
-        num_workers: processes with which `predict.py` reads inputs, 0 for none, None for as many as suit the machine.
-            Without it: 0.
-        augmentation: an argument of this name, if the config has it, is None where training samples are measured as
-            they are, as in `evaluate.py --split train`. Without it: they are as training sees them.
-        balance: an argument of this name, if the config has it, is False there, so that each sample is measured once.
-        class_names: by label; `predict.py` prints them in the column ``label``. Without it: numbers.
-        image_shape: channels, height and width. Before training a model is tried on such an image, and `demo.py` has a
-            page for such images. Without it: not.
-        mean: of the training images per channel, on the scale 0 to 1; compared with ``image_shape``.
-        std: standard deviation, likewise.
-        columns: of a table, see ``torch_starter.data.tables.describe``; `demo.py` has a page with a field for each.
-        target: the name of the column that is predicted; `demo.py` shows it. Without it: prediction.
-        ink_size: whether ``read_input`` finds out if a drawing is dark on bright; not None if so. Without it, one draws
-            bright on dark on the page of `demo.py`.
-        dataset: a class whose name the first line of a run shows. Without it: that of the data module.
+        batch_size: Number of samples per step, over all ranks; also the batch size of `predict.py`. If missing: 32.
+        eval_batch_size: Number of samples per step in validation and test, over all ranks; None: see
+            ``data/evaluation.py``. The data module reads it. If missing: the data module decides.
+        num_workers: Number of worker processes that read the inputs of `predict.py`; 0 disables workers, None chooses a
+            number that suits the machine. If missing: 0.
+        augmentation: If the config of the data module has this argument, it is set to None where training samples are
+            evaluated without augmentation, as in `evaluate.py --split train`. If missing: they are evaluated as
+            training sees them.
+        balance: If the config of the data module has this argument, it is set to False there, so that each sample is
+            evaluated once.
+        class_names: Class names, indexed by label, for the column ``label`` of `predict.py`. If missing: class numbers.
+        image_shape: Channels, height and width of an image. The model is tried on an image of this shape before
+            training, and `demo.py` has a page for such images. If missing: neither happens.
+        mean: Mean of the training images per channel, on the scale 0 to 1. One value per channel of ``image_shape``.
+        std: Standard deviation of the training images per channel, on the scale 0 to 1. One value per
+            channel of ``image_shape``.
+        columns: Columns of a table, see ``torch_starter.data.tables.describe``; `demo.py` has a page with one field per
+            column.
+        target: Name of the predicted column, for `demo.py`. If missing: ``"prediction"``.
+        ink_size: Not None if ``read_input`` detects whether a drawing is dark on bright. If missing: drawings on the
+            page of `demo.py` are bright on dark.
+        dataset: Class whose name is in the first line of a run. If missing: the class of the data module.
     """
 
     batch_size: int
@@ -49,56 +54,72 @@ class DataModule(Protocol):
     dataset: type
 
     def facts(self) -> dict[str, Any]:
-        """Values for keys of ``config.data`` that only the data know, such as the number of classes.
+        """Return values for keys of ``config.data`` that depend on the data, such as the number of classes.
 
-        Called before the model is made, whose config refers to them; the run folder keeps them. Without it: none.
+        It is called before the model is instantiated, because the config of the model refers to these values. The run
+        folder stores them. If missing: the config is used as it is.
         """
         ...
 
     def class_counts(self) -> list[int]:
-        """How many training samples each class has, by label. Without it: ``loss.weight=balanced`` is refused."""
+        """Return the number of training samples per class, indexed by label.
+
+        If missing: ``loss.weight=balanced`` is refused.
+        """
         ...
 
     def find_inputs(self, words: Sequence[str]) -> Iterable[str]:
-        """The names of the inputs that the words of `predict.py`'s command line mean. Without it: no predictions."""
+        """Return the names of the inputs that the arguments of `predict.py` refer to.
+
+        If missing: `predict.py` is not available.
+        """
         ...
 
     def read_input(self, name: str) -> Tensor:
-        """One sample, of the dtype and shape that the model takes, without the dimension of the batch.
+        """Return one sample with the dtype and shape that the model expects, without the batch dimension.
+
+        If missing: `predict.py` is not available.
 
         Raises:
-            OSError: if it cannot be read; the others are predicted.
-            ValueError: if it is of another kind, likewise.
+            OSError: If the input cannot be read. `predict.py` reports and skips it.
+            ValueError: If the input is of the wrong kind. `predict.py` reports and skips it.
         """
         ...
 
     def describe_input(self, name: str) -> dict[str, Any]:
-        """What a row of `predict.py` has before the prediction. Without it: ``input``, the name."""
+        """Return the columns that precede the prediction in a row of `predict.py`.
+
+        If missing: the column ``input`` with the name of the input.
+        """
         ...
 
     def describe_tensor(self) -> list[str]:
-        """A line for each column of a sample, for `export.py` to print. Without it: none."""
+        """Return one line per column of a sample, which `export.py` prints. If missing: none."""
         ...
 
     def invert(self, sample: Tensor) -> Tensor:
-        """For `predict.py --invert`: dark on bright becomes bright on dark. Without it: that option is refused."""
+        """Return a sample with dark and bright swapped, for `predict.py --invert`. If missing: that option is refused.
+
+        Training has bright on dark; inversion converts a sample that is dark on bright.
+        """
         ...
 
 
 class Model(Protocol):
-    """A LightningModule.
+    """Optional members of a LightningModule.
 
     Attributes:
-        batch_format: dtype, shape and perhaps range of the tensors in a batch, in order, by names for a message:
-            ``{"images": "uint8 (N, 1, H, W)", "labels": "int64 (N,) from 0 to 9"}``. A letter stands for any number,
-            and float32 for the dtype of the weights. Batches are compared with it before training. Without it: not.
-        name: of the network, for the first line of a run. Without it: the class of ``network``, or of the model.
-        network: the part of the model that is not its loss.
-        train_metrics: a MetricCollection that the training steps update; logged at the end of each epoch. Without it:
-            what the model logs.
-        val_metrics: of validation, likewise.
-        test_metrics: of the test, likewise.
-        backbone: what FineTuning trains later than the rest. Without it: FineTuning is refused.
+        batch_format: Expected dtype, shape and optionally range of each tensor in a batch, in order, keyed by the name
+            that messages use: ``{"images": "uint8 (N, 1, H, W)", "labels": "int64 (N,) from 0 to 9"}``. A letter
+            matches any size, and float32 means the dtype of the weights. Batches are checked before training. If
+            missing: they are not checked.
+        name: Name of the network, for the first line of a run. If missing: the class of ``network``, or of the model.
+        network: The model without its loss.
+        train_metrics: Metrics that ``training_step`` updates; they are logged at the end of each epoch. If missing:
+            only what the model itself logs.
+        val_metrics: As ``train_metrics``, for validation.
+        test_metrics: As ``train_metrics``, for the test.
+        backbone: Submodule that FineTuning unfreezes later than the rest. If missing: FineTuning is refused.
     """
 
     batch_format: dict[str, str]
@@ -110,39 +131,48 @@ class Model(Protocol):
     backbone: nn.Module
 
     def predict_step(self, batch: Tensor) -> dict[str, Tensor]:
-        """The columns of `predict.py`, each (N,); ``label`` holds numbers of classes. Without it: no predictions.
+        """Return the columns of `predict.py` for a batch. If missing: `predict.py` is not available.
 
-        ``probabilities`` (N, num_classes), if they are there, are for ``--top`` and ``--probabilities``.
+        Returns:
+            Tensors of shape ``(N,)``, keyed by column. ``label`` holds class numbers. ``probabilities``, of shape
+            ``(N, num_classes)``, is optional; ``--top`` and ``--probabilities`` need it.
         """
         ...
 
 
 class Loader(Protocol):
-    """What a data module serves: a DataLoader, a BatchLoader, or any iterable of batches.
+    """Optional members of a DataLoader, a BatchLoader or any other iterable of batches that a data module returns.
 
     Attributes:
-        dataset: whose length the first line of a run shows. Without it: no length.
+        dataset: Data set whose length is in the first line of a run. If missing: no length is shown.
     """
 
     dataset: Any
 
     def batch_sizes(self) -> list[int]:
-        """Samples in each batch of an epoch, of all processes together. Without it: they share each batch evenly."""
+        """Return the number of samples in each batch of an epoch, over all ranks.
+
+        If missing: each batch is assumed to be split evenly across ranks.
+        """
         ...
 
 
 class Dataset(Protocol):
-    """What a BatchLoader serves: a data set that makes whole batches.
+    """A data set that produces whole batches, for BatchLoader.
 
-    If it has ``device``, ``nbytes`` and ``to(device)`` as well, as TensorBatches has them, DeviceData copies it to the
-    GPU, and ``indices`` are there too; unless it has an ``is_slow`` that is true.
+    DeviceData copies a data set to the GPU if it also has ``device``, ``nbytes`` and ``to(device)``, as TensorBatches
+    does, unless it has a true ``is_slow``. ``batch`` then receives ``indices`` on the GPU.
     """
 
     def __len__(self) -> int: ...
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, ...]:
-        """The samples at ``indices``, int64 (N,), as they are in ``epoch``.
+        """Return the samples at ``indices`` as they are in an epoch.
 
-        A BatchLoader with ``weights`` asks for ``index + place * len(self)``: the sample ``index``, drawn anew.
+        Args:
+            epoch: Number of the epoch.
+            indices: Indices of the samples, int64 ``(N,)``. A BatchLoader with ``weights`` passes
+                ``index + place * len(self)``, so that augmentation can vary between draws of the sample ``index``;
+                ``place`` counts the samples of the epoch from 0.
         """
         ...

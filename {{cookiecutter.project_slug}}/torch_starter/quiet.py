@@ -1,4 +1,4 @@
-"""Silences what Lightning says about itself, and what runs here do on purpose; importing it is enough."""
+"""Silences, on import, Lightning's messages about itself and warnings about intended behavior."""
 
 import logging
 import os
@@ -7,16 +7,16 @@ import warnings
 import torch
 from lightning.pytorch import disable_possible_user_warnings
 
-# Lightning's guesses, such as that data in memory should have more workers.
+# Lightning's guesses, such as advice to use more workers for data in memory.
 disable_possible_user_warnings()
-# Lightning's own handler would print once more what Hydra's print.
+# Hydra's handlers already print these records.
 logging.getLogger("lightning").handlers.clear()
-# Lightning 2.6 calls what torch has deprecated since; it is not for the user to mend.
+# Lightning 2.6 uses an API that torch has since deprecated; users cannot fix this.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-# What a resumed run, and a run that is asked, do on purpose.
+# Resuming and evaluating runs do this on purpose.
 warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
 warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`")
-# Lightning has torch ask NVIDIA's library whether there is a GPU, and Adam asks in each step. Without a GPU that means
-# looking for the library again: 0.12 ms. torch's own answer takes no time, and does no harm where there is no driver.
+# Lightning makes torch query NVIDIA's library for a GPU, and Adam queries in every step. Without a GPU, each query
+# searches for the library again, which takes 0.12 ms. torch's default check is free, and safe without a driver.
 if not torch.cuda.is_available():
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

@@ -1,4 +1,4 @@
-"""What a run ends with: results.json, and the lines of its report."""
+"""Writes results.json and formats the final report of a run."""
 
 import os
 import re
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def save(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Writes results.json, and returns what is in it.
+    """Write results.json and return its contents.
 
     Args:
-        run_dir: the run folder.
-        trainer: after fit and test.
-        metrics: numbers or tensors of one element, by name.
-        seconds: wall time since the run was started or resumed.
+        run_dir: Run folder.
+        trainer: Trainer, after fit and test.
+        metrics: Numbers or one-element tensors, by name.
+        seconds: Wall time in seconds since the run was started or resumed.
     """
     checkpoint: Any = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "")
     score = getattr(checkpoint, "best_model_score", None)
     results = {
         "metrics": {name: float(value) for name, value in sorted(metrics.items())},
-        # What best.ckpt was chosen by, and is the best of.
+        # The metric that selected best.ckpt.
         "monitored": None
         if score is None
         else {"metric": checkpoint.monitor, "mode": checkpoint.mode, "value": float(score)},
-        # Relative to the run folder, which may be moved.
+        # Relative, because the run folder may be moved.
         "best_checkpoint": Path(os.path.relpath(best, run_dir)).as_posix() if best else None,
-        # Without one that was cut short.
+        # Without an incomplete epoch.
         "epochs": trainer.current_epoch - (trainer.current_epoch > 0 and not trainer.is_last_batch),
         "steps": trainer.global_step,
         "seconds": round(seconds, 1),
         "overrides": read_overrides(Path(run_dir)),
-        # What a comparison of many runs would otherwise read from several files of each.
+        # Stored here so that comparing many runs reads one file per run.
         "choices": read_choices(Path(run_dir)),
         "hyperparameters": read_hyperparameters(Path(run_dir)),
         "commit": environment.commit_of(run_dir),
@@ -50,15 +50,24 @@ def save(run_dir: str, trainer: "Trainer", metrics: dict[str, Any], seconds: flo
 
 
 def final_metrics(results: dict[str, Any]) -> dict[str, float]:
-    """The test metrics in results.json, without the entries of one that has several, such as test/confusion/cat/dog."""
+    """Return the test metrics in results.json, without entries of multi-valued metrics such as test/confusion/cat/dog.
+
+    Args:
+        results: Contents of results.json.
+    """
     metrics = results.get("metrics", {})
     return {name: value for name, value in metrics.items() if re.fullmatch(r"test/[^/]+", name)}
 
 
 def report(run_dir: str, results: dict[str, Any]) -> str:
-    """The lines that end a run: its test metrics, its folder, and what to type next."""
+    """Return the final report of a run: test metrics, run folder, and commands to try next.
+
+    Args:
+        run_dir: Run folder.
+        results: Contents of results.json.
+    """
     folder = display_path(run_dir)
-    # The folder that all runs are in, unless the run is elsewhere or right here.
+    # The folder of all runs, unless the run is elsewhere or in the current folder.
     log_dir = folder if folder.is_absolute() or not folder.parts else folder.parts[0]
     tests = {name: f"{value:.4f}" for name, value in final_metrics(results).items()}
     lines = {

@@ -1,20 +1,20 @@
-"""A run folder: what a run leaves in it, and who may write to it.
+"""Creates, locks and cleans up run folders.
 
 outputs/EXPERIMENT/DATE_TIME/
-├── .hydra/                  the composed config, completed by what only the data know, and the overrides
-├── checkpoints/best.ckpt    best by the monitored validation metric
-├── checkpoints/last.ckpt    after the last epoch that ended, or within one: callbacks.last_checkpoint.every
+├── .hydra/                  overrides and composed config, completed with values that depend on the data
+├── checkpoints/best.ckpt    best checkpoint by the monitored validation metric
+├── checkpoints/last.ckpt    latest checkpoint, after an epoch or within one: callbacks.last_checkpoint.every
 ├── events.out.tfevents.*    TensorBoard
-├── figures/*.png            the pictures of the run, the same that TensorBoard shows
-├── hparams.yaml             what TensorBoard's HPARAMS shows
-├── tracking.json            with logger=wandb or logger=mlflow: the id of its run there
-├── wandb/                   with logger=wandb: what is sent, or waits for `wandb sync`
-├── results.json             final metrics by name, best checkpoint, epochs, wall time; there once the run is finished
+├── figures/*.png            figures of the run, the same as in TensorBoard
+├── hparams.yaml             hyperparameters for TensorBoard's HPARAMS tab
+├── tracking.json            with logger=wandb or logger=mlflow: id of the tracked run
+├── wandb/                   with logger=wandb: uploaded files, or files for `wandb sync`
+├── results.json             final metrics by name, best checkpoint, epochs, wall time; written when the run finishes
 ├── environment.json         for each start: command, git commit, versions, device
-├── split.csv                of a folder of pictures: which is in which split
-├── error.txt                of a run of a multirun or a sweep that failed: why
+├── split.csv                for an image folder: split of each image
+├── error.txt                error of a failed multirun job or sweep trial
 ├── train.log
-└── .lock                    held by the process that trains; .lock.json says which one it is
+└── .lock                    lock of the training process; .lock.json identifies it
 """
 
 import contextlib
@@ -57,38 +57,40 @@ log = logging.getLogger(__name__)
 
 
 class InUse(UserError):
-    """A run folder holds another run, or is being trained by another process: nothing in it was changed."""
+    """Raised if a run folder contains another run or is in use by another process. The folder is unchanged."""
 
 
 def is_finished(config: DictConfig) -> bool:
-    """Whether the run that ``config`` would go on with has ended, and was started with the same overrides; says so."""
+    """Return whether the run that ``config`` would resume has finished with the same overrides, and log it if so."""
     run = Path(config.run_dir)
     results = read_json(run / "results.json") if config.ckpt_path == "last" else None
     if not results or results["overrides"] != read_overrides(run):
         return False
-    log.info(f"{display_path(run)} is finished. resume.py trainer.max_epochs=… lengthens it.")
+    log.info(f"{display_path(run)} is finished. Extend it with resume.py trainer.max_epochs=…")
     return True
 
 
 @contextlib.contextmanager
 def open_run_folder(config: DictConfig, changes: Sequence[str] = (), is_kept: bool = False) -> Iterator[None]:
-    """Keeps a run folder for this process, and writes into it what the run is.
+    """Lock a run folder for this process and write the config of the run to it.
 
-    What is refused changes nothing: Hydra writes nothing into the folder (``hydra.output_subdir`` is null, and its log
-    file waits for a first line), this does, once it is known that the folder may be used. A changed config is taken
-    back if no epoch was trained with it, and what is new in the folder is removed if training never began.
+    A refused command changes nothing. Hydra itself writes nothing to the folder (``hydra.output_subdir`` is null, and
+    its log file is opened with the first record); this function writes, once it knows that the folder may be used. It
+    restores a changed config if no epoch was trained with it, and removes new files if training never began.
 
     Args:
-        config: of the run.
-        changes: overrides with which resume.py goes on.
-        is_kept: whether a new run stays in any case. A job of a multirun does, which leaves its error in its folder.
+        config: Config of the run.
+        changes: Overrides passed to resume.py.
+        is_kept: Whether to keep a new run even if training never began. Multirun jobs are always kept, because they
+            store their error in their folder.
 
     Raises:
-        InUse: if the folder holds another run, or another process trains in it.
-        Mistake: if a link leads out of the folder, or the config contradicts the checkpoint that the run starts from.
+        InUse: If the folder contains another run, or another process trains in it.
+        UserError: If a link points outside the folder, or the config contradicts the checkpoint that the run starts
+            from.
     """
     run = Path(config.run_dir).resolve()
-    # As a number: in a run folder, which others may be given, a resolver is refused.
+    # Store a number: run folders may be passed on, and resolvers in them are refused.
     if "check_val_every_n_epoch" in config.trainer:
         config.trainer.check_val_every_n_epoch = config.trainer.check_val_every_n_epoch
     is_kept |= is_job_of_multirun()
@@ -105,7 +107,7 @@ def open_run_folder(config: DictConfig, changes: Sequence[str] = (), is_kept: bo
             _refuse_another(config, overrides, run, saved)
             before = {path: path.read_text(encoding="utf-8") for path in (run / ".hydra").glob("*.yaml")}
             if before:
-                record_in_journal(run)  # a new one is found without
+                record_in_journal(run)  # a new run is found without it
             started, trained = _times(run, "environment.json"), _times(run, "checkpoints/last.ckpt", "results.json")
             if HydraConfig.initialized() or changes:
                 _write_config(run, config, overrides)
@@ -119,7 +121,7 @@ def open_run_folder(config: DictConfig, changes: Sequence[str] = (), is_kept: bo
                     record_in_journal(run)
                 elif before or not is_kept:
                     _remove(set(run.iterdir()) - found)
-                    if logged:  # by which it would be the latest run
+                    if logged:  # otherwise it would be the latest run
                         os.utime(run / "train.log", ns=(logged, logged))
     finally:
         if run != Path.cwd():
@@ -127,12 +129,12 @@ def open_run_folder(config: DictConfig, changes: Sequence[str] = (), is_kept: bo
 
 
 def _times(run: Path, *names: str) -> list[int | None]:
-    """When files of a run were written; None for one that is not there."""
+    """Return the modification times of files in a run; None for a missing file."""
     return [(run / name).stat().st_mtime_ns if (run / name).exists() else None for name in names]
 
 
 def _write_config(run: Path, config: DictConfig, overrides: Sequence[str]) -> None:
-    """What Hydra would write."""
+    """Write the files that Hydra would write."""
     (run / ".hydra").mkdir(exist_ok=True)
     write_text(run / ".hydra/config.yaml", OmegaConf.to_yaml(config))
     write_text(run / ".hydra/overrides.yaml", yaml.safe_dump(list(overrides)))
@@ -144,17 +146,17 @@ def _write_config(run: Path, config: DictConfig, overrides: Sequence[str]) -> No
 def _remove(paths: Iterable[Path]) -> None:
     handlers = [handler for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
     for handler in handlers:
-        handler.close()  # Windows removes no open file
+        handler.close()  # Windows cannot remove open files
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for handler in handlers:
-        if not Path(handler.baseFilename).exists():  # the next line would open it again, in a folder that is gone
+        if not Path(handler.baseFilename).exists():  # the next record would reopen it in a missing folder
             logging.root.removeHandler(handler)
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes folders, the deepest first, up to one that has more in it than a lock."""
-    with contextlib.suppress(OSError):  # also where another process has just begun to train in one
+    """Remove folders, deepest first, up to the first that contains more than a lock."""
+    with contextlib.suppress(OSError):  # another process may have just started to train in one
         for folder in folders:
             if {path.name for path in folder.iterdir()} == {".lock"}:
                 (folder / ".lock").unlink()
@@ -162,10 +164,10 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path, saved: dict[str, Any]) -> None:
-    """Makes sure that a run does not overwrite another one, and goes on with none but itself.
+    """Check that a run neither overwrites nor resumes another run.
 
     Raises:
-        InUse: if the folder holds a run, and ``config`` does not go on with it or contradicts it.
+        InUse: If the folder contains a run that ``config`` does not resume or contradicts.
     """
     is_trial = bool((saved.get("trainer") or {}).get("fast_dev_run"))
     if not has_checkpoint(run) and (is_trial or not (run / "results.json").exists()):
@@ -173,36 +175,37 @@ def _refuse_another(config: DictConfig, overrides: Sequence[str], run: Path, sav
     if config.ckpt_path != "last":
         key = "sweep" if is_job_of_multirun() else "run"
         raise InUse(
-            f"{display_path(run)} holds a run, which was not changed. "
-            f"Choose another hydra.{key}.dir, or go on with that run by ckpt_path=last."
+            f"{display_path(run)} already contains a run, which was not changed. "
+            f"Choose another hydra.{key}.dir, or resume that run with ckpt_path=last."
         )
     if is_job_of_multirun():
         _refuse_another_job(overrides, run)
     try:
-        refuse_without_effect(saved, config, overrides, display_path(run), "Start another run for it.")
+        refuse_without_effect(saved, config, overrides, display_path(run), "Start a new run for it.")
     except UserError as error:
         raise InUse(str(error)) from None
 
 
 def _refuse_another_job(overrides: Sequence[str], run: Path) -> None:
-    """Makes sure that a job of a multirun with another grid does not take the checkpoint of the job of that number.
+    """Check that a job of a changed multirun does not resume the checkpoint of another job with the same number.
 
     Raises:
-        InUse: if a key that has several values in the multirun has another one in the folder.
+        InUse: If a swept key has another value in the folder.
     """
     now, before = ({line.partition("=")[0]: line for line in lines} for lines in (overrides, read_overrides(run)))
     others = [key for key in now if key in swept_keys() and before.get(key) != now[key]]
     if others:
         there = " ".join(before.get(key, f"no {key}") for key in others)
         raise InUse(
-            f"{display_path(run)} holds {there}, not {' '.join(now[key] for key in others)}; it was not changed. "
-            "In the same folder a grid can grow at the end of its first key alone. Choose another hydra.sweep.dir."
+            f"{display_path(run)} has {there}, not {' '.join(now[key] for key in others)}; it was not changed. "
+            "In the same folder, only the first key of a grid can get more values, at its end. "
+            "Otherwise choose another hydra.sweep.dir."
         )
 
 
 @functools.cache
 def get_lock(folder: Path) -> "BaseFileLock":
-    """The lock of a run folder, an absolute path; in a process always the same one, which it can take repeatedly."""
+    """Return the lock of a run folder, given as an absolute path; it is cached per process, and reentrant."""
     from filelock import FileLock
 
     return FileLock(folder / ".lock")
@@ -210,10 +213,10 @@ def get_lock(folder: Path) -> "BaseFileLock":
 
 @contextlib.contextmanager
 def hold_lock(run_dir: str | Path) -> Iterator[None]:
-    """Keeps other processes from training in a run folder. The system takes the lock from a process that dies.
+    """Prevent other processes from training in a run folder. The system releases the lock of a dead process.
 
     Raises:
-        InUse: if another process trains in it; it says which one.
+        InUse: If another process trains in the folder; the message identifies it.
     """
     if not processes.is_rank_zero():
         yield
@@ -229,14 +232,14 @@ def hold_lock(run_dir: str | Path) -> Iterator[None]:
         except Timeout:
             if not _is_dead(_read_holder(holder)):
                 raise
-            get_lock(folder).acquire(timeout=15)  # until the workers notice that load data for it, and inherit the lock
+            get_lock(folder).acquire(timeout=15)  # until its data workers, which inherit the lock, exit
     except Timeout:
         by = _read_holder(holder)
         who = f"process {by['pid']} on {by['host']}, since {by['since']}" if by else "another process"
-        raise InUse(f"{display_path(folder)} is being trained by {who}. Wait for it, or stop it first.") from None
+        raise InUse(f"{display_path(folder)} is being trained by {who}. Wait for it to finish, or stop it.") from None
     except (OSError, NotImplementedError) as error:
         is_held = False
-        _warn_once(f"{folder} cannot be locked ({error}): do not train in it twice at once.")
+        _warn_once(f"{folder} cannot be locked ({error}). Do not train in it with two processes at the same time.")
     try:
         if is_held:
             since = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -255,10 +258,10 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
 
 
 def _is_dead(holder: dict[str, Any] | None) -> bool:
-    """Whether the process was on this machine, and is no longer."""
+    """Return whether the process ran on this machine and has exited."""
     if holder is None or holder["host"] != platform.node():
         return False
-    if sys.platform == "win32":  # where no signal asks without ending
+    if sys.platform == "win32":  # where no signal only tests for a process
         return False
     try:
         os.kill(holder["pid"], 0)
@@ -275,7 +278,7 @@ def _warn_once(message: str) -> None:
 
 
 def configure_logging(run: Path) -> None:
-    """Sends the log where ``train.py`` sends it: to the console, and to the train.log of the run."""
+    """Configure logging as in ``train.py``: to the console and to train.log in the run folder."""
     config = project.compose([], return_hydra_config=True)
     config.hydra.runtime.output_dir = str(run)
     config.hydra.job.name = "train"

@@ -1,4 +1,4 @@
-"""The config in a run folder: completed by what only the data know, and read again without trusting it."""
+"""Completes the config of a run with values from its data, and reads it back without trusting it."""
 
 import contextlib
 import re
@@ -35,47 +35,53 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Arguments of a logger that sends elsewhere which do not say where to: the folder of a run may have its own.
+# Arguments of remote loggers that do not affect the destination; run folders may choose them.
 LABELS = ("name", "run_name", "group", "job_type", "notes", "tags")
-# What an interpolation may refer to beside ``run_dir`` and a resolver of letters.
+# Interpolations other than ``run_dir`` and resolvers.
 REFERENCE = re.compile(r"\$\{(?!run_dir\}|[\w.]+:)")
 
 
 def complete_config(config: DictConfig, data: Any) -> None:
-    """Fills in what only the data know, such as the number of classes; the config of the model refers to it.
+    """Fill in values that depend on the data, such as the number of classes, which the config of the model refers to.
 
-    The run folder keeps it, so that the run can be read later without the data.
+    The run folder stores them, so that the run can be loaded without the data.
 
     Args:
-        config: of the run; changed in place.
-        data: made from ``config.data``. Its ``facts()``, if it has that, are values for keys of ``config.data``; its
-            ``class_counts()`` are what becomes of ``loss.weight=balanced``.
+        config: Config of the run; modified in place.
+        data: Data module instantiated from ``config.data``. ``facts()``, if defined, returns values for keys of
+            ``config.data``; ``class_counts()`` determines the weights of ``loss.weight=balanced``.
 
     Raises:
-        Mistake: if one is a text that a config cannot hold, or the numbers of a balanced loss are not known.
+        UserError: If a value contains text that a config cannot represent, or the class counts of a balanced loss are
+            not available.
     """
     before = OmegaConf.to_container(config)
     for key, value in data.facts().items() if hasattr(data, "facts") else ():
         for name in _texts(value):
             if re.search(r"^\?{3}$|\$\{|[\x00-\x1f\x7f]", name):
-                raise UserError(f"data.{key} has {name!a}, which means something else in a config: rename it.")
+                raise UserError(f"data.{key} contains {name!a}, which has a special meaning in a config. Rename it.")
         OmegaConf.update(config, f"data.{key}", value)
     if _is_balanced(config):
         if not hasattr(data, "class_counts"):
             raise UserError(
-                f"loss.weight=balanced needs to know how many samples each class has, and {type(data).__name__} has no "
-                "class_counts. Give a number per class: loss.weight=[1,2]"
+                f"loss.weight=balanced needs the number of samples per class, but {type(data).__name__} has no "
+                "class_counts. Set one number per class: loss.weight=[1,2]"
             )
         counts = data.class_counts()
-        # Each class as a whole counts the same, and the average sample 1.
+        # Each class has the same total weight, and the mean weight of all samples is 1.
         config.loss.weight = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
     save(config, before)
 
 
 def save(config: DictConfig, before: Any) -> None:
-    """Writes a config into its run folder, if that has one, and which of its keys differ from ``before``.
+    """Write a config to its run folder, if that has one, and record the keys that differ from ``before``.
 
-    These were found and not chosen: without them, runs that differ in nothing but the seed have the same settings.
+    These values were found, not chosen; comparisons ignore them, so runs that differ only in the seed have equal
+    settings.
+
+    Args:
+        config: Completed config of the run.
+        before: Container of the config before it was completed.
     """
     folder = Path(config.run_dir, ".hydra")
     found = [key.removeprefix(".") for key, *_ in _differences(before, OmegaConf.to_container(config), "")]
@@ -86,7 +92,12 @@ def save(config: DictConfig, before: Any) -> None:
 
 
 def save_found_values(config: DictConfig, saved: dict[str, Any]) -> None:
-    """Lets the command of a run that goes on have what its start has found: the rate, and whose weights it took."""
+    """Copy found values of a resumed run to its config: the learning rate and the source of its initial weights.
+
+    Args:
+        config: Config of the resuming command; modified in place.
+        saved: Config in the run folder.
+    """
     rate = saved.get("find_lr")
     if config.get("find_lr") is True and isinstance(rate, float):
         config.find_lr = config.optimizer.lr = rate
@@ -97,7 +108,7 @@ def save_found_values(config: DictConfig, saved: dict[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All text in a value, however deep."""
+    """Yield all strings in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -113,7 +124,7 @@ def _is_balanced(config: Any) -> bool:
 
 
 def read_overrides(run: Path) -> list[str]:
-    """The overrides that a run was started with and, if it was resumed with more, those too; without ckpt_path."""
+    """Return the overrides of a run, including those of later resumes, without ckpt_path."""
     return [line for line in _read_list(run / ".hydra/overrides.yaml") if not line.startswith("ckpt_path=")]
 
 
@@ -122,27 +133,30 @@ def _read_list(path: Path) -> list[str]:
 
 
 def read_choices(run: Path) -> dict[str, str]:
-    """The file that a run has chosen of each group, typed or by default; not of a list of choices."""
+    """Return the choice of a run for each config group, typed or default; groups with a list of choices are skipped."""
     path = run / ".hydra/hydra.yaml"
     try:
         choices: Any = OmegaConf.select(OmegaConf.load(path), "hydra.runtime.choices") if path.exists() else None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError):
-        choices = None  # of an untrusted run
+        choices = None  # the run may be untrusted
     named = choices.items() if isinstance(choices, DictConfig) else ()
     return {str(group): choice for group, choice in named if isinstance(choice, str) and project.is_group(str(group))}
 
 
 def read_hyperparameters(run: Path) -> dict[str, bool | int | float | str]:
-    """The hyperparameters of a run, without those that it has found, which may depend on the seed."""
+    """Return the hyperparameters of a run, except found values, which may depend on the seed."""
     found = _read_list(run / ".hydra/found.yaml")
     return {name: value for name, value in hyperparameters(read_saved(run)) if name not in found}
 
 
 def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """The values that stand in a composed config, by their dotted names; a class by its name alone.
+    """Yield the hyperparameters in a composed config as (dotted name, value); classes are given by name.
 
-    Left out is what only repeats another value (``${…}``), what describes the data, and how a run is watched:
-    callbacks, loggers, metrics and folders.
+    It skips references to other values (``${…}``), descriptions of the data, callbacks, loggers, metrics and folders.
+
+    Args:
+        config: Config, or a part of it.
+        name: Dotted name of ``config``.
     """
     left_out = ("_partial_", "class_names", "columns")
     left_out_at_root = ("callbacks", "logger", "metrics", "ckpt_path", "run_dir")
@@ -159,23 +173,24 @@ def hyperparameters(config: Any, name: str = "") -> Iterator[tuple[str, bool | i
 
 
 def merge_overrides(run: Path, overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run that goes on with some more."""
+    """Return the overrides of a run that is resumed with more overrides, which replace earlier ones."""
     changed = {line.partition("=")[0].lstrip("+~") for line in overrides}
     kept = [line for line in read_overrides(run) if line.partition("=")[0].lstrip("+~") not in changed]
     return [*kept, *overrides]
 
 
 def typed_overrides() -> list[str]:
-    """The overrides of the job that Hydra runs; none where resume.py does without Hydra's job."""
+    """Return the overrides of the current Hydra job; none in resume.py, which runs no Hydra job."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def is_job_of_multirun() -> bool:
+    """Return whether this process runs a job of a Hydra multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def multirun_command() -> str | None:
-    """The command that goes on with the multirun of this job; None if it is no such job, or in a launcher's process."""
+    """Return the command that resumes the multirun of this job; None outside a multirun or in a launcher's process."""
     if not is_job_of_multirun() or Path(sys.argv[0]).name != "train.py":
         return None
     kept = [word for word in sys.argv if not word.startswith(("ckpt_path=", "hydra.sweep.dir="))]
@@ -185,7 +200,7 @@ def multirun_command() -> str | None:
 
 
 def swept_keys() -> set[str]:
-    """The keys that have several values in the multirun whose job Hydra runs."""
+    """Return the keys that have several values in the multirun of the current Hydra job."""
     config, path = HydraConfig.get(), Path(HydraConfig.get().sweep.dir, "multirun.yaml")
     lines = OmegaConf.load(path).hydra.overrides.task if path.exists() else []
     swept = {line.key_or_group for line in OverridesParser.create().parse_overrides(lines) if line.is_sweep_override()}
@@ -193,25 +208,25 @@ def swept_keys() -> set[str]:
 
 
 def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = True) -> DictConfig:
-    """The config of a run with some changes, once it is known that nothing in it can run code or lead elsewhere.
+    """Read the config of a run and apply overrides, after checking that it cannot execute code or access other places.
 
-    The folder may be untrusted, moved, or older than a key that the configs
-    have today: such a key gets the value that ``train.py`` would give it.
+    The folder may be untrusted, moved, or older than a key in today's configs. A missing key gets the value that
+    ``train.py`` would give it.
 
     Args:
-        run: a run folder.
+        run: Run folder.
         overrides: ``key=value`` in Hydra's grammar.
-        is_trained: whether its callbacks and loggers are instantiated.
+        is_trained: Whether callbacks and loggers will be instantiated.
 
     Raises:
-        Mistake: if the config cannot be read, or trust.py refuses something in it.
-        ConfigCompositionException: if an override is none, or its key does not exist.
+        UserError: If the config cannot be read, or trust.py refuses part of it.
+        ConfigCompositionException: If an override is invalid, or its key does not exist.
     """
     saved = read_saved(run)
-    # The only key that asks Hydra where it is, and a folder may have been moved.
+    # The only key that refers to Hydra's output folder; the run may have been moved.
     saved["run_dir"] = str(run)
     for key in ("defaults", "hydra"):
-        saved.pop(key, None)  # Hydra never writes these there; it would act on them.
+        saved.pop(key, None)  # Hydra never writes these keys, but would act on them.
     refuse_control_characters(saved, f"{run / '.hydra/config.yaml'}")
     refuse_control_characters(read_overrides(run), f"{run / '.hydra/overrides.yaml'}")
     config = _with_new_keys(_with_former_loss(saved), _config_of_today(run))
@@ -221,27 +236,27 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         line, key = str(override.input_line), override.key_or_group
         if key.startswith(("optimizer.", "scheduler.")):
             raise UserError(
-                f"{line}: a checkpoint holds the state of optimizer and scheduler, so it would have no effect. Start "
-                f"another run: {_command_of_another(run, line)}"
+                f"{line} would have no effect, because the checkpoint holds the state of optimizer and scheduler. "
+                f"Start a new run: {_command_of_another(run, line)}"
             )
         if project.is_group(key):
             raise UserError(
-                f"{line}: a run keeps the choices that it was started with. Change a key, as in trainer.max_epochs=20, "
-                f"or start another: {_command_of_another(run, line)}"
+                f"{line} is not possible: a run keeps the choices that it was started with. Change a key, as in "
+                f"trainer.max_epochs=20, or start a new run: {_command_of_another(run, line)}"
             )
         is_of_start = key in ("weights", "weights_strict") and has_checkpoint(run)
         if key in ("ckpt_path", "run_dir") or key.startswith("hydra.") or is_of_start:
-            raise UserError(f"{line}: a run has its own folder and checkpoints, so it has no effect. Leave it out.")
+            raise UserError(f"{line} has no effect: a run has its own folder and checkpoints. Remove it.")
     if not is_trained:
-        config["logger"] = {}  # so that a run with any logger can be asked
+        config["logger"] = {}  # so that runs with any logger can be read
     typed = {override.key_or_group for override in parsed}
     if has_checkpoint(run):
-        typed.add("weights")  # the run goes on from its own
+        typed.add("weights")  # the run resumes from its own checkpoint
     ours = _loggers_of_the_project(run) if is_trained else {}
     known = _known_values(config.get("logger"), ours)
     refuse_resolvers(config, typed | known)
     ConfigStore.instance().store("run", config, **REPLACE)
-    # A folder without configs, for hydra.initialize would look through all modules that are imported for its caller.
+    # A folder without configs: hydra.initialize would search all imported modules for its caller.
     with hydra.initialize_config_dir(str(Path(__file__).parent), **VERSION_BASE):
         composed = hydra.compose("run", list(overrides))
     if isinstance(composed.trainer, DictConfig) and composed.trainer.get("default_root_dir") is None:
@@ -254,9 +269,7 @@ def read_config(run: Path, overrides: Sequence[str] = (), is_trained: bool = Tru
         resolved, run, typed | known, ("callbacks", "logger", "trainer") if is_trained else ("trainer",)
     )
     if overrides:
-        refuse_without_effect(
-            config, composed, overrides, display_path(run), "Start another run for it: python train.py …"
-        )
+        refuse_without_effect(config, composed, overrides, display_path(run), "Start a new run: python train.py …")
     return composed
 
 
@@ -265,7 +278,7 @@ def _command_of_another(run: Path, override: str) -> str:
 
 
 def read_saved(run: Path) -> dict[str, Any]:
-    """The config that lies in a run folder, as it is; empty if there is none."""
+    """Return the config in a run folder without interpolation or checks; empty if there is none."""
     path = run / ".hydra/config.yaml"
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
@@ -276,7 +289,7 @@ def read_saved(run: Path) -> dict[str, Any]:
     return _with_present_targets(saved)
 
 
-# Modules of the user's package that runs from before 2026-12 name, and where they are since.
+# Former modules of the user's package, which runs from before 2026-12 refer to, and their present names.
 FORMER_MODULES = {
     "callbacks.classifier_figures": "{package}.figures.classifier",
     "callbacks.regression_figures": "{package}.figures.regression",
@@ -298,7 +311,7 @@ FORMER_MODULES = {
 }
 
 
-# What models of runs from before 2026-12, whose configs have no loss and metrics, were trained with.
+# Loss and metrics of models in runs from before 2026-12, whose configs do not contain them.
 FORMER_LOSSES = {
     "models.linear_regression.LinearRegression": ({"_target_": "torch.nn.MSELoss"}, {}),
     **dict.fromkeys(
@@ -318,7 +331,7 @@ FORMER_LOSSES = {
 
 
 def _with_former_loss(config: dict[str, Any]) -> dict[str, Any]:
-    """``config``, with the loss and the metrics that its model had before they were in configs."""
+    """Add the loss and metrics that a model had before they were part of configs."""
     model = config.get("model")
     if not isinstance(model, dict) or "loss" in model:
         return config
@@ -330,7 +343,7 @@ def _with_former_loss(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_present_targets(config: Any) -> Any:
-    """``config``, in which each ``_target_`` that has moved is where it is now."""
+    """Replace each ``_target_`` that has moved by its present name."""
     if isinstance(config, list):
         return [_with_present_targets(entry) for entry in config]
     if not isinstance(config, dict):
@@ -345,20 +358,21 @@ def _with_present_targets(config: Any) -> Any:
 
 
 def _config_of_today(run: Path) -> Any:
-    """What ``train.py`` would compose today from the overrides of a run, unresolved."""
-    # Hydra's own keys, whatever stands before them, could name a package to import for its configs.
+    """Return the unresolved config that ``train.py`` composes today from the overrides of a run."""
+    # Hydra's own keys, with any prefix, could make it import a package for its configs.
     lines = read_overrides(run)
     overrides = [line for line in lines if "${" not in line and "hydra" not in line.partition("=")[0]]
     try:
         return OmegaConf.to_container(project.compose(overrides))
-    except (HydraException, ValueError):  # a choice or a key that is gone since
+    except (HydraException, ValueError):  # a choice or key has been removed since
         return {}
 
 
 def _loggers_of_the_project(run: Path) -> dict[str, tuple[Any, Any]]:
-    """What the configs of this project have for the loggers that send elsewhere, by name: as it stands, and resolved.
+    """Return this project's config of each remote logger, by name, as a pair of unresolved and resolved values.
 
-    Of the overrides of the run only choices count, such as ``logger=wandb``, for these are files of the project.
+    Only the choices among the run's overrides are used, such as ``logger=wandb``, because they select files of the
+    project.
     """
     choices = project.groups()
     found = {}
@@ -373,7 +387,7 @@ def _loggers_of_the_project(run: Path) -> dict[str, tuple[Any, Any]]:
     config.run_dir = str(run)
     entries = {}
     for name, entry in config.logger.items():
-        with contextlib.suppress(OmegaConfBaseException):  # what refers to something that the run does not have
+        with contextlib.suppress(OmegaConfBaseException):  # refers to a value that the run does not have
             pair = OmegaConf.to_container(entry), OmegaConf.to_container(entry, resolve=True)
             if not is_trusted(entry.get("_target_")):
                 entries[str(name)] = pair
@@ -381,9 +395,9 @@ def _loggers_of_the_project(run: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _known_values(loggers: Any, ours: dict[str, tuple[Any, Any]]) -> set[str]:
-    """Keys with dots of what ``loggers``, as they stand in a run folder, have letter for letter as this project has it.
+    """Return the dotted keys whose unresolved values in a run folder's loggers equal those of this project.
 
-    What refers to another key than ``run_dir`` is left out, for that key may be the folder's own.
+    Values that refer to keys other than ``run_dir`` are excluded, because the run folder may define those keys.
     """
     if not isinstance(loggers, dict):
         return set()
@@ -395,18 +409,18 @@ def _known_values(loggers: Any, ours: dict[str, tuple[Any, Any]]) -> set[str]:
 
 
 def _known_destinations(loggers: Any, ours: dict[str, tuple[Any, Any]], typed: set[str]) -> set[str]:
-    """Makes sure that loggers which send elsewhere send where those of this project do, or where the user typed.
+    """Check that remote loggers have the destinations of this project's configs, or typed ones.
 
     Args:
-        loggers: of the run, resolved.
-        ours: see ``_loggers_of_the_project``.
-        typed: keys with dots.
+        loggers: Resolved loggers of the run.
+        ours: See ``_loggers_of_the_project``.
+        typed: Dotted keys that the user typed.
 
     Returns:
-        The keys with dots, such as ``logger.wandb.project``, that have been looked at here.
+        The dotted keys that were checked, such as ``logger.wandb.project``.
 
     Raises:
-        Mistake: if an argument other than a label differs.
+        UserError: If an argument other than a label differs.
     """
     known = set()
     for name, (_, own) in ours.items():
@@ -419,11 +433,11 @@ def _known_destinations(loggers: Any, ours: dict[str, tuple[Any, Any]], typed: s
             is_typed = any(key == one or key.startswith(f"{one}.") for one in typed)
             if not is_typed and not (key.split(".")[2] in LABELS and _is_text(found)):
                 raise UserError(
-                    f"{key} of the run's config is {found}, and {value} in this project's configs; a run folder does "
-                    "not choose where its curves are sent: refused, and nothing was run.\n"
-                    f"If you trust it, type it: {key}=…; or leave it out: logger.{name}=null"
+                    f"{key} of the run's config is {found}, and {value} in this project's configs; a run folder may "
+                    "not choose the destination of its data: refused, and nothing was executed.\n"
+                    f"If you trust it, type it: {key}=…; or disable the logger: logger.{name}=null"
                 )
-        # Of this project's, not of the run's, in which a label may have become a dict with anything in it.
+        # Keys of this project's config, because a label in the run's config may be a dict with any content.
         known |= {key for key, _ in _leaves(own, f"logger.{name}")} - differing
     return known
 
@@ -433,7 +447,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Keys with dots and values, lists as one, of what is no dict."""
+    """Yield (dotted key, value) for all values in nested dicts; a list is a single value."""
     for name, value in config.items() if isinstance(config, dict) else ():
         if isinstance(value, dict):
             yield from _leaves(value, f"{key}.{name}")
@@ -442,7 +456,7 @@ def _leaves(config: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_new_keys(saved: Any, today: Any) -> Any:
-    """``saved``, and what only ``today`` has, where both configure the same target."""
+    """Add keys of ``today`` that ``saved`` lacks, where both configure the same target."""
     if not (isinstance(saved, dict) and isinstance(today, dict)) or saved.get("_target_") != today.get("_target_"):
         return saved
     return today | {key: _with_new_keys(value, today.get(key)) for key, value in saved.items()}
@@ -451,34 +465,34 @@ def _with_new_keys(saved: Any, today: Any) -> Any:
 def refuse_without_effect(
     saved: dict[str, Any], config: DictConfig, overrides: Sequence[str], source: str | Path, remedy: str
 ) -> None:
-    """Refuses a config in which model, optimizer or scheduler are not those that a checkpoint brings with it.
+    """Refuse a config whose model, optimizer or scheduler differs from the state in a checkpoint.
 
     Args:
-        saved: the config of the run that the checkpoint is from, as dicts, lists and values; empty if it is not known.
-        config: of what goes on from the checkpoint.
-        overrides: that the user typed.
-        source: what the message calls the checkpoint.
-        remedy: the end of the message.
+        saved: Config of the run that wrote the checkpoint, as dicts, lists and values; empty if it is not known.
+        config: Config that resumes from the checkpoint.
+        overrides: Overrides that the user typed.
+        source: Name of the checkpoint in messages.
+        remedy: Last sentence of messages.
 
     Raises:
-        Mistake: if a difference would have no effect, or would not fit.
+        UserError: If a difference would have no effect, or does not fit the weights.
     """
     now: Any = OmegaConf.to_container(config)
     if now.get("find_lr") is True and saved.get("find_lr") is not True:
-        raise UserError(f"find_lr is true, but {source} has a learning rate, so that it would have no effect. {remedy}")
+        raise UserError(f"find_lr is true, but {source} has a learning rate, so it would have no effect. {remedy}")
     for key, value in (saved.get("data") or {}).items():
         if now["data"].get(key, "") is None:
-            now["data"][key] = value  # what only the data know
+            now["data"][key] = value  # values that depend on the data
     if _is_balanced(now):
-        now["loss"]["weight"] = (saved.get("loss") or {}).get("weight")  # likewise
-    # What a model may refer to; the folder may be untrusted.
+        now["loss"]["weight"] = (saved.get("loss") or {}).get("weight")  # depends on the data, too
+    # Keep only keys that a model may refer to; the folder may be untrusted.
     saved = {key: value for key, value in saved.items() if key not in ("run_dir", "callbacks", "logger", "trainer")}
     try:
         refuse_resolvers(saved, set())
         before, after = (OmegaConf.to_container(OmegaConf.create(c).model, resolve=True) for c in (saved, now))
         refuse_untrusted_targets(before)
     except (UserError, OmegaConfBaseException):
-        return  # an untrusted or an old run, which cannot be compared
+        return  # an untrusted or old run cannot be compared
     typed = {override.key_or_group for override in OverridesParser.create().parse_overrides(list(overrides))}
     found = [
         (key, old, new)
@@ -490,18 +504,18 @@ def refuse_without_effect(
             key = key.removeprefix("model.")
             part = "an optimizer" if key.startswith("optimizer") else "a scheduler"
             raise UserError(
-                f"{key.removesuffix('._target_')} is {new}, but {source} holds the state of {part} with {old}, so that "
+                f"{key.removesuffix('._target_')} is {new}, but {source} holds the state of {part} with {old}, so "
                 f"it would have no effect. {remedy}"
             )
     if found:
-        # Dropout, for example, may change.
+        # Some differences are allowed, such as another dropout rate.
         of_before, of_after = (_initial_weights(model) for model in (before, after))
         key, old, new = found[0]
         what = f"{key.removesuffix('._target_')} is {new}, but {source} has the weights of a model with {old}"
         if [(name, w.shape) for name, w in of_before.items()] != [(name, w.shape) for name, w in of_after.items()]:
-            raise UserError(f"{what}, which do not fit. Start another run for it.")
+            raise UserError(f"{what}, which do not fit. Start a new run for it.")
         if not all(value.equal(of_after[name]) for name, value in of_before.items()):
-            raise UserError(f"{what}, so that it would have no effect. {remedy}")
+            raise UserError(f"{what}, so it would have no effect. {remedy}")
 
 
 def _initial_weights(model: Any) -> "dict[str, Tensor]":
@@ -513,7 +527,7 @@ def _initial_weights(model: Any) -> "dict[str, Tensor]":
 
 
 def _differences(before: Any, after: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value before and value after, of what differs; None for what is not there."""
+    """Yield (dotted key, value before, value after) for each difference; a missing value is None."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in before | after:
             yield from _differences(before.get(name), after.get(name), f"{key}.{name}")

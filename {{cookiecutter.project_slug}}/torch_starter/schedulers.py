@@ -8,20 +8,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up, then half a cosine.
+    """Linear warm-up, followed by cosine annealing.
 
-    The rate follows from the number of the step alone, so that a lengthened run has the rates of a longer one.
-    Warm-up is that of https://arxiv.org/abs/1706.02677, section 2.2; the cosine is equation 5 of
-    https://arxiv.org/abs/1608.03983, without restarts.
+    The learning rate depends only on the step, so extending a run gives the same rates as a longer run. The warm-up
+    follows https://arxiv.org/abs/1706.02677, section 2.2; the cosine follows https://arxiv.org/abs/1608.03983,
+    equation 5, without restarts.
 
     Args:
-        optimizer: whose learning rates are the highest ones.
-        total_steps: of warm-up and cosine together.
-        warmup_steps: a number of steps, or as a float a share of ``total_steps`` in [0, 1).
-        eta_min: the rate at the end.
+        optimizer: Wrapped optimizer. Its learning rates are the maximum rates.
+        total_steps: Number of steps, including the warm-up.
+        warmup_steps: Number of warm-up steps as an int, or a fraction of ``total_steps`` in [0, 1) as a float.
+        eta_min: Final learning rate.
 
     Raises:
-        ValueError: if the warm-up is negative, or leaves no step for the cosine.
+        ValueError: If the warm-up is negative, or leaves no step for the cosine.
     """
 
     def __init__(
@@ -32,17 +32,18 @@ class WarmupCosine(LRScheduler):
         self.eta_min = eta_min
         if not 0 <= self._warmup() < total_steps:
             raise ValueError(
-                f"scheduler.warmup_steps is {warmup_steps}, but the run has {total_steps} steps. Take a smaller number "
-                "of steps, or a share of them such as 0.05"
+                f"scheduler.warmup_steps is {warmup_steps}, but the run has {total_steps} steps. Use fewer steps, or "
+                "a fraction such as 0.05."
             )
         super().__init__(optimizer)
 
     def _warmup(self) -> int:
-        """Steps below the highest rate."""
+        """Return the number of steps below the maximum rate."""
         is_share = isinstance(self.warmup_steps, float)
         return round(self.warmup_steps * self.total_steps) if is_share else int(self.warmup_steps)
 
     def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group."""
         warmup, step = self._warmup(), self.last_epoch
         if step < warmup:
             return [rate * (step + 1) / (warmup + 1) for rate in self.base_lrs]

@@ -1,4 +1,4 @@
-"""Runs in Weights & Biases and in MLflow: one for each run folder, however often it is stopped and resumed."""
+"""Tracks runs in Weights & Biases and MLflow: one tracked run per run folder, also after interruptions."""
 
 import contextlib
 import copy
@@ -21,18 +21,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The loggers of Lightning that this knows: the package, which is also the extra of pyproject.toml, and the argument
-# that names the run to go on with.
+# Supported Lightning loggers: package, which is also the extra in pyproject.toml, and argument with the id of the run
+# to resume.
 SERVICES = {"WandbLogger": ("wandb", "id"), "MLFlowLogger": ("mlflow", "run_id")}
-# In a run folder: the id of its run, for each logger.
+# File in a run folder with the id of its tracked run, for each logger.
 FILE = "tracking.json"
 
 
 def make_loggers(config: DictConfig) -> list[Any]:
-    """Instantiates the loggers of a config; one that tracks runs goes on with the one that the run folder names.
+    """Instantiate the loggers of a config. Trackers resume the tracked run whose id is in the run folder.
+
+    Args:
+        config: Config of the run.
 
     Raises:
-        Mistake: if the package of one is not installed, or the ids in the run folder are none.
+        UserError: If the package of a logger is not installed, or the run folder contains invalid ids.
     """
     config, run = copy.deepcopy(config), Path(config.run_dir)
     ids = _read_ids(run)
@@ -47,7 +50,7 @@ def make_loggers(config: DictConfig) -> list[Any]:
 
 
 def _services(config: DictConfig) -> dict[str, tuple[str, str]]:
-    """Package and argument, as in SERVICES, of each entry of ``config.logger`` that tracks runs."""
+    """Return package and argument, as in SERVICES, for each entry of ``config.logger`` that tracks runs."""
     classes = {
         name: str(entry._target_).rpartition(".")[2]
         for name, entry in config.logger.items()
@@ -61,29 +64,30 @@ def _read_ids(run: Path) -> dict[str, str]:
     ids: Any = None
     with contextlib.suppress(ValueError):
         ids = read_json(path) or {}
-    # The folder may be untrusted, and an id becomes a part of paths and addresses.
+    # The folder may be untrusted, and ids become part of paths and addresses.
     values = ids.values() if isinstance(ids, dict) else [None]
     if not all(isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value, re.ASCII) for value in values):
         raise UserError(
-            f"{path} has other ids than letters, digits, - and _: refused. Without it a new run is tracked."
+            f"{path} has invalid ids: refused. Use letters, digits, - and _, or remove the file to track a new run."
         )
     return ids
 
 
 @contextlib.contextmanager
 def track_run(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
-    """Begins the tracked runs, or goes on with them, and ends them when what is done within ends.
+    """Start or resume the tracked runs, and end them with the context.
 
-    They are then finished; killed after Ctrl-C, SIGTERM, and as a trial that is pruned; otherwise failed. (Lightning's
-    WandbLogger leaves its run open, and the next job of a multirun would go on in it. MLFlowLogger ends it after fit.)
+    Their final status is finished; killed after Ctrl-C, after SIGTERM, and for pruned trials; otherwise failed.
+    Lightning's WandbLogger leaves its run open, so the next job of a multirun would continue it. MLFlowLogger ends its
+    run after fit.
 
     Args:
-        config: of the run.
-        trainer: with which it is done.
+        config: Config of the run.
+        trainer: Trainer of the run.
     """
     run = Path(config.run_dir)
     names = [str(name) for name, entry in config.logger.items() if entry and "_target_" in entry]
-    # Not strict: fast_dev_run has replaced them by one that does nothing.
+    # Not strict: fast_dev_run replaces all loggers by a single dummy logger.
     found = {name: logger for name, logger in zip(names, trainer.loggers, strict=False) if _service(logger)}
     if not found or not processes.is_rank_zero():
         yield
@@ -96,7 +100,7 @@ def track_run(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
         nonlocal has_begun
         has_begun = True
         for logger in found.values():
-            if _service(logger) == "mlflow":  # a run that was ended before, or by Lightning after fit
+            if _service(logger) == "mlflow":  # ended by an earlier start, or by Lightning after fit
                 logger.experiment.update_run(logger.run_id, status="RUNNING")
 
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=begin, on_test_start=begin))
@@ -110,7 +114,7 @@ def track_run(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
         stop = _stop_before(error)
         status = "KILLED" if stop or type(error).__name__ == "TrialPruned" else "FAILED"
         if not has_begun and (run / "results.json").exists():
-            status = "FINISHED"  # as it was: what was refused did not change it
+            status = "FINISHED"  # unchanged, because the command was refused
         if stop and stop is not error:
             raise stop from None
         raise
@@ -120,14 +124,14 @@ def track_run(config: DictConfig, trainer: "Trainer") -> Iterator[None]:
 
 
 def _stop_before(error: BaseException | None) -> BaseException | None:
-    """What has stopped the run, if something has; a service that is interrupted raises errors of its own after it."""
+    """Return the exit or interrupt behind an error, if any; an interrupted service raises its own error after it."""
     while error and not isinstance(error, SystemExit | KeyboardInterrupt):
         error = error.__context__
     return error
 
 
 def _service(logger: Any) -> str:
-    """``wandb`` or ``mlflow``; empty for a logger that tracks no runs."""
+    """Return ``wandb``, ``mlflow``, or an empty string for a logger that tracks no runs."""
     return SERVICES.get(type(logger).__name__, ("", ""))[0]
 
 
@@ -139,11 +143,11 @@ def _start(logger: Any, entry: DictConfig) -> None:
     import wandb  # pyrefly: ignore[missing-import]  (an extra)
 
     mode = "offline" if entry.get("offline") else entry.get("mode") or wandb.setup().settings.mode
-    # Otherwise wandb would ask for a key, in the middle of a run.
+    # Otherwise wandb would prompt for a key during the run.
     if wandb.run is None and mode not in ("offline", "dryrun", "disabled") and not _has_wandb_key(entry):
         raise UserError(
-            "wandb: nobody is logged in on this machine. Log in once: wandb login\n"
-            "Or keep the run here, for `wandb sync` later: WANDB_MODE=offline before the command"
+            "wandb is not logged in on this machine. Log in once: wandb login\n"
+            "Or store the run locally, for `wandb sync` later: WANDB_MODE=offline before the command"
         )
     _unlink(Path(logger.experiment.dir).parent)
 
@@ -151,12 +155,12 @@ def _start(logger: Any, entry: DictConfig) -> None:
 def _has_wandb_key(entry: DictConfig) -> bool:
     import wandb  # pyrefly: ignore[missing-import]
 
-    is_elsewhere = OmegaConf.select(entry, "settings.base_url") is not None  # a key for that one is not asked for here
+    is_elsewhere = OmegaConf.select(entry, "settings.base_url") is not None  # whose key is not checked here
     return is_elsewhere or wandb.login(prompt=False, verify=False)
 
 
 def _unlink(folder: Path) -> None:
-    """Removes links, which wandb makes to a log of its own in the home of the user, whatever ``symlink`` is."""
+    """Remove the links that wandb creates to its log in the user's home folder, even if ``symlink`` is false."""
     for path in folder.rglob("*"):
         if path.is_symlink():
             path.unlink()
@@ -164,7 +168,7 @@ def _unlink(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _short_retries() -> Iterator[None]:
-    """Within, MLflow tries twice to reach its server and not, for minutes, eight times; unless the user set it."""
+    """Limit MLflow to two connection attempts; its default of eight takes minutes. User settings take precedence."""
     set_here = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
     set_here = {name: value for name, value in set_here.items() if name not in os.environ}
     os.environ.update(set_here)
@@ -179,28 +183,28 @@ def _end(logger: Any, status: str) -> None:
     try:
         if _service(logger) == "wandb":
             folder = Path(logger.experiment.dir).parent
-            # 255 is how wandb itself calls what was interrupted.
+            # wandb itself uses 255 for interrupted runs.
             logger.experiment.finish(exit_code={"FINISHED": 0, "KILLED": 255}.get(status, 1))
             _unlink(folder)
         else:
             with _short_retries():
                 logger.experiment.set_terminated(logger.run_id, status)
-    except Exception as error:  # the run itself is done, or its own error is the one to show
-        log.warning(f"{_service(logger)} was not told that the run is {status}: {first_line(error)}")
+    except Exception as error:  # the run has ended, or its own error is more important
+        log.warning(f"{_service(logger)} did not receive the status {status} of the run: {first_line(error)}")
 
 
 def log_config(logger: Any, values: dict[str, Any], config: str) -> None:
-    """Gives the hyperparameters of a run to any logger; to one that tracks runs also the composed config.
+    """Log the hyperparameters of a run and, for trackers, its composed config.
 
     Args:
-        logger: of the run.
-        values: the hyperparameters, by their dotted names.
-        config: as Hydra writes it.
+        logger: Any logger of the run.
+        values: Hyperparameters by dotted name.
+        config: Composed config as YAML.
     """
     if _service(logger) == "mlflow":
         client, run_id = logger.experiment, logger.run_id
         client.log_text(run_id, config, "config.yaml")
-        # A parameter is written once. What a resumed run has another value of is a tag.
+        # MLflow parameters are immutable, so changed values of a resumed run become tags.
         before = client.get_run(run_id).data.params
         for name, value in values.items():
             if name in before and before[name] != str(value)[:250]:
@@ -208,18 +212,18 @@ def log_config(logger: Any, values: dict[str, Any], config: str) -> None:
         values = {name: value for name, value in values.items() if name not in before}
     logger.log_hyperparams(values)
     if _service(logger) == "wandb":
-        # What is in its folder is uploaded; config.yaml there is wandb's own.
+        # wandb uploads all files in its folder; config.yaml is reserved.
         Path(logger.experiment.dir, "hydra_config.yaml").write_text(config, encoding="utf-8")
 
 
 def log_figure(logger: Any, tag: str, path: Path, step: int) -> None:
-    """Gives a figure to a logger that tracks runs.
+    """Log a figure to a logger that tracks runs.
 
     Args:
-        logger: any other is left out.
-        tag: such as ``val/confusion_matrix``.
-        path: of the PNG.
-        step: of the run.
+        logger: Logger of the run; loggers that track no runs are skipped.
+        tag: Name of the figure, such as ``val/confusion_matrix``.
+        path: Path of the PNG file.
+        step: Step of the run.
     """
     if _service(logger) == "wandb":
         logger.log_image(tag, [str(path)], step)
@@ -228,4 +232,4 @@ def log_figure(logger: Any, tag: str, path: Path, step: int) -> None:
 
         with Image.open(path) as image:
             logger.experiment.log_image(logger.run_id, image.copy(), key=tag, step=step)
-        logger.experiment.log_artifact(logger.run_id, str(path), "figures")  # the last one, under its own name
+        logger.experiment.log_artifact(logger.run_id, str(path), "figures")  # the latest figure, under its own name

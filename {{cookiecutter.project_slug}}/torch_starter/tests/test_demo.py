@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(line, script, monke
         script("demo.py", line, "--host", "203.0.113.1")
     with pytest.raises(SystemExit, match=r"no page at --host 127\.0\.0\.1 --port 99999: "):
         script("demo.py", line, "--port", "99999")
-    with pytest.raises(SystemExit, match="nowhere is no run folder"):
+    with pytest.raises(SystemExit, match="nowhere is not a run folder"):
         script("demo.py", "nowhere")
     monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r'not installed: pip install -e "\.\[demo\]"'):

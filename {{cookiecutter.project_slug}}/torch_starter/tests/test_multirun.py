@@ -46,7 +46,7 @@ def test_second_multirun_does_not_change_runs_in_the_folder(train, tmp_path, cap
     second = get_last_rows(capfd.readouterr().out)
     for number, optimizer in (("0", "rmsprop"), ("1", "adamw")):
         assert optimizer in second[number]
-        assert f"s/{number} holds a run" in second[number]
+        assert f"s/{number} already contains a run" in second[number]
         assert not set(re.findall(r"\d+\.\d{4}", first[number])) & set(re.findall(r"\d+\.\d{4}", second[number]))
     assert {path: path.read_bytes() for path in (tmp_path / "s").glob("*/**/*") if path.is_file()} == before
 
@@ -199,7 +199,7 @@ def test_changed_grid_does_not_use_old_checkpoints(train, tmp_path, capfd):
     before = (tmp_path / "s/0/results.json").read_bytes()
     with pytest.raises(SystemExit, match="1 of 3 runs failed"):
         train("-m", *SHORTEST, "hydra.sweep.dir=s", "seed=5,2,3", "ckpt_path=last")
-    assert "s/0 holds seed=1, not seed=5; it was not changed." in capfd.readouterr().out
+    assert "s/0 has seed=1, not seed=5; it was not changed." in capfd.readouterr().out
     assert (tmp_path / "s/0/results.json").read_bytes() == before
     # All jobs may train longer, however.
     train("-m", *SHORTEST[1:], "trainer.max_epochs=25", "hydra.sweep.dir=s", "seed=1,2", "ckpt_path=last")

@@ -81,7 +81,7 @@ def test_untrusted_target_is_refused(line, folder):
         torch_starter.load_run(line)
 
 
-@pytest.mark.parametrize(("run", "message"), [("nowhere", "is no run folder"), ("latest", "There is no run in")])
+@pytest.mark.parametrize(("run", "message"), [("nowhere", "is not a run folder"), ("latest", "There is no run in")])
 def test_missing_run_is_reported(folder, run, message):
     with pytest.raises(UserError, match=message):
         torch_starter.load_run(run)

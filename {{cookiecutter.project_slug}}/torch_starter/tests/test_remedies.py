@@ -84,7 +84,7 @@ def test_several_best_checkpoints_need_distinct_names(train, script):
 
 def test_unnamed_callback_is_refused(script):
     message = get_refusal(script, "train.py", "+callbacks._target_=lightning.pytorch.callbacks.ModelSummary")
-    assert "each entry of callbacks has a name" in message
+    assert "each entry of callbacks must have a name" in message
 
 
 IMAGES = ["data=image_folder", "data.image_shape=[3,32,32]", "trainer.max_epochs=2", "data.num_workers=0"]

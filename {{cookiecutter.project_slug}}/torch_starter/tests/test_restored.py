@@ -13,8 +13,8 @@ QUICK = ["trainer.max_epochs=20", "callbacks.regression_figures=null"]
 def test_overrides_that_contradict_a_checkpoint_are_refused(classifier, script):
     before = {path: path.read_bytes() for path in (classifier / ".hydra").iterdir()}
     for change, message in {
-        "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so that it would have no effect",
-        "model.std=[0.9]": r"model\.std is \[0\.9\].* \[0\.3081\], so that it would have no effect",
+        "data.mean=[0.9]": r"model\.mean is \[0\.9\].* \[0\.1307\], so it would have no effect",
+        "model.std=[0.9]": r"model\.std is \[0\.9\].* \[0\.3081\], so it would have no effect",
         "model.network.channels=[8,8,8]": r"channels is \[8, 8, 8\].* \[16, 32, 64\], which do not fit",
         "optimizer.lr=0.5": "no effect",
     }.items():
@@ -41,7 +41,7 @@ def test_overrides_of_other_settings_take_effect(train, script, digits, tmp_path
 def test_new_run_that_contradicts_its_checkpoint_is_refused(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
     for change, message in {
-        "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so that it would have no effect",
+        "optimizer.lr=0.5": r"optimizer\.lr is 0\.5, .* with 0\.02, so it would have no effect",
         "optimizer=sgd": r"optimizer is torch\.optim\.SGD, .* with torch\.optim\.Adam,",
         "scheduler=step": r"scheduler is torch\.optim\.lr_scheduler\.StepLR",
         "model.in_features=2": "in_features is 2, .* do not fit",
@@ -161,7 +161,7 @@ def test_several_devices_are_refused(line, script, verb):
 def test_overrides_of_the_run_folder_are_refused(line, script):
     for change in ("weights=x.ckpt", "ckpt_path=x.ckpt", "hydra.run.dir=r2", "run_dir=r2"):
         for verb in ("evaluate.py", "resume.py"):
-            with pytest.raises(SystemExit, match="has its own folder and checkpoints, so it has no effect"):
+            with pytest.raises(SystemExit, match="has no effect: a run has its own folder and checkpoints"):
                 script(verb, line, change)
 
 

@@ -420,7 +420,7 @@ def test_resume_discards_an_invalid_change(train, script, tmp_path):
         "optimizer.lr=0.5": "no effect",
         "trainer.max_epoch=20": "Did you mean max_epochs",
         "optimizer=sgd": "keeps the choices",
-        "nowhere": "no run folder",
+        "nowhere": "not a run folder",
     }.items():
         with pytest.raises(SystemExit, match=message):
             script("resume.py", run, mistake)

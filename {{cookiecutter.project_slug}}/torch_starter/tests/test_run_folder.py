@@ -24,7 +24,7 @@ def test_refused_run_leaves_the_other_as_it_was(train, script, tmp_path, capfd):
     train(*QUICK, "seed=1", "hydra.run.dir=r1")
     before = contents(tmp_path)
     for changes in (["optimizer=sgd", "data.slope=-7"], ["seed=3"], [], ["trainer.fast_dev_run=true"]):
-        with pytest.raises(SystemExit, match="r1 holds a run, which was not changed"):
+        with pytest.raises(SystemExit, match="r1 already contains a run, which was not changed"):
             train(*QUICK, *changes, "hydra.run.dir=r1")
     assert contents(tmp_path) == before
     loss = json.loads((tmp_path / "r1/results.json").read_text())["metrics"]["test/loss"]
@@ -36,7 +36,7 @@ def test_refused_run_leaves_the_other_as_it_was(train, script, tmp_path, capfd):
 def test_run_without_checkpoints_is_not_overwritten_either(train, tmp_path):
     train(*QUICK, "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null", "hydra.run.dir=r1")
     before = contents(tmp_path)
-    with pytest.raises(SystemExit, match="r1 holds a run"):
+    with pytest.raises(SystemExit, match="r1 already contains a run"):
         train(*QUICK, "seed=1", "hydra.run.dir=r1")
     assert contents(tmp_path) == before
 
@@ -141,7 +141,7 @@ def test_two_commands_at_once_in_one_folder(tmp_path):
     errors = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     winner = 1 + [process.returncode for process in both].index(0)
-    assert re.match("r1 (is being trained by process|holds a run)", errors[2 - winner])
+    assert re.match("r1 (is being trained by process|already contains a run)", errors[2 - winner])
     overrides = json.loads((tmp_path / "r1/results.json").read_text())["overrides"]
     assert f"seed={winner}" in overrides
 
@@ -302,7 +302,7 @@ def test_mistyped_run_is_not_taken_for_an_input(train, script, tmp_path):
         "headless": "",
     }.items():
         for verb in ("predict.py", "evaluate.py"):
-            with pytest.raises(SystemExit, match=rf"^{re.escape(word)} is no run folder") as exit_:
+            with pytest.raises(SystemExit, match=rf"^{re.escape(word)} is not a run folder") as exit_:
                 script(verb, word, *(["x.jpg"] if verb == "predict.py" else []))
             assert not meant or f"Did you mean {meant}?" in exit_.value.code
 
@@ -323,7 +323,7 @@ def test_a_path_within_a_run_names_the_run(line, train, script, tmp_path):
         for verb, words in (("predict.py", ["4"]), ("evaluate.py", [])):
             with pytest.raises(SystemExit) as exit_:
                 script(verb, line / within, *words)
-            run, option = re.search(r"Name that: (.*) (--\S+)", str(exit_.value.code)).groups()
+            run, option = re.search(r"Pass that: (.*) (--\S+)", str(exit_.value.code)).groups()
             assert option == f"--checkpoint={checkpoint}"
             script(verb, run, *words, option)
 

@@ -417,7 +417,7 @@ def test_runs_in_the_same_second_have_separate_folders(train):
 def test_run_does_not_overwrite_another(train, tmp_path):
     train(QUICK, "hydra.run.dir=mine")
     before = (tmp_path / "mine/checkpoints/best.ckpt").read_bytes()
-    with pytest.raises(SystemExit, match="mine holds a run"):
+    with pytest.raises(SystemExit, match="mine already contains a run"):
         train(QUICK, "seed=1", "hydra.run.dir=mine")
     assert (tmp_path / "mine/checkpoints/best.ckpt").read_bytes() == before
 

@@ -74,13 +74,14 @@ def test_a_run_on_an_accelerator_that_is_not_here_can_be_evaluated(line, script,
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "export"])
 def test_what_is_no_run_is_named(line, script, verb):
-    with pytest.raises(SystemExit, match=r"outputs/nothing is no run folder(.|\n)*Latest: outputs/linear_regression/"):
+    message = r"outputs/nothing is not a run folder(.|\n)*Latest: outputs/linear_regression/"
+    with pytest.raises(SystemExit, match=message):
         script(f"{verb}.py", "outputs/nothing")
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "export"])
 def test_without_a_run_it_says_how_to_make_one(script, verb):
-    with pytest.raises(SystemExit, match=r"Make one: python train\.py"):
+    with pytest.raises(SystemExit, match=r"Start one: python train\.py"):
         script(f"{verb}.py", *(["4"] if verb == "predict" else []))
 
 
@@ -192,7 +193,7 @@ def test_dark_on_bright(classifier, script, tmp_path):
 
 
 def test_what_cannot_be_inverted_says_so(line, script):
-    with pytest.raises(SystemExit, match="Points has nothing to invert"):
+    with pytest.raises(SystemExit, match="Points cannot invert inputs"):
         script("predict.py", line, 4, "--invert", "--output", "rows.csv")
     assert not list(line.parents[2].glob("rows.csv*"))
 
@@ -240,7 +241,7 @@ def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(clas
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         errors = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT
-    assert errors.splitlines()[-1] == f"stopped; {part.read_text().count('.png')} predictions are in {part}"
+    assert errors.splitlines()[-1] == f"interrupted; {part.read_text().count('.png')} predictions are in {part}"
     assert output.read_text() == "as it was"
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
