@@ -17,16 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from handwriting import draw, strokes
 from PIL import Image
 from playwright.sync_api import FloatRect, Page, sync_playwright
 from rich.console import Console
 from rich.text import Text
 from sklearn.datasets import load_diabetes
+
+from handwriting import draw, strokes
 
 HERE = Path(__file__).parent
 # Every generated project has the pictures in this folder.
@@ -38,7 +39,7 @@ PROMPT = "$ "
 # Two cards side by side need the whole width of TensorBoard's TIME SERIES page.
 WIDE_CARDS = """localStorage.setItem("_tb_global_settings", JSON.stringify({
     sideBarWidthInPercent: 0, timeSeriesSettingsPaneOpened: false, scalarSmoothing: 0 }))"""
-SWEEP = "experiment=mnist optimizer=sgd,adam,adamw optimizer.lr=0.005,0.02 hydra.sweep.dir=outputs/mnist"
+SWEEP = "experiment=mnist optimizer=sgd,adam,adamw optimizer.lr=0.005,0.02 hydra.sweep.dir=outputs/sweep/mnist"
 DIABETES_COLUMNS = "age sex bmi blood_pressure cholesterol ldl hdl cholesterol_per_hdl log_triglycerides glucose"
 
 
@@ -69,10 +70,10 @@ def make_pictures(project: Path, data: Path) -> None:
     for options in (diabetes.split(), ["-m", *SWEEP.split(), f"data.root={data}"]):
         subprocess.run([sys.executable, "train.py", *options], cwd=project, check=True)
 
-    best = project / "outputs/mnist/5"  # adamw with learning rate 0.02
+    best = project / "outputs/sweep/mnist/5"  # adamw with learning rate 0.02
     picture_comparison(project)
     picture_figures(project, best)
-    picture_tensorboard(project, best)
+    picture_tensorboard(project / "outputs/sweep", best)
     picture_demo(project, best, data)
 
 
@@ -100,7 +101,7 @@ def record_first_minute(project: Path) -> None:
             seconds.append(1)
     seconds[-1] = 5
     save(frames[started - 1], HERE / "terminal.png")
-    frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    frames = [limit_colors(frame) for frame in frames]
     durations = [round(1000 * shown) for shown in seconds]
     animation = HERE / "first_minute.gif"
     frames[0].save(animation, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
@@ -110,7 +111,7 @@ def record_first_minute(project: Path) -> None:
 def picture_comparison(project: Path) -> None:
     """Write the table of compare.py above its plot."""
     with terminal(project, rows=15) as tmux, browser_page(WIDTH, 310) as page:
-        command = "python compare.py outputs/mnist --plot compare.png"
+        command = "python compare.py outputs/sweep --plot compare.png"
         screens = type_and_record(tmux, command, rf"^{re.escape(PROMPT.strip())}$")
         rows = [picture_screen(page, screens[-1][0])]
     rows.append(Image.open(project / "compare.png"))
@@ -126,20 +127,21 @@ def picture_figures(project: Path, classifier: Path) -> None:
         *(classifier / "figures" / name for name in ("test_confusion_matrix.png", "test_confidently_wrong.png")),
         *(table / "figures" / name for name in ("test_predicted_against_true.png", "test_coefficients.png")),
     ]
-    save(join([fit(Image.open(name), WIDTH // 2, 400) for name in names], 2), PROJECT_DOCS / "figures.png")
+    save(join([fit(Image.open(name), WIDTH // 2, 345) for name in names], 2), PROJECT_DOCS / "figures.png")
 
 
-def picture_tensorboard(project: Path, classifier: Path) -> None:
+def picture_tensorboard(sweep: Path, classifier: Path) -> None:
     """Write TensorBoard's HPARAMS of six runs and its IMAGES of one of them."""
-    with tensorboard(project / "outputs") as address, browser_page(1260, 600) as page:
+    with tensorboard(sweep) as address, browser_page(1260, 600) as page:
         page.goto(address + "#hparams")
-        table = page.locator("tf-hparams-table-view")
-        for job in range(6):  # the rows come after the header
-            table.get_by_text(f"mnist/{job}", exact=True).wait_for()
+        wait_for_trials(page, [f"mnist/{job}" for job in range(6)])
         for name in ("optimizer.weight_decay", "data", "data.batch_size", "epoch"):
-            page.locator("tf-hparams-query-pane").get_by_role("checkbox", name=name, exact=True).click()
-        box = table.bounding_box()
-        save(take_picture(page, {**box, "width": WIDTH, "height": 56 + 6 * 37}), PROJECT_DOCS / "hparams.png")
+            page.locator("tf-hparams-query-pane").get_by_role("checkbox", name=name, exact=True).last.click()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)
+        box = page.locator("tf-hparams-table-view").bounding_box()
+        clip = {"x": box["x"], "y": box["y"] - 64, "width": WIDTH, "height": 64 + 56 + 6 * 37}
+        save(take_picture(page, clip), PROJECT_DOCS / "hparams.png")
     with tensorboard(classifier) as address, browser_page(1090, 660) as page:
         page.goto(address + "#images")
         page.locator("tf-tag-filterer input").fill("test/conf")
@@ -151,7 +153,7 @@ def picture_tensorboard(project: Path, classifier: Path) -> None:
 
 def picture_demo(project: Path, run: Path, data: Path) -> None:
     """Write the page of demo.py with a drawn digit, and with what mattered for a test image."""
-    with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(WIDTH, 900) as page:
+    with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(1200, 1000) as page:
         page.goto(address)
         draw(page, strokes(3, random.Random(0)))
         page.locator(".gallery button").first.click()
@@ -159,7 +161,8 @@ def picture_demo(project: Path, run: Path, data: Path) -> None:
         page.locator("#answer").get_by_role("button", name="What mattered?").click()
         page.locator("#answer figure").nth(1).wait_for()
         page.evaluate("scrollTo(0, 0)")
-        save(take_picture(page), PROJECT_DOCS / "demo.png")
+        picture = take_picture(page, {"x": 120, "y": 0, "width": 960, "height": 1000})
+        save(fit(picture, WIDTH, 1000), PROJECT_DOCS / "demo.png")
 
 
 @contextmanager
@@ -253,9 +256,19 @@ def browser_page(width: int, height: int) -> Iterator[Page]:
         yield browser.new_page(viewport={"width": width, "height": height})
 
 
+def wait_for_trials(page: Page, runs: Iterable[str]) -> None:
+    """Wait until the HPARAMS table has a row for each of ``runs``; the rows come after the header.
+
+    Raises:
+        playwright.sync_api.TimeoutError: if a row is missing.
+    """
+    for run in runs:
+        page.locator("tf-hparams-table-view").get_by_text(run, exact=True).wait_for()
+
+
 def smooth_images(page: Page, selector: str, number: int) -> None:
-    """Wait for ``number`` images, and scale them smoothly; TensorBoard drops pixels, which makes their text illegible."""
-    page.locator(selector).nth(number - 1).wait_for()
+    """Wait for ``number`` images and interpolate them; TensorBoard drops pixels, and their text is illegible."""
+    page.locator(f"{selector}:visible").nth(number - 1).wait_for()
     page.wait_for_load_state("networkidle")
     page.locator(selector).evaluate_all("images => images.forEach(image => image.style.imageRendering = 'auto')")
     page.wait_for_timeout(500)
@@ -287,9 +300,14 @@ def join(pictures: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
+def limit_colors(picture: Image.Image) -> Image.Image:
+    """Return ``picture`` with a palette that has its rare colors, too."""
+    return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+
+
 def save(picture: Image.Image, path: Path) -> None:
-    """Write ``picture`` with 64 colors, which makes the file a third as large."""
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Write ``picture`` with a palette, which makes the file a third as large."""
+    limit_colors(picture).save(path, optimize=True)
     print(path)
 
 

@@ -121,7 +121,9 @@ FILES = """
     configs/trainer/gpu.yaml
     configs/trainer/mps.yaml
     demo.py
+    docs/compare.png
     docs/demo.png
+    docs/figures.png
     docs/hparams.png
     evaluate.py
     export.py
