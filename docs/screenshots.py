@@ -132,7 +132,7 @@ def picture_figures(project: Path, classifier: Path) -> None:
 
 def picture_tensorboard(sweep: Path, classifier: Path) -> None:
     """Write TensorBoard's HPARAMS of six runs and its IMAGES of one of them."""
-    with tensorboard(sweep) as address, browser_page(1260, 600) as page:
+    with tensorboard(sweep) as address, browser_page(1140, 600) as page:
         page.goto(address + "#hparams")
         wait_for_trials(page, [f"mnist/{job}" for job in range(6)])
         for name in ("optimizer.weight_decay", "data", "data.batch_size", "epoch"):
