@@ -1,11 +1,13 @@
-"""TensorBoard and the page of demo.py as a person sees them: the pictures of the READMEs.
+"""Make the pictures of the READMEs from real runs, in a real terminal and a real browser.
 
     python docs/screenshots.py --project build/my_project --data FOLDER
 
-FOLDER has MNIST/raw. Needs Chromium. Trains six runs (some three minutes on two cores).
+FOLDER contains MNIST/raw. Needs Chromium and tmux. Trains eight runs, which takes about four minutes on two cores.
 """
 
 import argparse
+import io
+import os
 import random
 import re
 import shutil
@@ -14,24 +16,216 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FloatRect, Page, sync_playwright
+from rich.console import Console
+from rich.text import Text
+from sklearn.datasets import load_diabetes
 
 from handwriting import draw, strokes
 
 HERE = Path(__file__).parent
-# One of them is in the README of every project.
+# Every generated project has the pictures in this folder.
 PROJECT_DOCS = HERE.parent / "{{cookiecutter.project_slug}}" / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTH = 900  # GitHub shows a README about this wide
+COLUMNS = 96  # of the terminal
+PROMPT = "$ "
+# Two cards side by side need the whole width of TensorBoard's TIME SERIES page.
+WIDE_CARDS = """localStorage.setItem("_tb_global_settings", JSON.stringify({
+    sideBarWidthInPercent: 0, timeSeriesSettingsPaneOpened: false, scalarSmoothing: 0 }))"""
+SWEEP = "experiment=mnist optimizer=sgd,adam,adamw optimizer.lr=0.005,0.02 hydra.sweep.dir=outputs/sweep/mnist"
+DIABETES_COLUMNS = "age sex bmi blood_pressure cholesterol ldl hdl cholesterol_per_hdl log_triglycerides glucose"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, required=True, help="a generated project")
+    parser.add_argument("--data", type=Path, required=True, help="a folder that contains MNIST/raw")
+    arguments = parser.parse_args()
+    if CHROMIUM is None or shutil.which("tmux") is None:
+        sys.exit("Chromium or tmux is missing. On Debian: apt-get install chromium tmux")
+
+    data = arguments.data.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy has no earlier runs.
+        ignored = shutil.ignore_patterns("outputs", ".venv", "__pycache__")
+        project = Path(shutil.copytree(arguments.project, Path(folder, "my_project"), ignore=ignored))
+        make_pictures(project, data)
+
+
+def make_pictures(project: Path, data: Path) -> None:
+    """Train eight runs in ``project`` and write every picture."""
+    record_first_minute(project)
+
+    table = load_diabetes(as_frame=True, scaled=False).frame
+    table.columns = [*DIABETES_COLUMNS.split(), "progression"]
+    table.to_csv(project / "diabetes.csv", index=False)
+    diabetes = "experiment=table data.file=diabetes.csv data.target=progression hydra.run.dir=outputs/diabetes"
+    for options in (diabetes.split(), ["-m", *SWEEP.split(), f"data.root={data}"]):
+        subprocess.run([sys.executable, "train.py", *options], cwd=project, check=True)
+
+    best = project / "outputs/sweep/mnist/5"  # adamw with learning rate 0.02
+    picture_comparison(project)
+    picture_figures(project, best)
+    picture_tensorboard(project / "outputs/sweep", best)
+    picture_demo(project, best, data)
+
+
+def record_first_minute(project: Path) -> None:
+    """Write an animation of train.py and TensorBoard in a project without runs, and the last screen of train.py."""
+    with terminal(project, rows=28) as tmux, browser_page(WIDTH, 564) as page:
+        screens = type_and_record(tmux, "python train.py", rf"^{re.escape(PROMPT.strip())}$")
+        started = len(screens)
+        screens += type_and_record(tmux, "tensorboard --logdir outputs", r"http://\S+")
+        frames = [picture_screen(page, screen) for screen, _ in screens]
+        seconds = [min(max(shown, 0.06), 0.8) for _, shown in screens]
+        seconds[started - 1] = 4  # to read the report
+
+        page.add_init_script(WIDE_CARDS)
+        address = re.search(r"http://[^\s/]+", screens[-1][0])[0]
+        page.goto(f"{address}/?tagFilter=train/(fitted|loss$)#timeseries")
+        smooth_images(page, "image-card img", 1)
+        slider = page.locator("image-card input[type=range]")
+        slider.press("Home")
+        for step in range(int(slider.get_attribute("max")) + 1):
+            if step:
+                slider.press("ArrowRight")
+            smooth_images(page, "image-card img", 1)
+            frames.append(take_picture(page))
+            seconds.append(1)
+    seconds[-1] = 5
+    save(frames[started - 1], HERE / "terminal.png")
+    frames = [limit_colors(frame) for frame in frames]
+    durations = [round(1000 * shown) for shown in seconds]
+    animation = HERE / "first_minute.gif"
+    frames[0].save(animation, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+    print(animation)
+
+
+def picture_comparison(project: Path) -> None:
+    """Write the table of compare.py above its plot."""
+    with terminal(project, rows=15) as tmux, browser_page(WIDTH, 310) as page:
+        command = "python compare.py outputs/sweep --plot compare.png"
+        screens = type_and_record(tmux, command, rf"^{re.escape(PROMPT.strip())}$")
+        rows = [picture_screen(page, screens[-1][0])]
+    rows.append(Image.open(project / "compare.png"))
+    save(join([fit(row, WIDTH, 600) for row in rows], 1), PROJECT_DOCS / "compare.png")
+
+
+def picture_figures(project: Path, classifier: Path) -> None:
+    """Write two figures of each kind of task, side by side."""
+    (line,) = (project / "outputs/linear_regression").iterdir()
+    table = project / "outputs/diabetes"
+    names = [
+        *(line / "figures" / name for name in ("train_fitted_line.png", "train_loss_surface.png")),
+        *(classifier / "figures" / name for name in ("test_confusion_matrix.png", "test_confidently_wrong.png")),
+        *(table / "figures" / name for name in ("test_predicted_against_true.png", "test_coefficients.png")),
+    ]
+    save(join([fit(Image.open(name), WIDTH // 2, 345) for name in names], 2), PROJECT_DOCS / "figures.png")
+
+
+def picture_tensorboard(sweep: Path, classifier: Path) -> None:
+    """Write TensorBoard's HPARAMS of six runs and its IMAGES of one of them."""
+    with tensorboard(sweep) as address, browser_page(1140, 600) as page:
+        page.goto(address + "#hparams")
+        wait_for_trials(page, [f"mnist/{job}" for job in range(6)])
+        for name in ("optimizer.weight_decay", "data", "data.batch_size", "epoch"):
+            page.locator("tf-hparams-query-pane").get_by_role("checkbox", name=name, exact=True).last.click()
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)
+        box = page.locator("tf-hparams-table-view").bounding_box()
+        clip = {"x": box["x"], "y": box["y"] - 64, "width": WIDTH, "height": 64 + 56 + 6 * 37}
+        save(take_picture(page, clip), PROJECT_DOCS / "hparams.png")
+    with tensorboard(classifier) as address, browser_page(1090, 660) as page:
+        page.goto(address + "#images")
+        page.locator("tf-tag-filterer input").fill("test/conf")
+        page.wait_for_timeout(1000)
+        smooth_images(page, "tf-image-loader img", 2)
+        box = page.locator("tf-tag-filterer").bounding_box()
+        save(take_picture(page, {**box, "height": 560}), HERE / "images.png")
+
+
+def picture_demo(project: Path, run: Path, data: Path) -> None:
+    """Write the page of demo.py with a drawn digit, and with what mattered for a test image."""
+    with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(1200, 1000) as page:
+        page.goto(address)
+        draw(page, strokes(3, random.Random(0)))
+        page.locator(".gallery button").first.click()
+        page.locator("#answer .largest").first.wait_for()
+        page.locator("#answer").get_by_role("button", name="What mattered?").click()
+        page.locator("#answer figure").nth(1).wait_for()
+        page.evaluate("scrollTo(0, 0)")
+        picture = take_picture(page, {"x": 120, "y": 0, "width": 960, "height": 1000})
+        save(fit(picture, WIDTH, 1000), PROJECT_DOCS / "demo.png")
+
+
+@contextmanager
+def terminal(folder: Path, rows: int) -> Iterator[Callable[..., str]]:
+    """Open a shell in ``folder`` in a terminal of tmux, and yield a function that runs a tmux command in it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PS1": PROMPT, "COLORTERM": "truecolor"}
+    start = ["tmux", "-u", "-L", f"screenshots-{os.getpid()}", "-f", os.devnull]
+
+    def tmux(*arguments: object) -> str:
+        command = [*start, *map(str, arguments)]
+        return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    tmux("new-session", "-d", "-x", COLUMNS, "-y", rows, "-c", folder, "bash", "--norc")
+    try:
+        yield tmux
+    finally:
+        tmux("kill-server")
+
+
+def type_and_record(tmux: Callable[..., str], command: str, last_line: str) -> list[tuple[str, float]]:
+    """Type and run ``command``.
+
+    Args:
+        tmux: runs a tmux command in the terminal.
+        command: what to type.
+        last_line: a regular expression that the last line matches when the recording ends.
+
+    Returns:
+        Each screen, with ANSI escapes, and the seconds that it was shown.
+    """
+    screens = []
+    for letter in command:
+        tmux("send-keys", "-l", letter)
+        time.sleep(0.03)
+        screens.append((tmux("capture-pane", "-p", "-e"), 0.06))
+    tmux("send-keys", "Enter")
+    changed = start = time.monotonic()
+    while time.monotonic() < start + 120:
+        time.sleep(0.1)
+        screen = tmux("capture-pane", "-p", "-e")
+        if screen != screens[-1][0]:
+            screens[-1] = (screens[-1][0], time.monotonic() - changed)
+            changed = time.monotonic()
+            screens.append((screen, 1))
+        *_, last = Text.from_ansi(screen).plain.rstrip().splitlines() or [""]
+        if len(screens) > len(command) and re.search(last_line, last):
+            return screens
+    sys.exit(f"{command} did not end within two minutes:\n{screens[-1][0]}")
+
+
+def picture_screen(page: Page, screen: str) -> Image.Image:
+    """Return a picture of a terminal that shows ``screen``."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(screen.rstrip("\n") + "\n" * (screen.count("\n") - screen.rstrip("\n").count("\n"))))
+    svg = console.export_svg(title="my_project").replace("Fira Code", "DejaVu Sans Mono")
+    page.set_content(f"<body style='margin: 0; background: #292929'>{svg}</body>")
+    return take_picture(page)
 
 
 @contextmanager
 def tensorboard(log_dir: Path) -> Iterator[str]:
-    """The address of a TensorBoard that shows ``log_dir``."""
+    """Start TensorBoard on ``log_dir`` and yield its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -43,7 +237,7 @@ def tensorboard(log_dir: Path) -> Iterator[str]:
 
 @contextmanager
 def demo(project: Path, *arguments: object) -> Iterator[str]:
-    """The address of the page of `demo.py ARGUMENTS`, which is then ended as by Ctrl-C."""
+    """Start `demo.py ARGUMENTS`, yield the address of its page, and end it as Ctrl-C does."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "demo.py", *map(str, arguments), "--port", str(port)]
@@ -56,64 +250,64 @@ def demo(project: Path, *arguments: object) -> Iterator[str]:
 
 @contextmanager
 def browser_page(width: int, height: int) -> Iterator[Page]:
-    """An empty page of headless Chromium."""
-    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # which root cannot have
+    """Yield an empty page of headless Chromium."""
+    options = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # root cannot use the sandbox
     with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
         yield browser.new_page(viewport={"width": width, "height": height})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--project", type=Path, required=True, help="a generated project")
-    parser.add_argument("--data", type=Path, required=True, help="a folder that has MNIST/raw")
-    arguments = parser.parse_args()
-    if CHROMIUM is None:
-        sys.exit("Chromium is not there. On Debian: apt-get install chromium")
-
-    with tempfile.TemporaryDirectory() as folder:
-        sweep = ["-m", "experiment=mnist", "optimizer=sgd,adam,adamw", "optimizer.lr=0.005,0.02"]
-        here = [f"data.root={arguments.data.resolve()}", f"hydra.sweep.dir={folder}/mnist"]
-        subprocess.run([sys.executable, "train.py", *sweep, *here], cwd=arguments.project, check=True)
-        with tensorboard(Path(folder)) as address, browser_page(width=1800, height=620) as page:
-            page.goto(address + "#hparams")
-            wait_for_trials(page, [f"mnist/{job}" for job in range(6)])
-            save(page, PROJECT_DOCS / "hparams.png")
-        best = Path(folder, "mnist/5")  # adamw, 0.02
-        with tensorboard(best) as address, browser_page(width=1500, height=665) as page:
-            page.goto(address + "#images")
-            page.locator("tf-image-loader img").nth(2).wait_for()
-            page.wait_for_load_state("networkidle")
-            save(page, HERE / "images.png")
-        draw_on_demo(arguments.project, best, arguments.data)
-
-
-def draw_on_demo(project: Path, run: Path, data: Path) -> None:
-    """The picture of demo.py: a digit is drawn, and of a test image it is asked what mattered."""
-    with demo(project, run, f"data.root={data.resolve()}") as address, browser_page(width=1200, height=800) as page:
-        page.goto(address)
-        draw(page, strokes(3, random.Random(0)))
-        page.locator(".gallery button").first.click()
-        page.locator("#answer .largest").first.wait_for()
-        page.locator("#answer").get_by_role("button", name="What mattered?").click()
-        page.locator("#answer figure").nth(1).wait_for()
-        page.evaluate("scrollTo(0, 0)")
-        save(page, PROJECT_DOCS / "demo.png")
-
-
 def wait_for_trials(page: Page, runs: Iterable[str]) -> None:
-    """Waits until the HPARAMS table has a row for each of ``runs``; they come a moment after its header.
+    """Wait until the HPARAMS table has a row for each of ``runs``; the rows come after the header.
 
     Raises:
-        playwright.sync_api.TimeoutError: if one is missing.
+        playwright.sync_api.TimeoutError: if a row is missing.
     """
     for run in runs:
         page.locator("tf-hparams-table-view").get_by_text(run, exact=True).wait_for()
 
 
-def save(page: Page, path: Path) -> None:
-    """Writes what is to be seen, with as few colours as TensorBoard needs, which makes the file a third as large."""
-    page.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+def smooth_images(page: Page, selector: str, number: int) -> None:
+    """Wait for ``number`` images and interpolate them; TensorBoard drops pixels, and their text is illegible."""
+    page.locator(f"{selector}:visible").nth(number - 1).wait_for()
+    page.wait_for_load_state("networkidle")
+    page.locator(selector).evaluate_all("images => images.forEach(image => image.style.imageRendering = 'auto')")
+    page.wait_for_timeout(500)
+
+
+def take_picture(page: Page, clip: FloatRect | None = None) -> Image.Image:
+    """Return what the page shows, within ``clip`` in pixels."""
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+
+
+def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Return ``picture`` scaled to fit, on white of that width."""
+    scaled = picture.convert("RGB")
+    scaled.thumbnail((width, height), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (width, scaled.height), "white")
+    sheet.paste(scaled, ((width - scaled.width) // 2, 0))
+    return sheet
+
+
+def join(pictures: list[Image.Image], columns: int) -> Image.Image:
+    """Return one picture of rows of ``columns`` pictures of the same width."""
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (columns * pictures[0].width, sum(heights)), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            top = sum(heights[:number]) + (heights[number] - picture.height) // 2
+            sheet.paste(picture, (column * picture.width, top))
+    return sheet
+
+
+def limit_colors(picture: Image.Image) -> Image.Image:
+    """Return ``picture`` with a palette that has its rare colors, too."""
+    return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write ``picture`` with a palette, which makes the file a third as large."""
+    limit_colors(picture).save(path, optimize=True)
     print(path)
 
 

@@ -123,9 +123,11 @@ FILES = """
     demo.py
     AGENTS.md
     docs/commands.md
+    docs/compare.png
     docs/configuration.md
     docs/deleting.md
     docs/demo.png
+    docs/figures.png
     docs/hparams.png
     docs/recipes.md
     docs/runs.md
