@@ -101,7 +101,7 @@ def test_two_callback_files_can_be_combined(order):
 def test_average_on_two_ranks_matches_single_process(small, tmp_path):
     from test_processes import TWO, train_py
 
-    mlp = ["model=mlp", "model.network.dropout=0", "callbacks=ema", "optimizer=sgd"]  # no batch normalization, which sees only the batch of its rank
+    mlp = ["model=mlp", "model.network.dropout=0", "callbacks=ema", "optimizer=sgd"]  # no batch normalization
     options = [*(option for option in small if "channels" not in option), *mlp]
     train_py(*options, "hydra.run.dir=one", cwd=tmp_path)
     train_py(*options, *TWO, "hydra.run.dir=two", cwd=tmp_path)
