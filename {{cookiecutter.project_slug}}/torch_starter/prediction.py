@@ -101,9 +101,7 @@ def _predict_batches(
 ) -> None:
     """Predict batches and write their rows.
 
-    Args:
-        names: Names of the samples, filled before or while their batches are produced. Indices have no columns from
-            ``describe_input``.
+    ``names`` is filled before or while the batches are produced. Indices have no columns from ``describe_input``.
     """
     from lightning.pytorch.callbacks import LambdaCallback
 

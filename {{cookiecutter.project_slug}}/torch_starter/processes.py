@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 # How long other ranks wait for rank 0, which may have to download the data.
 RANK_ZERO_TIMEOUT = timedelta(minutes=30)
-# How long rank 0, if there is nothing to do, waits until the other ranks, which may still import Lightning, know it.
+# How long rank 0 waits for the other ranks to learn that there is nothing to do; they may still import Lightning.
 SHUTDOWN_TIMEOUT = timedelta(minutes=1)
 
 # Environment variables that hold the rank of a process.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
-# The store of the current or last run, which all its processes can write to and read from; empty before the first run.
+# The key-value store shared by all processes of the current or last run; empty before the first run.
 _stores: list[Any] = []
 
 

@@ -23,8 +23,8 @@ class DataModule(Protocol):
         augmentation: If the config of the data module has this argument, it is set to None where training samples are
             evaluated without augmentation, as in `evaluate.py --split train`. If missing: they are evaluated as
             training sees them.
-        balance: If the config of the data module has this argument, it is set to False there, so that each sample is
-            evaluated once.
+        balance: If the config of the data module has this argument, it is set to False in the same case, so that
+            each sample is evaluated once.
         class_names: Class names, indexed by label, for the column ``label`` of `predict.py`. If missing: class numbers.
         image_shape: Channels, height and width of an image. The model is tried on an image of this shape before
             training, and `demo.py` has a page for such images. If missing: neither happens.

@@ -42,9 +42,10 @@ REFERENCE = re.compile(r"\$\{(?!run_dir\}|[\w.]+:)")
 
 
 def complete_config(config: DictConfig, data: Any) -> None:
-    """Fill in values that depend on the data, such as the number of classes, which the config of the model refers to.
+    """Fill in values that depend on the data, such as the number of classes.
 
-    The run folder stores them, so that the run can be loaded without the data.
+    The config of the model refers to these values. The run folder stores them, so the run can be loaded without the
+    data.
 
     Args:
         config: Config of the run; modified in place.
@@ -289,7 +290,7 @@ def read_saved(run: Path) -> dict[str, Any]:
     return _with_present_targets(saved)
 
 
-# Former modules of the user's package, which runs from before 2026-12 refer to, and their present names.
+# Former modules of the user's package in runs from before 2026-12, and their present names.
 FORMER_MODULES = {
     "callbacks.classifier_figures": "{package}.figures.classifier",
     "callbacks.regression_figures": "{package}.figures.regression",

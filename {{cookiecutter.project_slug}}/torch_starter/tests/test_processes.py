@@ -1,4 +1,4 @@
-"""One run in several processes is one run: one folder, and what a single process would find."""
+"""Distributed runs use one run folder and produce the results of a single process."""
 
 import json
 import logging
@@ -28,14 +28,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 @pytest.fixture(scope="module")
 def command(digits):
-    """No batch, of no split, can be shared evenly: 499, 101 and 200 images in batches of 66."""
+    """No batch of any split can be divided evenly: 499, 101 and 200 images in batches of 66."""
     mnist = ["experiment=mnist", "model=mlp", "model.network.dropout=0", f"data.root={digits}", "data.num_val=101"]
     return [*mnist, "data.batch_size=66", "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=3"]
 
 
 def run(*command, cwd, status=0, **variables):
-    """A process of its own; returns what it printed."""
-    # Like the tests; two times two threads on two cores wait for each other.
+    """Run a command in a new process and return its output."""
+    # As in the tests; two processes with two threads each block each other on two cores.
     settings = environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)} | variables
     command = [str(part) for part in command]
     done = subprocess.run(command, cwd=cwd, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -48,7 +48,7 @@ def train_py(*arguments, **kwargs):
 
 
 def run_folders(root):
-    """All folders that a run or a multirun may have made."""
+    """Return all folders that a run or a multirun may have created."""
     return [path.parent for path in sorted(root.glob("outputs/**/.hydra"))]
 
 
@@ -68,7 +68,7 @@ def curve(folder, tag):
 def assert_equal_to_rounding(found, expected):
     metrics, of_one = results(found)["metrics"], results(expected)["metrics"]
     assert metrics.keys() == of_one.keys()
-    for name in metrics.keys() - {"train/loss"}:  # of the last batch, whose shares differ in size
+    for name in metrics.keys() - {"train/loss"}:  # of the last batch, whose parts differ in size
         assert metrics[name] == pytest.approx(of_one[name], rel=1e-4), name
     for tag in ("train/loss", "val/loss", "val/acc"):
         steps, values = zip(*curve(found, tag), strict=True)
@@ -81,7 +81,7 @@ def assert_equal_to_rounding(found, expected):
 
 @pytest.fixture(scope="module")
 def one(command, tmp_path_factory):
-    """The run of a single process."""
+    """The run folder of a single-process run."""
     folder = tmp_path_factory.mktemp("one")
     train_py(*command, "trainer.accelerator=cpu", cwd=folder)
     return run_folders(folder)[0]
@@ -89,33 +89,33 @@ def one(command, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(command, tmp_path_factory):
-    """The run of two, which Lightning started, and what it printed."""
+    """The run folder and the output of a two-process run that Lightning started."""
     folder = tmp_path_factory.mktemp("two")
     printed = train_py(*command, *TWO, cwd=folder)
     (found,) = run_folders(folder)
     return found, printed
 
 
-def test_two_processes_find_what_one_finds(one, two):
+def test_two_processes_match_single_process(one, two):
     assert_equal_to_rounding(two[0], one)
     assert results(two[0])["steps"] == results(one)["steps"]
 
 
-def test_two_processes_leave_and_say_what_one_does(one, two):
+def test_two_processes_write_and_print_like_one(one, two):
     folder, printed = two
     assert files(folder) == files(one)
     assert (folder / "train.log").read_text().count("epoch 3/3") == 1
     assert printed.count("epoch 3/3") == 1
-    # torch 2.8's Gloo says, on standard output, that it is connected.
+    # Gloo in torch 2.8 reports its connection on standard output.
     first = next(line for line in printed.splitlines() if not line.startswith("[Gloo]"))
     assert first.endswith(f"| 2 x cpu | outputs/mnist/{folder.name}")
     (start,) = json.loads((folder / "environment.json").read_text())
     assert start["processes"] == 2
-    assert "process" not in printed, "the second one has nothing to say"
+    assert "process" not in printed, "rank 1 prints nothing"
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_same_run(command, two, tmp_path):
+def test_torchrun_matches_lightning_launcher(command, two, tmp_path):
     run(*TORCHRUN, "--standalone", "--nproc-per-node=2", ROOT / "train.py", *command, *TWO, cwd=tmp_path)
     (folder,) = run_folders(tmp_path)
     assert files(folder) == files(two[0])
@@ -123,8 +123,8 @@ def test_torchrun_starts_the_same_run(command, two, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
-    # With the store of Windows, where torch is built without libuv.
+def test_multirun_has_one_folder_per_job(command, two, tmp_path):
+    # With the store of Windows, where torch has no libuv.
     printed = train_py("-m", *command, *TWO, "seed=42,43", cwd=tmp_path, USE_LIBUV="0")
     first, second = run_folders(tmp_path)
     assert (first.name, second.name) == ("0", "1")
@@ -136,8 +136,8 @@ def test_a_multirun_has_one_folder_per_run(command, two, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("every", "place"), [("null", "after epoch 1"), ("2", "within epoch 2, after step 12")])
-def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path, every, place):
-    # Ends when nobody writes to its output any more: neither of the two.
+def test_killed_run_resumes_on_both_ranks(command, two, tmp_path, every, place):
+    # The command ends when neither process writes to its output any more.
     dies = ["+callbacks.dies._target_=test_processes.Death", f"callbacks.last_checkpoint.every={every}"]
     train_py(*command, *TWO, *dies, cwd=tmp_path, status=-signal.SIGKILL)
     (folder,) = run_folders(tmp_path)
@@ -147,13 +147,13 @@ def test_a_killed_run_goes_on_with_both_processes(command, two, tmp_path, every,
     assert run_folders(tmp_path) == [folder]
     assert results(folder)["metrics"] == results(two[0])["metrics"]
     assert all(weights(folder)[key].equal(value) for key, value in weights(two[0]).items())
-    # And one process is enough to ask it.
+    # A single process can evaluate it.
     loss = results(folder)["metrics"]["test/loss"]
     assert f"{loss:.4f}" in run(sys.executable, ROOT / "evaluate.py", folder, cwd=tmp_path)
 
 
 class Death(Callback):
-    """kill -9 of one of two processes, in the middle of the second epoch."""
+    """Kills one of two processes with SIGKILL in the middle of the second epoch."""
 
     def __init__(self, rank=0, with_parent=False):
         self.rank = rank
@@ -167,7 +167,7 @@ class Death(Callback):
 
 
 class SameWeights(Callback):
-    """Fails if the processes have not trained one and the same model."""
+    """Fails if the ranks end with different weights."""
 
     def on_train_end(self, trainer, pl_module):
         assert trainer.world_size == 2
@@ -177,7 +177,7 @@ class SameWeights(Callback):
 
 
 @pytest.mark.slow
-def test_a_backbone_that_is_thawed_later_is_shared_as_well(image_folder, tmp_path):
+def test_unfrozen_backbone_stays_in_sync(image_folder, tmp_path):
     images = ["data=image_folder", f"data.root={image_folder}", "data.image_shape=[3,32,32]", "model=cnn"]
     small = ["data.batch_size=16", "data.num_workers=0", "trainer.max_epochs=2"]
     fine = "+callbacks.fine_tuning"
@@ -193,7 +193,7 @@ def test_a_backbone_that_is_thawed_later_is_shared_as_well(image_folder, tmp_pat
 
 
 class TwoPaths(torch.nn.Module):
-    """A network of which each step uses one half."""
+    """A network that uses only half of its parameters in each step."""
 
     def __init__(self):
         super().__init__()
@@ -204,7 +204,7 @@ class TwoPaths(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
+def test_error_on_all_ranks_is_printed_once(digits, tmp_path):
     paths = ["~model.network", "+model.network._target_=test_processes.TwoPaths"]
     mnist = ["experiment=mnist", *paths, f"data.root={digits}", "data.num_val=100", "data.batch_size=50"]
     printed = train_py(*mnist, *TWO, cwd=tmp_path, status=1)
@@ -231,7 +231,7 @@ def test_what_all_processes_find_wrong_is_said_once(digits, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list | dict) else "",
 )
-def test_processes_that_do_not_fit_are_refused_before_training(
+def test_mismatched_processes_are_refused_before_training(
     train, tmp_path, monkeypatch, free_port, log_levels, arguments, variables, message
 ):
     if "RANK" in variables:
@@ -248,7 +248,7 @@ def test_processes_that_do_not_fit_are_refused_before_training(
 
 @pytest.fixture
 def log_levels():
-    """Puts back what a process that follows the first changes for itself, for here it is this process."""
+    """Restore the log levels that ranks other than 0 change, because here they change in this process."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("fabric", "pytorch")]
     levels = [logger.level for logger in loggers]
     yield
@@ -262,7 +262,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_fsdp_without_a_gpu_is_refused(train):
+def test_fsdp_requires_gpu(train):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(SystemExit, match=r"trainer\.accelerator can be: auto, cpu"):
@@ -271,7 +271,7 @@ def test_fsdp_without_a_gpu_is_refused(train):
 
 SLURM_SCRIPT = LIBRARY.parent / "scripts/train.slurm"
 SRUN = """#!/bin/bash
-# What SLURM's srun does for two tasks on this machine.
+# Runs two tasks on this machine, as SLURM's srun does.
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 for task in 1 0; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & done
 wait -n && wait -n
@@ -280,10 +280,10 @@ wait -n && wait -n
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
-@pytest.mark.skipif(not SLURM_SCRIPT.exists(), reason="there is no scripts/train.slurm")
+@pytest.mark.skipif(not SLURM_SCRIPT.exists(), reason="scripts/train.slurm does not exist")
 @pytest.mark.parametrize(("every", "place"), [("null", "after epoch 1"), ("1000", "within epoch 2, after step 9")])
-def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path, free_port, every, place):
-    """The script itself, with a stand-in for srun: its job has the same number when it is started again."""
+def test_requeued_slurm_job_resumes(command, two, tmp_path, free_port, every, place):
+    """Runs the script with a fake srun; a requeued job keeps its job id."""
     for name, content in (("srun", SRUN), ("python", f'#!/bin/bash\nexec {sys.executable} "$@"\n')):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(content)
@@ -306,7 +306,7 @@ def test_the_job_of_a_cluster_goes_on_when_it_is_requeued(command, two, tmp_path
 
 
 class Preemption(Callback):
-    """SIGTERM for all processes in the second epoch."""
+    """Sends SIGTERM to all processes in the second epoch."""
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.current_epoch == 1:
@@ -318,9 +318,9 @@ NODES = {"a": "10.77.0.1", "b": "10.77.0.2"}
 
 @pytest.fixture
 def nodes():
-    """Two nodes of this machine: network namespaces, joined by a cable."""
+    """Emulate two nodes with connected network namespaces."""
     if shutil.which("ip") is None or not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("two network namespaces need Linux, the command ip, and the rights of root")
+        pytest.skip("network namespaces need Linux, the ip command, and root")
     names = {node: f"test-{os.getpid()}-{node}" for node in NODES}
     try:
         for name in names.values():
@@ -345,7 +345,7 @@ def nodes():
                 subprocess.run(["ip", "-n", name, *command], check=True, capture_output=True)
             subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        pytest.skip(f"network namespaces are not available: {error.stderr.decode().strip()}")
     else:
         yield names
     finally:
@@ -354,7 +354,7 @@ def nodes():
 
 
 @pytest.mark.slow
-def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, tmp_path):
+def test_two_node_run_resumes_after_node_dies(command, two, nodes, tmp_path):
     settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": str(Path(__file__).parent)}
 
     def start(rank, *more):
@@ -375,7 +375,7 @@ def test_a_run_on_two_nodes_goes_on_after_one_of_them_died(command, two, nodes, 
             printed = first.communicate()[0], second.communicate()[0]
         return first.returncode, second.returncode, *printed
 
-    # torchrun, and what it has started
+    # Kill torchrun and its worker.
     death = "+callbacks.dies={_target_:test_processes.Death,rank:1,with_parent:true}"
     first, second, printed, _ = start_both(death)
     assert (first, second) == (1, -signal.SIGKILL), printed

@@ -1,4 +1,4 @@
-"""What is chosen by name: averaged weights, warm-up, Muon, parameters without weight decay, a found learning rate."""
+"""Tests of EMA, warm-up, Muon, parameters without weight decay, and the learning-rate finder."""
 
 import copy
 import json
@@ -24,13 +24,13 @@ from torch_starter.schedulers import WarmupCosine
 
 @pytest.fixture
 def small(digits):
-    """A run of three short epochs, with batch normalization."""
+    """Arguments of a run with three short epochs and batch normalization."""
     mnist = ["experiment=mnist", f"data.root={digits}", "data.num_val=100", "data.batch_size=100"]
     return [*mnist, "model.network.channels=[4,8]", "scheduler=constant", "trainer.max_epochs=3", "logger=csv"]
 
 
 def state(run):
-    """Everything that must be equal to the bit."""
+    """Return everything that must be bit-identical."""
     files = [torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")]
     names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
     return [*({name: file.get(name) for name in names} for file in files), results(run)]
@@ -42,7 +42,7 @@ def results(run):
 
 
 class Interrupt(Callback):
-    """Ctrl-C after the first epoch."""
+    """Raises KeyboardInterrupt after the first epoch."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:
@@ -63,7 +63,7 @@ RECIPES = {
 @pytest.mark.parametrize(
     "recipe", [*(pytest.param(name, marks=pytest.mark.slow) for name in list(RECIPES)[:-1]), "all"]
 )
-def test_interrupted_and_resumed_it_is_the_same_run(train, script, small, tmp_path, recipe):
+def test_resume_matches_uninterrupted_run(train, script, small, tmp_path, recipe):
     options = [*small, *RECIPES[recipe]]
     train(*options, "hydra.run.dir=whole")
     with pytest.raises(SystemExit):
@@ -76,7 +76,7 @@ def test_interrupted_and_resumed_it_is_the_same_run(train, script, small, tmp_pa
 # callbacks=ema
 
 
-def test_average_is_what_is_validated_tested_and_loaded(train, small):
+def test_average_is_validated_tested_and_loaded(train, small):
     (run,) = train(*small, "callbacks=ema", "callbacks.ema.decay=0.8")
     last, best, _ = state(run)
     assert not last["state_dict"]["network.0.weight"].equal(last["current_model_state"]["network.0.weight"])
@@ -84,13 +84,13 @@ def test_average_is_what_is_validated_tested_and_loaded(train, small):
     loaded = load_run(run)
     assert_same(dict(loaded.model.state_dict()), dict(best["state_dict"]))
     assert loaded.evaluate("test")["test/acc"] == results(run)["metrics"]["test/acc"]
-    # The metrics of the epoch that is the best, and in this run the last.
+    # Metrics of the best epoch, which is the last one in this run.
     of_last = load_run(run, checkpoint="last").evaluate("val")
     assert of_last["val/loss"] == pytest.approx(results(run)["metrics"]["val/loss"])
 
 
 @pytest.mark.parametrize("order", ["ema,early_stopping", "early_stopping,ema"])
-def test_two_files_of_callbacks_are_chosen_together(order):
+def test_two_callback_files_can_be_combined(order):
     callbacks = project.compose([f"callbacks=[{order}]", "run_dir=RUN"]).callbacks
     assert callbacks.ema._target_.endswith("EMA")
     assert callbacks.early_stopping._target_.endswith("EarlyStopping")
@@ -98,10 +98,10 @@ def test_two_files_of_callbacks_are_chosen_together(order):
 
 
 @pytest.mark.slow
-def test_average_of_several_processes(small, tmp_path):
+def test_average_on_two_ranks_matches_single_process(small, tmp_path):
     from test_processes import TWO, train_py
 
-    mlp = ["model=mlp", "model.network.dropout=0", "callbacks=ema", "optimizer=sgd"]  # batch normalization sees a share
+    mlp = ["model=mlp", "model.network.dropout=0", "callbacks=ema", "optimizer=sgd"]  # no batch normalization
     options = [*(option for option in small if "channels" not in option), *mlp]
     train_py(*options, "hydra.run.dir=one", cwd=tmp_path)
     train_py(*options, *TWO, "hydra.run.dir=two", cwd=tmp_path)
@@ -124,13 +124,13 @@ def rates(steps, **arguments):
     return [*found, optimizer.param_groups[0]["lr"]]
 
 
-def test_warmup_is_a_line_and_then_half_a_cosine():
+def test_warmup_is_linear_then_cosine():
     found = rates(20, warmup_steps=4, eta_min=0.1)
     assert found[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert found[4:] == pytest.approx([0.1 + 0.4 * (1 + math.cos(math.pi * step / 16)) / 2 for step in range(17)])
 
 
-def test_warmup_is_a_share_of_the_run_or_a_number_of_steps():
+def test_warmup_accepts_fraction_or_steps():
     assert rates(40, warmup_steps=0.1) == rates(40, warmup_steps=4)
     assert rates(40, warmup_steps=0)[0] == 0.5
     for mistake in (40, 1.0, -1, -0.1):
@@ -138,7 +138,7 @@ def test_warmup_is_a_share_of_the_run_or_a_number_of_steps():
             rates(40, warmup_steps=mistake)
 
 
-def test_lengthened_run_has_the_rates_of_a_longer_one(train, script, tmp_path):
+def test_extended_run_matches_rates_of_longer_run(train, script, tmp_path):
     options = ["scheduler=warmup_cosine", "scheduler.warmup_steps=0.2", "callbacks.regression_figures=null"]
     train(*options, "trainer.max_epochs=20", "hydra.run.dir=whole")
     train(*options, "trainer.max_epochs=10", "hydra.run.dir=parts")
@@ -190,8 +190,8 @@ def optimizer_of(network, optimizer):
     return Task(network, optimizer).configure_optimizers()["optimizer"]
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 is the first that has it")
-def test_muon_takes_the_steps_of_torch(monkeypatch):
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon requires torch 2.9")
+def test_muon_matches_torch(monkeypatch):
     monkeypatch.setitem(muon.DTYPES, "cpu", torch.bfloat16)
     ours, torchs = network(), network()
     optimizer = optimizer_of(ours, partial(Muon, lr=0.1, **MUON))
@@ -210,7 +210,7 @@ def test_muon_takes_the_steps_of_torch(monkeypatch):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_convolution_is_a_matrix_to_muon(memory_format):
+def test_muon_treats_convolution_as_matrix(memory_format):
     convolution, linear = nn.Conv2d(4, 6, 3), nn.Linear(36, 6)
     with torch.no_grad():
         linear.weight.copy_(convolution.weight.flatten(1))
@@ -224,7 +224,7 @@ def test_convolution_is_a_matrix_to_muon(memory_format):
     assert_same(convolution.weight.detach().flatten(1).contiguous(), linear.weight.detach())
 
 
-def test_muon_is_for_hidden_layers():
+def test_hidden_weights_excludes_first_and_last_layer():
     model = nn.Sequential(
         nn.Embedding(5, 4),
         nn.Linear(4, 4),
@@ -236,7 +236,7 @@ def test_muon_is_for_hidden_layers():
     assert hidden_weights(model) == {model[2].weight}
 
 
-def test_muon_without_hidden_layers_is_one_message(train):
+def test_muon_without_hidden_layers_is_refused(train):
     with pytest.raises(SystemExit, match=r"optimizer=muon is for hidden layers, and LinearRegression has none"):
         train("optimizer=muon")
 
@@ -251,7 +251,7 @@ def test_muon_in_other_precisions(train, small, precision):
 # optimizer.no_decay
 
 
-def test_parameters_are_named_by_kind_or_by_a_part_of_their_name():
+def test_no_decay_matches_norm_layers_and_name_parts():
     linear, norm = nn.Linear(1, 1), nn.BatchNorm1d(1)
     assert has_name("network.0.bias", linear, "bias")
     assert has_name("network.0.weight", norm, "norm")
@@ -263,7 +263,7 @@ def test_parameters_are_named_by_kind_or_by_a_part_of_their_name():
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_named_parameters_do_not_decay(train, small, tmp_path, optimizer):
-    # So much that each step sets what decays to a change of the size of the learning rate.
+    # With this decay, each step sets decayed parameters to values as small as the learning rate.
     options = [
         *small,
         f"optimizer={optimizer}",
@@ -284,7 +284,7 @@ def test_named_parameters_do_not_decay(train, small, tmp_path, optimizer):
     assert "train/lr_backbone" not in columns
 
 
-def test_name_of_nothing_is_one_message(train):
+def test_unknown_name_in_no_decay_is_refused(train):
     message = r"optimizer.no_decay contains biass, but no parameter has this name.*bias"
     with pytest.raises(SystemExit, match=message) as exit_:
         train("+optimizer.no_decay=[biass]")
@@ -294,7 +294,7 @@ def test_name_of_nothing_is_one_message(train):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, Muon])
-def test_backbone_that_is_thawed_has_groups_of_its_own(tmp_path, optimizer):
+def test_unfrozen_backbone_has_its_own_groups(tmp_path, optimizer):
     from lightning.pytorch.loggers import CSVLogger
 
     def fit(epochs, checkpoint=None):
@@ -345,7 +345,7 @@ def test_backbone_that_is_thawed_has_groups_of_its_own(tmp_path, optimizer):
 
 
 @pytest.mark.parametrize("scheduler", [pytest.param("constant", marks=pytest.mark.slow), "one_cycle"])
-def test_found_rate_is_that_of_the_run_that_it_is_typed_for(train, small, tmp_path, capfd, scheduler):
+def test_found_rate_matches_typed_rate(train, small, tmp_path, capfd, scheduler):
     options = [*small, f"scheduler={scheduler}", "trainer.max_epochs=2"]
     train(*options, "find_lr=true", "hydra.run.dir=found")
     printed = capfd.readouterr()
@@ -367,7 +367,7 @@ def test_found_rate_is_that_of_the_run_that_it_is_typed_for(train, small, tmp_pa
 
 
 @pytest.mark.slow
-def test_same_command_goes_on_with_the_rate_of_its_folder(train, small, tmp_path, capfd):
+def test_same_command_resumes_with_found_rate(train, small, tmp_path, capfd):
     options = [*small, "find_lr=true", "hydra.run.dir=run", "ckpt_path=last"]
     with pytest.raises(SystemExit):
         train(*options, "+callbacks.interrupt._target_=test_recipes.Interrupt")
@@ -379,7 +379,7 @@ def test_same_command_goes_on_with_the_rate_of_its_folder(train, small, tmp_path
     assert read_config(tmp_path / "run").find_lr == read_config(tmp_path / "run").optimizer.lr
 
 
-def test_where_it_would_have_no_effect_it_is_refused(train, script, small, tmp_path):
+def test_find_lr_is_refused_for_checkpoint(train, script, small, tmp_path):
     train(*small, "hydra.run.dir=run", "trainer.max_epochs=1")
     for name, *command in (
         ("train.py", *small, "hydra.run.dir=run", "ckpt_path=last", "find_lr=true"),
@@ -393,7 +393,7 @@ def test_where_it_would_have_no_effect_it_is_refused(train, script, small, tmp_p
 
 
 @pytest.mark.slow
-def test_each_job_of_a_multirun_finds_its_own(train, script, tmp_path):
+def test_each_multirun_job_finds_its_own_rate(train, script, tmp_path):
     script("train.py", "-m", "find_lr=true", "optimizer=sgd,adam", "trainer.max_epochs=1", "hydra.sweep.dir=jobs")
     sgd, adam = (read_config(tmp_path / f"jobs/{job}") for job in (0, 1))
     assert sgd.optimizer.lr < adam.optimizer.lr
@@ -407,7 +407,7 @@ def test_each_job_of_a_multirun_finds_its_own(train, script, tmp_path):
         (["trainer.devices=2", "trainer.accelerator=cpu"], "one process, and this run has 2"),
     ],
 )
-def test_what_finds_no_rate_is_one_message(train, tmp_path, options, message):
+def test_find_lr_without_result_prints_one_message(train, tmp_path, options, message):
     if "slope" in options[0]:
         options = ["trainer.limit_train_batches=0"]
     with pytest.raises(SystemExit, match=message):

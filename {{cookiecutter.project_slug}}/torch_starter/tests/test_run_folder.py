@@ -1,4 +1,4 @@
-"""What is refused changes nothing, and no run is taken for another."""
+"""Refused commands change nothing, and commands find the right run folder."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_refused_run_leaves_the_other_as_it_was(train, script, tmp_path, capfd):
+def test_refused_run_leaves_existing_run_unchanged(train, script, tmp_path, capfd):
     train(*QUICK, "seed=1", "hydra.run.dir=r1")
     before = contents(tmp_path)
     for changes in (["optimizer=sgd", "data.slope=-7"], ["seed=3"], [], ["trainer.fast_dev_run=true"]):
@@ -33,7 +33,7 @@ def test_refused_run_leaves_the_other_as_it_was(train, script, tmp_path, capfd):
     assert json.loads("{" + capfd.readouterr().out.partition("{")[2])["metrics"]["test/loss"] == loss
 
 
-def test_run_without_checkpoints_is_not_overwritten_either(train, tmp_path):
+def test_run_without_checkpoints_is_not_overwritten(train, tmp_path):
     train(*QUICK, "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null", "hydra.run.dir=r1")
     before = contents(tmp_path)
     with pytest.raises(SystemExit, match="r1 already contains a run"):
@@ -41,13 +41,13 @@ def test_run_without_checkpoints_is_not_overwritten_either(train, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_fast_dev_run_makes_way_for_the_run(train, tmp_path):
+def test_run_replaces_fast_dev_run(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1", "trainer.fast_dev_run=true")
     train(*QUICK, "hydra.run.dir=r1")
     assert json.loads((tmp_path / "r1/results.json").read_text())["epochs"] == 20
 
 
-def test_mistake_leaves_no_folder(train, tmp_path):
+def test_invalid_command_leaves_no_folder(train, tmp_path):
     (good,) = train(*QUICK)
     before = contents(tmp_path)
     for mistake in (
@@ -66,7 +66,7 @@ def test_mistake_leaves_no_folder(train, tmp_path):
         assert list(good.parent.iterdir()) == [good]
 
 
-def test_mistake_leaves_what_else_lies_in_the_folder(train, tmp_path):
+def test_invalid_command_keeps_other_files_in_folder(train, tmp_path):
     (tmp_path / "job").mkdir()
     (tmp_path / "job/slurm-7.out").write_text("queued")
     with pytest.raises(SystemExit):
@@ -75,7 +75,7 @@ def test_mistake_leaves_what_else_lies_in_the_folder(train, tmp_path):
     train(*QUICK, "hydra.run.dir=job")
 
 
-def test_refused_resume_leaves_the_run_as_it_was(train, script, tmp_path):
+def test_refused_resume_leaves_run_unchanged(train, script, tmp_path):
     (run,) = train(*QUICK)
     before = contents(run)
     for mistake in ("data.batch_size=0", "model.linear=1", "trainer.devices=99", "trainer.accelerator=tpu"):
@@ -86,7 +86,7 @@ def test_refused_resume_leaves_the_run_as_it_was(train, script, tmp_path):
         assert {path.name for path in after if after[path] != before[path]} <= {"train.log"}
 
 
-def test_refused_resume_is_not_the_latest_run(train, script, tmp_path, capfd):
+def test_refused_resume_does_not_change_latest_run(train, script, tmp_path, capfd):
     (first,) = train(*QUICK)
     (second,) = train(*QUICK)
     for mistake in ("trainer.devices=99", "trainer.max_epochs=5", "trainer.fast_dev_run=true"):
@@ -99,7 +99,7 @@ def test_refused_resume_is_not_the_latest_run(train, script, tmp_path, capfd):
 
 @pytest.mark.parametrize("mistake", ["optimizer=sgd,adamm", "trainer.max_epoch=1,2", "data=linear,nope"])
 def test_refused_multirun_changes_nothing(line, tmp_path, mistake):
-    """In a process of its own, at whose end it is taken back."""
+    """Runs in a new process, which cleans up at its end."""
     command = [sys.executable, ROOT / "train.py", "-m", *QUICK, mistake]
     (tmp_path / "there").mkdir()
     (tmp_path / "there/multirun.yaml").write_text("of a former one")
@@ -113,8 +113,8 @@ def test_refused_multirun_changes_nothing(line, tmp_path, mistake):
     assert not (tmp_path / "new").exists()
 
 
-def test_finished_run_that_is_requeued_stays_as_it_was(train, image_folder, tmp_path):
-    """What its data filled in, such as the number of classes, too."""
+def test_requeued_finished_run_stays_unchanged(train, image_folder, tmp_path):
+    """Includes values from the data, such as the number of classes."""
     small = ["data=image_folder", "data.image_shape=[3,16,16]", "model=cnn", "data.num_workers=0"]
     command = [*small, f"data.root={image_folder}", "trainer.max_epochs=1", "hydra.run.dir=r1"]
     train(*command)
@@ -123,7 +123,7 @@ def test_finished_run_that_is_requeued_stays_as_it_was(train, image_folder, tmp_
     assert contents(tmp_path / "r1/.hydra") == before
 
 
-def test_run_goes_on_with_none_but_itself(train, tmp_path):
+def test_changed_run_does_not_resume_existing_run(train, tmp_path):
     train(*QUICK, "hydra.run.dir=r1")
     before = contents(tmp_path)
     for change in ("optimizer=sgd", "optimizer.lr=0.5", "scheduler=step", "+optimizer.amsgrad=true"):
@@ -134,7 +134,7 @@ def test_run_goes_on_with_none_but_itself(train, tmp_path):
     assert json.loads((tmp_path / "r1/results.json").read_text())["epochs"] == 30
 
 
-def test_two_commands_at_once_in_one_folder(tmp_path):
+def test_only_one_of_two_concurrent_commands_trains(tmp_path):
     command = [sys.executable, ROOT / "train.py", *QUICK, "hydra.run.dir=r1"]
     settings = {"cwd": tmp_path, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     both = [subprocess.Popen([*command, f"seed={seed}"], text=True, **settings) for seed in (1, 2)]
@@ -146,10 +146,10 @@ def test_two_commands_at_once_in_one_folder(tmp_path):
     assert f"seed={winner}" in overrides
 
 
-# Which run is meant
+# Run lookup
 
 
-def test_latest_is_the_latest_that_can_be_used(train, script, tmp_path, capfd):
+def test_latest_is_latest_usable_run(train, script, tmp_path, capfd):
     (good,) = train(*QUICK)
     train(*QUICK, "trainer.fast_dev_run=true")
     for verb, arguments in {"evaluate": [], "predict": ["4"], "export": ["--format", "pt2"], "resume": []}.items():
@@ -159,7 +159,7 @@ def test_latest_is_the_latest_that_can_be_used(train, script, tmp_path, capfd):
             assert str(good.relative_to(tmp_path)) in "".join(capfd.readouterr())
 
 
-def test_without_a_run_that_can_be_used_the_message_names_the_latest(train, script):
+def test_message_names_latest_run_without_usable_run(train, script):
     (run,) = train(*QUICK, "trainer.fast_dev_run=true")
     with pytest.raises(SystemExit, match=rf"has a checkpoint; the latest is .*{run.name}"):
         script("evaluate.py")
@@ -167,9 +167,9 @@ def test_without_a_run_that_can_be_used_the_message_names_the_latest(train, scri
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    """Makes the folder of a run beneath outputs, or writes to its log once more, a second after the one before."""
+    """Return a function that creates a run in outputs or updates its log, one second after the previous call."""
     monkeypatch.chdir(tmp_path)
-    # Few, that these tests may be about many.
+    # Small limits, so that a few runs exceed them.
     monkeypatch.setattr(run_lookup, "RECENT", 3)
     monkeypatch.setattr(run_lookup, "UNKNOWN", 2)
     clock = itertools.count(1)
@@ -189,11 +189,11 @@ def make_run(tmp_path, monkeypatch):
 
 
 def refuse_long_search(monkeypatch):
-    """Only the last runs of the journal are looked into from now on."""
+    """Fail if a search inspects more than the latest runs in the journal."""
     walk = run_lookup._walk
 
     def walk_known(top, known):
-        assert known, "all runs are looked into"
+        assert known, "all runs are inspected"
         return walk(top, known)
 
     monkeypatch.setattr(run_lookup, "_walk", walk_known)
@@ -205,17 +205,17 @@ def latest():
     )
 
 
-def test_latest_of_many_runs_is_found_without_looking_into_all(make_run, monkeypatch):
+def test_latest_of_many_runs_is_found_by_journal(make_run, monkeypatch):
     for number in range(9):
         make_run(f"a/{number}", is_noted=False)
-    assert latest() == "a/8"  # and all are in the journal now
+    assert latest() == "a/8"  # all runs are in the journal now
     refuse_long_search(monkeypatch)
     assert latest() == "a/8"
     make_run("b/new")
     assert latest() == "b/new"
-    make_run("a/0")  # is resumed
+    make_run("a/0")  # resumed
     assert latest() == "a/0"
-    make_run("a/new", is_noted=False)  # is killed, or of a project that knew no journal
+    make_run("a/new", is_noted=False)  # killed, or from a version without a journal
     assert latest() == "a/new"
     shutil.rmtree("outputs/a/new")
     shutil.rmtree("outputs/a/0/checkpoints")
@@ -228,7 +228,7 @@ def test_latest_of_many_runs_is_found_without_looking_into_all(make_run, monkeyp
 
 
 @pytest.mark.parametrize("noted", ["none", "all", "every other"])
-def test_runs_are_in_the_order_of_their_logs_whatever_the_journal_says(make_run, noted):
+def test_runs_are_ordered_by_log_time_not_journal(make_run, noted):
     names = [f"{folder}/{number}" for number in range(6) for folder in ("a", "b", "sweep/1", "a/0/within", ".")]
     for number, name in enumerate(names):
         make_run(name, is_noted=noted == "all" or (noted == "every other" and number % 2 == 0))
@@ -237,12 +237,12 @@ def test_runs_are_in_the_order_of_their_logs_whatever_the_journal_says(make_run,
     shutil.rmtree("outputs/b/5")
     order = [name.removeprefix("./") for name in (*names, "a/3", "b/1") if name != "b/5"]
     expected = list(dict.fromkeys(reversed(order)))
-    for _ in range(2):  # without and with the journal that the first search has written
+    for _ in range(2):  # without and with the journal that the first search writes
         found = [run.relative_to("outputs").as_posix() for run in run_lookup.latest_first()]
         assert found == expected
 
 
-def test_journal_that_lies_is_of_no_consequence(make_run, tmp_path):
+def test_wrong_journal_does_not_change_latest_run(make_run, tmp_path):
     outside = tmp_path / "outside"
     shutil.copytree(make_run("good"), outside)
     os.utime(outside / "train.log", (1000, 1000))
@@ -253,16 +253,16 @@ def test_journal_that_lies_is_of_no_consequence(make_run, tmp_path):
         assert latest() == "good"
 
 
-def test_latest_is_found_where_nothing_can_be_written(make_run, monkeypatch):
+def test_latest_is_found_without_writable_journal(make_run, monkeypatch):
     for number in range(6):
         make_run(f"a/{number}", is_noted=False)
-    (run_lookup.OUTPUTS / ".runs").mkdir()  # a file cannot be put there, not even by root
+    (run_lookup.OUTPUTS / ".runs").mkdir()  # even root cannot write a file there
     for _ in range(2):
         assert latest() == "a/5"
     run_lookup.record_in_journal((run_lookup.OUTPUTS / "a/0").resolve())
 
 
-def test_resumed_run_is_the_latest_and_noted(train, script, tmp_path, monkeypatch):
+def test_resumed_run_is_latest_and_in_journal(train, script, tmp_path, monkeypatch):
     (first,) = train(*QUICK)
     for _ in range(3):
         train(*QUICK)
@@ -278,14 +278,14 @@ def test_resumed_run_is_the_latest_and_noted(train, script, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
-def test_every_verb_says_which_run_and_checkpoint_it_used(line, script, tmp_path, capfd, verb):
+def test_command_prints_run_and_checkpoint(line, script, tmp_path, capfd, verb):
     capfd.readouterr()
     options = ["--format", "pt2"] if verb == "export" else []
     script(f"{verb}.py", *(["4"] if verb == "predict" else []), "--checkpoint", "last", *options)
     assert f"{line.relative_to(tmp_path)}, last.ckpt\n" in "".join(capfd.readouterr())
 
 
-def test_mistyped_run_is_not_taken_for_an_input(train, script, tmp_path):
+def test_mistyped_run_is_not_treated_as_input(train, script, tmp_path):
     train(*QUICK, "hydra.run.dir=outputs/a/good")
     shutil.copytree(tmp_path / "outputs/a/good", tmp_path / "good")
     shutil.copytree(tmp_path / "good", tmp_path / "headless")
@@ -307,8 +307,8 @@ def test_mistyped_run_is_not_taken_for_an_input(train, script, tmp_path):
             assert not meant or f"Did you mean {meant}?" in exit_.value.code
 
 
-def test_input_that_is_not_there_is_no_run(classifier, script, tmp_path):
-    """Beside an image that can be read, which is predicted."""
+def test_missing_input_is_not_treated_as_run(classifier, script, tmp_path):
+    """A second, readable image is predicted."""
     from PIL import Image
 
     Image.new("L", (28, 28)).save(tmp_path / "there.png")
@@ -317,7 +317,7 @@ def test_input_that_is_not_there_is_no_run(classifier, script, tmp_path):
     assert len(json.loads((tmp_path / "x.json").read_text())) == 1
 
 
-def test_a_path_within_a_run_names_the_run(line, train, script, tmp_path):
+def test_path_inside_run_names_run(line, train, script, tmp_path):
     train(*QUICK)
     for within, checkpoint in (("checkpoints/last.ckpt", "last"), ("checkpoints", "best")):
         for verb, words in (("predict.py", ["4"]), ("evaluate.py", [])):
@@ -328,7 +328,7 @@ def test_a_path_within_a_run_names_the_run(line, train, script, tmp_path):
             script(verb, run, *words, option)
 
 
-def test_end_of_a_run_names_what_can_be_typed(train, script, capfd):
+def test_report_of_run_names_valid_commands(train, script, capfd):
     for folder in ([], ["hydra.run.dir=r1"]):
         train(*QUICK, *folder)
         command = re.search(r"^predict +python (predict\.py .*) INPUT…$", capfd.readouterr().out, re.MULTILINE)[1]

@@ -1,4 +1,4 @@
-"""Which module may import which: README.md of this package, read from the imports."""
+"""Checks the imports between modules and the list of modules in README.md of this package."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ YOURS = sorted(
 )
 FRAMEWORKS = "filelock hydra lightning matplotlib numpy omegaconf optuna PIL polars rich tensorboard torch"
 FRAMEWORKS += " torchmetrics torchvision yaml onnxruntime onnxscript IPython wandb gradio"
-# Names that OmegaConf and Hydra give to keys.
+# Names of keys of OmegaConf and Hydra.
 KEYS = ("_target_", "_partial_")
 
 
@@ -29,7 +29,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(path: Path, types: bool = True) -> set[str]:
-    """Modules that a file imports, wherever in it; without those under TYPE_CHECKING if ``types`` is False."""
+    """Return all modules that a file imports; without those under TYPE_CHECKING if ``types`` is False."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not types:
         tree.body = [
@@ -52,7 +52,7 @@ def tops(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_imports_frameworks_and_this_package_alone(path):
+def test_module_imports_only_frameworks_and_this_package(path):
     assert tops(path) <= {"torch_starter", *FRAMEWORKS.split(), *sys.stdlib_module_names}
 
 
@@ -62,11 +62,11 @@ def test_modules_import_each_other_in_one_direction():
     done: set[str] = set()
     while left := {name for name in graph if name not in done}:
         ready = {name for name in left if graph[name] - {name} <= done}
-        assert ready, f"a circle among {sorted(left)}"
+        assert ready, f"circular imports among {sorted(left)}"
         done |= ready
 
 
-def test_module_does_not_name_a_package_of_the_project():
+def test_module_does_not_name_project_package():
     for package in {path.relative_to(PROJECT).parts[0] for path in YOURS}:
         for path in MODULES:
             assert package not in tops(path), path
@@ -74,7 +74,7 @@ def test_module_does_not_name_a_package_of_the_project():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_imports_this_package_and_at_most_train(command):
+def test_command_imports_only_this_package_and_train(command):
     path = PROJECT / f"{command}.py"
     allowed = {"torch_starter", "hydra", "lightning", "omegaconf", *sys.stdlib_module_names}
     assert tops(path) - allowed <= ({"train"} if command in ("resume", "sweep") else set())
@@ -87,8 +87,8 @@ def test_project_imports_no_command():
 
 
 @pytest.mark.parametrize("path", [*MODULES, *YOURS, *PROJECT.glob("*.py")], ids=name_of)
-def test_private_names_of_others_are_used_in_compat_alone(path):
-    """Own are those of `self`, of this module, and of a class of this module."""
+def test_only_compat_uses_foreign_private_names(path):
+    """Names of `self`, of this module and of its classes are not foreign."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {
@@ -108,7 +108,7 @@ def test_private_names_of_others_are_used_in_compat_alone(path):
         assert foreign | imported == set()
 
 
-def test_readme_lists_every_module_and_a_test_that_exists():
+def test_readme_lists_all_modules_and_existing_tests():
     page = (LIBRARY / "README.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| `")]
     listed = [name for cell, *_ in rows for name in re.findall(r"`([\w/]+(?:\.py|/))`", cell)]

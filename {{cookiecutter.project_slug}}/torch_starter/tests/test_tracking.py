@@ -1,4 +1,4 @@
-"""Runs in MLflow and in Weights & Biases: one for each run folder, ended when it ends, sent where the user sends."""
+"""MLflow and Weights & Biases track one run per run folder, with its status, at the user's destination."""
 
 import json
 import multiprocessing
@@ -28,13 +28,13 @@ NOWHERE = "http://127.0.0.1:9"
         ("/scratch/runs/one", "runs/one"),
     ],
 )
-def test_label_and_group_are_parts_of_the_path(folder, label):
+def test_label_and_group_come_from_path(folder, label):
     assert run_label(folder) == label
     assert run_group(folder) == label.rpartition("/")[0]
 
 
 @pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
-def test_without_the_package_it_says_how_to_install_it(script, tmp_path, monkeypatch, logger, package):
+def test_missing_package_names_install_command(script, tmp_path, monkeypatch, logger, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit, match=rf'{package}, which is not installed: pip install -e "\.\[{package}\]"'):
         script("train.py", f"logger={logger}")
@@ -42,7 +42,7 @@ def test_without_the_package_it_says_how_to_install_it(script, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_ids_in_an_untrusted_folder_are_letters_and_digits(train, script):
+def test_invalid_ids_in_run_folder_are_refused(train, script):
     run = train(*QUICK)[0]
     for ids in ({"mlflow": "../x"}, {"mlflow": 3}, {"mlflow": "a" * 65}, ["a"], "a"):
         (run / "tracking.json").write_text(json.dumps(ids))
@@ -60,8 +60,8 @@ def test_ids_in_an_untrusted_folder_are_letters_and_digits(train, script):
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """Of a store in a file, for all tests here, because to make one takes seconds."""
-    pytest.importorskip("mlflow", reason='it is not installed: pip install -e ".[mlflow]"')
+    """A client of a file store, shared by all tests because creating a store takes seconds."""
+    pytest.importorskip("mlflow", reason='mlflow is not installed: pip install -e ".[mlflow]"')
     from mlflow.tracking import MlflowClient
 
     folder = tmp_path_factory.mktemp("mlflow")
@@ -72,7 +72,7 @@ def client(tmp_path_factory):
 
 @pytest.fixture
 def tracked(client, train, monkeypatch):
-    """`python train.py logger=mlflow ARGUMENTS`; returns its run folders."""
+    """Return a function that runs `python train.py logger=mlflow ARGUMENTS` and returns its run folders."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     return lambda *arguments: train("logger=[tensorboard,mlflow]", *QUICK, *arguments)
 
@@ -98,7 +98,7 @@ def artifacts(client, folder, path=None):
 
 
 @pytest.mark.slow
-def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch):
+def test_each_multirun_job_has_its_own_tracked_run(client, train, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     before = count(client)
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
@@ -118,14 +118,14 @@ def test_each_job_of_a_multirun_has_a_run_of_its_own(client, train, monkeypatch)
     drawn = {path.name for path in (good / "figures").glob("*.png")}
     assert drawn
     assert {Path(path).name for path in artifacts(client, good, "figures")} == drawn
-    assert artifacts(client, good, "images"), "one for each step in which it was drawn"
+    assert artifacts(client, good, "images"), "one image per step in which the figure was drawn"
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_its_own(client, tracked, script):
+def test_resumed_run_continues_its_tracked_run(client, tracked, script):
     (folder,) = tracked()
     before, config = count(client), (folder / ".hydra/config.yaml").read_text()
-    assert "MLFLOW_TRACKING_URI" in config, "not its value, which may have a password in it"
+    assert "MLFLOW_TRACKING_URI" in config, "the name of the variable, because its value may contain a password"
     script("evaluate.py", folder)
     script("resume.py", folder)  # it is finished
     assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
@@ -141,8 +141,8 @@ def test_a_resumed_run_goes_on_in_its_own(client, tracked, script):
 
 
 @pytest.mark.slow
-def test_a_trial_has_a_run_of_its_own(client, script, monkeypatch, tmp_path):
-    pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
+def test_each_trial_has_its_own_tracked_run(client, script, monkeypatch, tmp_path):
+    pytest.importorskip("optuna", reason='optuna is not installed: pip install -e ".[sweep]"')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
     before = count(client)
     script("sweep.py", "linear_regression", "--trials", 2, "logger=mlflow", "trainer.max_epochs=2")
@@ -154,7 +154,7 @@ def test_a_trial_has_a_run_of_its_own(client, script, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_never_trains_is_not_tracked_and_what_is_refused_changes_no_run(client, tracked, script, tmp_path):
+def test_fast_dev_run_and_refused_resume_track_nothing(client, tracked, script, tmp_path):
     before = count(client)
     tracked("trainer.fast_dev_run=true")
     assert count(client) == before
@@ -166,7 +166,7 @@ def test_what_never_trains_is_not_tracked_and_what_is_refused_changes_no_run(cli
     assert steps(client, folder, "val/loss") == [0, 1, 2, 3]
 
 
-def test_a_server_that_is_not_there_is_one_message(tracked, monkeypatch, tmp_path):
+def test_unreachable_server_prints_one_message(tracked, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
     with pytest.raises(SystemExit, match=r"mlflow: .*127\.0\.0\.1(.|\n)*logger\.mlflow=null") as exit_:
         tracked()
@@ -183,8 +183,8 @@ def train_in_child(arguments):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 @pytest.mark.slow
-def test_what_ctrl_c_ends_is_killed_there_and_goes_on(client, tracked, script, tmp_path):
-    tracked()  # so that the fork finds everything imported
+def test_interrupted_run_is_killed_and_resumes(client, tracked, script, tmp_path):
+    tracked()  # so that everything is imported before the fork
     interrupted = ["hydra.run.dir=outputs/line/interrupted", "+callbacks.stop._target_=test_tracking.Interrupts"]
     arguments = ["logger=mlflow", *QUICK, *interrupted]
     process = multiprocessing.get_context("fork").Process(target=train_in_child, args=(arguments,))
@@ -199,7 +199,7 @@ def test_what_ctrl_c_ends_is_killed_there_and_goes_on(client, tracked, script, t
 
 
 class Interrupts(pytest.importorskip("lightning").Callback):
-    """Ctrl-C in the third epoch of the first start."""
+    """Sends SIGINT in the third epoch of the first start."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 2 and trainer.ckpt_path is None:
@@ -230,7 +230,7 @@ ELSEWHERE = [
 ]
 
 
-def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script):
+def test_run_folder_cannot_choose_destination(client, tracked, script):
     (folder,) = tracked()
     before, config = count(client), (folder / ".hydra/config.yaml").read_text()
     for key, value in ELSEWHERE:
@@ -248,7 +248,7 @@ def test_a_run_folder_does_not_choose_where_to_send(client, tracked, script):
 
 
 @pytest.mark.slow
-def test_overrides_of_a_run_folder_do_not_choose_either(client, tracked, script):
+def test_overrides_in_run_folder_cannot_choose_destination(client, tracked, script):
     (folder,) = tracked("logger.mlflow.experiment_name=mine", "logger.mlflow.run_name=called so")
     assert run_of(client, folder).info.run_name == "called so"
     with pytest.raises(SystemExit, match=r"experiment_name of the run's config is mine, and small_task(.|\n)*type it"):
@@ -257,7 +257,7 @@ def test_overrides_of_a_run_folder_do_not_choose_either(client, tracked, script)
     assert steps(client, folder, "val/loss") == [0, 1, 2, 3, 4]
 
 
-def test_a_tracker_that_this_project_does_not_choose_is_refused(train, script):
+def test_tracker_outside_project_config_is_refused(train, script):
     (folder,) = train(*QUICK)
     mlflow = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": NOWHERE}
     change(folder, "logger.mlflow", mlflow)
@@ -270,8 +270,8 @@ def test_a_tracker_that_this_project_does_not_choose_is_refused(train, script):
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """wandb in a home of its own, where nobody is logged in, and without a process that stays."""
-    wandb = pytest.importorskip("wandb", reason='it is not installed: pip install -e ".[wandb]"')
+    """wandb with a temporary home folder without a login; its service process is stopped afterwards."""
+    wandb = pytest.importorskip("wandb", reason='wandb is not installed: pip install -e ".[wandb]"')
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "WANDB_BASE_URL", "NETRC"):
@@ -281,7 +281,7 @@ def wandb(tmp_path, monkeypatch):
 
 
 def records(path):
-    """What a .wandb file holds: LevelDB's log, after seven bytes of its own, of messages of protobuf."""
+    """Yield the protobuf records of a .wandb file: a LevelDB log after a header of seven bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, position, parts = path.read_bytes(), 7, b""
@@ -293,13 +293,13 @@ def records(path):
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield Record.FromString(parts)
             parts = b""
 
 
 def read_wandb(folder):
-    """Of each start of a run: its id, name, group and project; its config; its history; its exit code."""
+    """Yield id, name, group, project, config, history and exit code for each start of a run."""
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         found = {"config": {}, "history": [], "exit": None, "files": path.parent / "files"}
         for record in records(path):
@@ -321,18 +321,18 @@ def read_wandb(folder):
 
 
 def curve(start, name):
-    """(step, value) of a curve."""
+    """Return the (step, value) pairs of a curve."""
     return [(row["trainer/global_step"], row[name]) for row in start["history"] if name in row]
 
 
-def test_wandb_has_a_run_for_each_job_and_goes_on_in_it(wandb, train, script, monkeypatch, tmp_path):
+def test_wandb_tracks_each_job_and_resumes_it(wandb, train, script, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
         train(*GRID, "logger=wandb")
     assert wandb.run is None
     good, bad = (tmp_path / f"outputs/line/s/{number}" for number in range(2))
     script("resume.py", good, "trainer.max_epochs=6")
-    wandb.teardown()  # until it has written what it holds
+    wandb.teardown()  # wait until all records are written
     (first, resumed), (failed,) = read_wandb(good), read_wandb(bad)
     assert [first["exit"], resumed["exit"], failed["exit"]] == [0, 0, 1]
     assert first["id"] == resumed["id"] != failed["id"]
@@ -349,14 +349,14 @@ def test_wandb_has_a_run_for_each_job_and_goes_on_in_it(wandb, train, script, mo
     assert {path.name for path in tmp_path.iterdir()} <= {"outputs", "home"}
 
 
-def test_wandb_without_a_login_is_one_message(wandb, script, tmp_path):
+def test_wandb_without_login_prints_one_message(wandb, script, tmp_path):
     with pytest.raises(SystemExit, match=r"wandb is not logged in(.|\n)*wandb login(.|\n)*WANDB_MODE=offline"):
         script("train.py", "logger=wandb", *QUICK)
     assert not list(tmp_path.glob("outputs/*/*"))
 
 
 @pytest.mark.slow
-def test_wandb_without_a_network_is_one_message(wandb, script, tmp_path, monkeypatch):
+def test_wandb_without_network_prints_one_message(wandb, script, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
     with pytest.raises(SystemExit, match=r"wandb: (.|\n)*WANDB_MODE=offline") as exit_:

@@ -1,4 +1,4 @@
-"""Run folders from untrusted sources cannot execute code, write or send elsewhere, or write to the terminal."""
+"""Untrusted run folders cannot execute code, write or send data elsewhere, or control the terminal."""
 
 import inspect
 import os
@@ -28,7 +28,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def run(original, train, tmp_path):
-    """A copy for each test of a run that is trained once, which takes longer than most tests."""
+    """A copy of a run, which is trained once because training takes longer than most tests."""
     if not original.exists():
         shutil.copytree(train("trainer.max_epochs=3")[0], original)
     return shutil.copytree(original, tmp_path / "run")
@@ -77,7 +77,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_a_target_that_is_not_allowed_is_named_and_nothing_is_run(run, script, tmp_path, target):
+def test_disallowed_target_is_named_and_not_executed(run, script, tmp_path, target):
     place = OmegaConf.create(
         {"deep": [{"in": {"a": ["list", {"_target_": target, "path": "canary", "cmd": "mkdir canary"}]}}]}
     )
@@ -92,7 +92,7 @@ def test_a_target_that_is_not_allowed_is_named_and_nothing_is_run(run, script, t
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_target_by_interpolation_is_found(run, script, tmp_path):
+def test_interpolated_target_is_refused(run, script, tmp_path):
     change(run, name="os.mkdir", data={"_target_": "${name}", "path": "canary"})
     with pytest.raises(SystemExit, match=r"data\._target_ of the run's config is os\.mkdir"):
         script("evaluate.py", run)
@@ -102,7 +102,7 @@ def test_a_target_by_interpolation_is_found(run, script, tmp_path):
 @pytest.mark.parametrize(
     "value", ["${canary:1}", "x ${ canary: 1 }", "${oc.env:HOME}", "${${name}:1}", "${a.${canary:1}}"]
 )
-def test_resolvers_run_nothing(run, script, value):
+def test_resolvers_are_not_called(run, script, value):
     called = []
     OmegaConf.register_new_resolver("canary", lambda *args: called.append(args) or 1, replace=True)
     try:
@@ -116,8 +116,8 @@ def test_resolvers_run_nothing(run, script, value):
     assert not called
 
 
-def test_what_hydra_would_act_on_is_not_acted_on(run, script, tmp_path, monkeypatch):
-    """A defaults list, Hydra's own settings, a search path and a callback, in the config and in the overrides."""
+def test_hydra_settings_in_run_folder_are_ignored(run, script, tmp_path, monkeypatch):
+    """Covers a defaults list, Hydra settings, a search path and a callback, in the config and in the overrides."""
     change(run, defaults=["/nothing"], hydra={"searchpath": ["pkg://antigravity"], "callbacks": {"evil": CANARY}})
     (tmp_path / "searched").mkdir()
     (tmp_path / "searched/__init__.py").write_text("open('canary', 'w')")
@@ -131,7 +131,7 @@ def test_what_hydra_would_act_on_is_not_acted_on(run, script, tmp_path, monkeypa
     assert not (tmp_path / "canary").exists()
 
 
-def test_yaml_that_makes_objects_is_not_read(run, script, tmp_path):
+def test_yaml_that_constructs_objects_is_refused(run, script, tmp_path):
     (run / ".hydra/config.yaml").write_text("data: !!python/object/apply:os.mkdir [canary]\n")
     with pytest.raises(SystemExit, match="cannot be read"):
         script("evaluate.py", run)
@@ -145,7 +145,7 @@ class Evil:
 
 @pytest.mark.parametrize("place", ["instead", "weights", "callbacks", "old format"])
 @pytest.mark.parametrize("verb", ["evaluate.py", "export.py", "resume.py", "predict.py"])
-def test_a_checkpoint_with_a_pickle_in_it_is_refused(run, script, tmp_path, place, verb):
+def test_checkpoint_with_pickle_is_refused(run, script, tmp_path, place, verb):
     for name in ("best", "last"):
         path = run / f"checkpoints/{name}.ckpt"
         checkpoint = torch.load(path, weights_only=True)
@@ -163,13 +163,13 @@ def test_a_checkpoint_with_a_pickle_in_it_is_refused(run, script, tmp_path, plac
     assert not (tmp_path / "canary").exists()
 
 
-def test_an_honest_folder_from_elsewhere_works(run, script, tmp_path):
-    shutil.move(run, tmp_path / "from a friend")
-    script("evaluate.py", tmp_path / "from a friend")
+def test_valid_folder_from_elsewhere_can_be_evaluated(run, script, tmp_path):
+    shutil.move(run, tmp_path / "from a colleague")
+    script("evaluate.py", tmp_path / "from a colleague")
 
 
 def assert_refused(script, match, *arguments, verbs=("resume.py", "evaluate.py", "export.py", "predict.py")):
-    """Each verb ends with a message of few lines, and nothing in the folder or beside it has changed."""
+    """Check that each command prints a message of at most two lines and changes no file."""
     before = snapshot()
     for verb in verbs:
         if not (ROOT / verb).exists():
@@ -182,7 +182,7 @@ def assert_refused(script, match, *arguments, verbs=("resume.py", "evaluate.py",
 
 
 def snapshot():
-    """Contents of all files beneath the current folder; of what is no file, what it is."""
+    """Return the contents of all files in the current folder, and the mode of all other entries."""
     found = {}
     for place, folders, files in os.walk("."):
         for path in (os.path.join(place, name) for name in (*folders, *files)):
@@ -213,7 +213,7 @@ IN_A_RUN = [
 
 
 def replace_by_link(path, target):
-    """``target``, outside of the run folder, is what ``path`` was, or an empty file."""
+    """Move ``path``, or an empty file, to ``target`` outside the run folder, and link to it."""
     target.parent.mkdir(exist_ok=True)
     if path.exists():
         shutil.move(path, target)
@@ -225,10 +225,10 @@ def replace_by_link(path, target):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few people make links")
 @pytest.mark.parametrize("name", IN_A_RUN)
-def test_a_link_that_leads_out_of_the_run_folder_is_refused(run, script, tmp_path, monkeypatch, name):
+def test_link_outside_run_folder_is_refused(run, script, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     replace_by_link(run / name, tmp_path / "elsewhere/it")
-    # The folder may be reached by a link itself: that one is followed.
+    # The folder itself may be a link, which is followed.
     (tmp_path / "link").symlink_to(run)
     assert (run / ".hydra/config.yaml").exists()
     for folder in (run, tmp_path / "link"):
@@ -236,7 +236,7 @@ def test_a_link_that_leads_out_of_the_run_folder_is_refused(run, script, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few people make links")
-def test_resume_does_not_write_its_log_into_another_file(run, script, tmp_path):
+def test_resume_does_not_write_log_through_link(run, script, tmp_path):
     profile = tmp_path / "home/.bashrc"
     replace_by_link(run / "train.log", profile)
     profile.write_text("alias ll='ls -l'\n")
@@ -248,7 +248,7 @@ def test_resume_does_not_write_its_log_into_another_file(run, script, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few people make links")
 @pytest.mark.parametrize("name", ["train.log", ".hydra", "0/train.log", "checkpoints"])
 @pytest.mark.parametrize("arguments", [["hydra.run.dir=run"], ["-m", "hydra.sweep.dir=run", "seed=1,2"]], ids=str)
-def test_train_looks_before_hydra_writes(run, script, tmp_path, monkeypatch, arguments, name):
+def test_train_checks_links_before_hydra_writes(run, script, tmp_path, monkeypatch, arguments, name):
     monkeypatch.chdir(tmp_path)
     replace_by_link(run / name, tmp_path / "elsewhere/it")
     for more in ([], ["ckpt_path=last"]):
@@ -256,7 +256,7 @@ def test_train_looks_before_hydra_writes(run, script, tmp_path, monkeypatch, arg
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few people make links")
-def test_a_study_folder_with_a_link_is_refused(script, tmp_path, monkeypatch):
+def test_study_folder_with_link_is_refused(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs/sweeps/linear_regression").mkdir(parents=True)
     replace_by_link(tmp_path / "outputs/sweeps/linear_regression/study.log", tmp_path / "elsewhere/it")
@@ -264,7 +264,7 @@ def test_a_study_folder_with_a_link_is_refused(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
-def test_a_pipe_does_not_make_a_command_wait(run, script, tmp_path, monkeypatch):
+def test_pipe_does_not_block_command(run, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (run / "train.log").unlink()
     os.mkfifo(run / "train.log")
@@ -272,7 +272,7 @@ def test_a_pipe_does_not_make_a_command_wait(run, script, tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few people make links")
-def test_links_within_the_folder_are_followed(run, script):
+def test_links_inside_run_folder_are_followed(run, script):
     (run / "checkpoints/epoch=2.ckpt").symlink_to("best.ckpt")
     (run / "latest").symlink_to(run / "checkpoints")
     script("evaluate.py", run)
@@ -317,20 +317,20 @@ OUTSIDE = {
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, values in OUTSIDE.items() for value in values], ids=str
 )
-def test_a_value_that_leads_out_of_the_run_folder_is_refused(run, script, tmp_path, monkeypatch, key, value):
+def test_path_outside_run_folder_is_refused(run, script, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
     change(run, **{key.replace(".", "__"): value})
     assert_refused(script, re.escape(key), run, verbs=["resume.py"])
 
 
 @pytest.mark.parametrize("key", ["trainer.default_root_dir", "data.split_file"])
-def test_what_is_asked_of_a_run_stays_inside_too(run, script, tmp_path, monkeypatch, key):
+def test_all_commands_refuse_paths_outside_run_folder(run, script, tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
     change(run, **{key.replace(".", "__"): "elsewhere"})
     assert_refused(script, re.escape(key), run)
 
 
-def test_callback_in_the_place_of_one_that_is_used_is_not(run, script, tmp_path, monkeypatch):
+def test_evaluate_ignores_replaced_callback(run, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     profiler = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": str(tmp_path / "elsewhere")}
     change(run, callbacks__known_batches=profiler)
@@ -338,7 +338,7 @@ def test_callback_in_the_place_of_one_that_is_used_is_not(run, script, tmp_path,
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_weights_from_elsewhere_are_not_read(run, script, tmp_path, monkeypatch):
+def test_initial_weights_outside_run_folder_are_refused(run, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change(run, weights=str(tmp_path / "elsewhere.ckpt"))
     script("resume.py", run)  # from its own checkpoint
@@ -347,7 +347,7 @@ def test_weights_from_elsewhere_are_not_read(run, script, tmp_path, monkeypatch)
     assert_refused(script, "weights of the run's config", run, verbs=["resume.py"])
 
 
-def test_checkpoint_beside_an_untrusted_config_is_compared_without_running_it(run, script, tmp_path, monkeypatch):
+def test_comparison_with_untrusted_config_executes_nothing(run, script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change(run, model={"_target_": "os.mkdir", "path": "canary"})
     with pytest.raises(SystemExit) as exit_:
@@ -356,7 +356,7 @@ def test_checkpoint_beside_an_untrusted_config_is_compared_without_running_it(ru
     assert not list(tmp_path.rglob("canary"))
 
 
-def test_what_is_typed_is_trusted(run, script, tmp_path):
+def test_typed_value_is_trusted(run, script, tmp_path):
     change(run, callbacks__best_checkpoint__dirpath=str(tmp_path / "elsewhere"))
     with pytest.raises(SystemExit, match=r"type it: callbacks\.best_checkpoint\.dirpath="):
         script("resume.py", run, "trainer.max_epochs=4")
@@ -365,8 +365,8 @@ def test_what_is_typed_is_trusted(run, script, tmp_path):
 
 
 @pytest.mark.parametrize("is_resumable", [True, False])
-def test_a_checkpoint_does_not_delete_files_elsewhere(run, script, tmp_path, is_resumable):
-    """ModelCheckpoint deletes what its state calls the former best, when there is a better one."""
+def test_checkpoint_cannot_delete_files_elsewhere(run, script, tmp_path, is_resumable):
+    """ModelCheckpoint deletes the file that its state names as the previous best, once there is a better one."""
     victim = tmp_path / "victim.txt"
     victim.write_text("precious")
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
@@ -383,12 +383,12 @@ def test_a_checkpoint_does_not_delete_files_elsewhere(run, script, tmp_path, is_
     assert victim.read_text() == "precious"
 
 
-def test_a_logger_that_sends_is_refused_and_can_be_left_out(run, script):
+def test_remote_logger_is_refused_and_can_be_disabled(run, script):
     mlflow = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://127.0.0.1:9"}
     change(run, logger__mlflow=mlflow)
     with pytest.raises(SystemExit, match=r"MLFlowLogger(.|\n)*refused(.|\n)*logger\.mlflow=null"):
         script("resume.py", run, "trainer.max_epochs=4")
-    script("evaluate.py", run)  # which needs no logger
+    script("evaluate.py", run)  # needs no logger
     script("resume.py", run, "trainer.max_epochs=4", "logger.mlflow=null")
 
 
@@ -397,7 +397,7 @@ ESCAPES = ["\x1b]0;title\x07", "\x9b31m", "a\rb", "\x7f", "\x00"]
 
 @pytest.mark.parametrize("escape", ESCAPES, ids=ascii)
 @pytest.mark.parametrize("place", ["value", "key", "list", "overrides"])
-def test_a_config_with_terminal_escapes_is_refused_without_printing_them(run, script, escape, place):
+def test_config_with_terminal_escapes_is_refused_and_escaped(run, script, escape, place):
     if place == "overrides":
         (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump([f"+name={escape}"]))
     else:
@@ -408,8 +408,8 @@ def test_a_config_with_terminal_escapes_is_refused_without_printing_them(run, sc
 
 
 @pytest.mark.slow
-def test_terminal_escapes_elsewhere_are_shown_and_not_obeyed(run, script, tmp_path):
-    """In the names of the weights of a checkpoint, which torch prints as they are, and in a message of ours."""
+def test_terminal_escapes_in_messages_are_escaped(run, script, tmp_path):
+    """Covers names of weights in a checkpoint, which torch prints verbatim, and a message of this package."""
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     checkpoint["state_dict"]["\x1b[2Jlinear"] = torch.zeros(1)
     torch.save(checkpoint, run / "checkpoints/best.ckpt")
@@ -423,9 +423,9 @@ def test_terminal_escapes_elsewhere_are_shown_and_not_obeyed(run, script, tmp_pa
     assert "\x1b" not in exit_.value.code
 
 
-def test_terminal_escapes_do_not_reach_the_table_or_the_log(train, tmp_path, capfd):
+def test_terminal_escapes_do_not_reach_table_or_log(train, tmp_path, capfd):
     with pytest.raises(SystemExit):
-        train("-m", "data.batch_size=0,100", "trainer.max_epochs=1", "+callbacks.says._target_=test_trust.Says")
+        train("-m", "data.batch_size=0,100", "trainer.max_epochs=1", "+callbacks.escape._target_=test_trust.LogEscape")
     printed = capfd.readouterr()
     assert r"\x1b[2J" in printed.out
     assert "\x1b[2J" not in printed.out + printed.err
@@ -433,15 +433,15 @@ def test_terminal_escapes_do_not_reach_the_table_or_the_log(train, tmp_path, cap
         assert "\x1b[2J" not in log.read_text()
 
 
-class Says(import_module("lightning").Callback):
-    """Logs a terminal escape, as a name from a folder could hold one."""
+class LogEscape(import_module("lightning").Callback):
+    """Logs a terminal escape, which a class name from a folder could contain."""
 
     def on_train_end(self, trainer, pl_module):
         import_module("logging").getLogger(__name__).info("class \x1b[2J")
 
 
 def allowed_classes():
-    """The classes of Lightning that a run folder may use."""
+    """Yield the classes of Lightning that a run folder may use."""
     for name in trust.CLASSES_OF:
         if not name.startswith("lightning."):
             continue
@@ -455,11 +455,11 @@ def allowed_classes():
                     yield class_
 
 
-def test_every_argument_of_lightning_that_could_lead_elsewhere_is_known():
-    """So that an argument that Lightning adds is noticed: is it a path, then PATH in trust.py has to match it."""
+def test_lightning_path_arguments_are_known():
+    """Detects new arguments of Lightning; if one is a path, PATHS in trust.py must match it."""
     words = "dir|dirpath|path|file|filename|folder|root|url|uri|host|port|address|command|entity|endpoint|bucket"
     suspicious = re.compile(rf"(^|_)({words}|model_registry)s?(_|$)")
-    harmless = {"filename", "model_registry"}  # joined to dirpath; refused by its name
+    harmless = {"filename", "model_registry"}  # joined to dirpath; refused by name
 
     def arguments_of(class_):
         try:
@@ -478,7 +478,7 @@ def test_every_argument_of_lightning_that_could_lead_elsewhere_is_known():
     assert unknown == set()
 
 
-def test_the_page_about_untrusted_run_folders_names_what_is_allowed():
+def test_page_lists_all_allowed_modules():
     page = (ROOT / "torch_starter/untrusted_run_folders.md").read_text(encoding="utf-8")
     for name in trust.ALLOWED:
         assert f"`{name.replace(PACKAGE, 'PACKAGE')}`" in page, name

@@ -1,4 +1,4 @@
-"""What a run can be asked: evaluate.py, predict.py."""
+"""Tests of evaluate.py, predict.py and environment.json."""
 
 import contextlib
 import csv
@@ -40,7 +40,7 @@ def predicted(script, tmp_path, *arguments):
 # evaluate.py
 
 
-def test_evaluate_finds_what_training_found(classifier, script, capfd):
+def test_evaluate_matches_training_metrics(classifier, script, capfd):
     found = evaluated(script, capfd, classifier)
     assert found == {name: value for name, value in metrics(classifier).items() if name.startswith("test/")}
     last = evaluated(script, capfd, "--split", "val", "--checkpoint", "last")
@@ -49,7 +49,7 @@ def test_evaluate_finds_what_training_found(classifier, script, capfd):
     assert train_metrics.keys() == {"train/loss", "train/acc"}
 
 
-def test_evaluate_prints_a_table_and_takes_changes(line, script, capfd):
+def test_evaluate_prints_table_and_accepts_overrides(line, script, capfd):
     capfd.readouterr()
     script("evaluate.py", line, "data.noise=0")
     printed = capfd.readouterr()
@@ -58,7 +58,7 @@ def test_evaluate_prints_a_table_and_takes_changes(line, script, capfd):
     assert printed.err == ""
 
 
-def test_a_run_older_than_a_key_can_be_evaluated(line, script, capfd):
+def test_run_without_new_keys_can_be_evaluated(line, script, capfd):
     path = line / ".hydra/config.yaml"
     config = yaml.safe_load(path.read_text())
     del config["data"]["noise"], config["trainer"]["plugins"], config["callbacks"]["resumable"]
@@ -66,26 +66,26 @@ def test_a_run_older_than_a_key_can_be_evaluated(line, script, capfd):
     assert evaluated(script, capfd, line)["test/loss"] == metrics(line)["test/loss"]
 
 
-def test_a_run_on_an_accelerator_that_is_not_here_can_be_evaluated(line, script, capfd):
+def test_run_from_missing_accelerator_can_be_evaluated(line, script, capfd):
     path = line / ".hydra/config.yaml"
     path.write_text(path.read_text().replace("accelerator: auto", "accelerator: tpu"))
     assert evaluated(script, capfd, line)["test/loss"] == metrics(line)["test/loss"]
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "export"])
-def test_what_is_no_run_is_named(line, script, verb):
+def test_missing_run_is_named(line, script, verb):
     message = r"outputs/nothing is not a run folder(.|\n)*Latest: outputs/linear_regression/"
     with pytest.raises(SystemExit, match=message):
         script(f"{verb}.py", "outputs/nothing")
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "predict", "export"])
-def test_without_a_run_it_says_how_to_make_one(script, verb):
+def test_message_without_runs_names_train_command(script, verb):
     with pytest.raises(SystemExit, match=r"Start one: python train\.py"):
         script(f"{verb}.py", *(["4"] if verb == "predict" else []))
 
 
-def test_a_missing_or_damaged_checkpoint_names_the_others(line, script):
+def test_missing_or_damaged_checkpoint_names_valid_ones(line, script):
     best = line / "checkpoints/best.ckpt"
     best.write_bytes(best.read_bytes()[:-100])
     with pytest.raises(SystemExit, match=r"best.ckpt is damaged. Intact checkpoints: last"):
@@ -95,7 +95,7 @@ def test_a_missing_or_damaged_checkpoint_names_the_others(line, script):
         script("predict.py", line, "4")
 
 
-def test_help_does_not_wait_for_torch(tmp_path):
+def test_help_does_not_import_torch(tmp_path):
     for verb in {"resume.py", "evaluate.py", "predict.py", "export.py", "compare.py"} & {
         path.name for path in ROOT.iterdir()
     }:
@@ -108,7 +108,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
 # predict.py
 
 
-def test_numbers(line, script, tmp_path, capfd):
+def test_predict_accepts_numbers(line, script, tmp_path, capfd):
     weights = torch.load(line / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     rows = predicted(script, tmp_path, line, "4", "-2.5")
     assert [row["input"] for row in rows] == ["4", "-2.5"]
@@ -120,22 +120,22 @@ def test_numbers(line, script, tmp_path, capfd):
     assert f"{rows[0]['y']:.4f}" in capfd.readouterr().out
 
 
-def test_numbers_that_look_like_options(line, script, tmp_path):
+def test_predict_accepts_numbers_that_look_like_options(line, script, tmp_path):
     numbers = ["-1e-3", "-1E5", "-.5", "-1_000", "-inf", "+3", "-2"]
     rows = predicted(script, tmp_path, "latest", *numbers)
     assert [row["input"] for row in rows] == numbers
     assert [row["y"] is None for row in rows] == [number == "-inf" for number in numbers], "JSON has no infinity"
 
 
-def test_what_is_no_number_is_named_and_the_others_predicted(line, script, tmp_path):
+def test_invalid_number_is_named_and_skipped(line, script, tmp_path):
     with pytest.raises(SystemExit, match="four: skipped, it is not a number"):
         predicted(script, tmp_path, line, "4", "four", "5")
     rows = json.loads((tmp_path / "predictions.json").read_text())
     assert [row["input"] for row in rows] == ["4", "5"]
 
 
-def test_predictions_are_those_of_evaluate(classifier, script, tmp_path, capfd):
-    """The test images as files: the same probabilities, to the last digit, and so the same accuracy."""
+def test_predictions_match_evaluate(classifier, script, tmp_path, capfd):
+    """Predictions for the test images as files have bit-identical probabilities and the same accuracy."""
     images, labels = draw_digits(200, seed=1)
     for i, image in enumerate(images):
         Image.fromarray(image.numpy()).save(tmp_path / f"{i:03}.png")
@@ -143,47 +143,47 @@ def test_predictions_are_those_of_evaluate(classifier, script, tmp_path, capfd):
     correct = sum(int(row["label"]) == label for row, label in zip(rows, labels.tolist(), strict=True))
     assert numpy.float32(correct / 200) == numpy.float32(evaluated(script, capfd, classifier)["test/acc"])
 
-    # The loss of evaluate.py is the mean of -ln p of the labels; where the label was found, p is in the file.
+    # evaluate.py's loss is the mean of -ln p of the labels; the file has p for correct predictions.
     run = load_run(classifier)
     run.data.setup("test")
     outputs = run.trainer.predict(run.model, (images for images, _ in run.data.test_dataloader()))
     assert [row["probability"] for row in rows] == [p for output in outputs for p in output["probability"].tolist()]
 
 
-def test_pictures_as_people_have_them(classifier, script, tmp_path):
-    """One digit in many kinds of file, all recognised alike."""
+def test_predict_reads_common_image_formats(classifier, script, tmp_path):
+    """The same digit in different formats gets the same prediction."""
     images = draw_digits(200, seed=1)[0]
     image = Image.fromarray(images[0].numpy())
     folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
-    image.save(folder / "grey.png")
-    image.convert("RGB").save(folder / "colour.png")
-    image.convert("RGB").save(folder / "colour.webp", lossless=True)
+    image.save(folder / "gray.png")
+    image.convert("RGB").save(folder / "color.png")
+    image.convert("RGB").save(folder / "color.webp", lossless=True)
     image.resize((280, 280), Image.Resampling.NEAREST).save(folder / "deeper/large.png")
     image.convert("RGB").save(folder / "photo.jpg", quality=95)
     image.convert("P").save(folder / "palette.png")
     image.convert("CMYK").save(folder / "print.tif")
     Image.fromarray(images[0].numpy().astype(numpy.uint16) * 257).save(folder / "sixteen_bits.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn by a quarter clockwise to see it
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to display
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
-    # Black where the picture is transparent is no black in the picture.
+    # Black in transparent areas is not visible.
     transparent = Image.new("LA", image.size, (0, 0))
     transparent.putalpha(Image.eval(image, lambda value: 255 - value))
     transparent.save(folder / "transparent.png")
-    (folder / ".hidden").write_text("not put there by a person")
+    (folder / ".hidden").write_text("not an image of the user")
 
     rows = predicted(script, tmp_path, classifier, folder)
     assert len(rows) == 10
-    (grey,) = (row for row in rows if row["input"].endswith("grey.png"))
-    exact = ("colour.png", "colour.webp", "palette.png", "sixteen_bits.png", "turned.png", "transparent.png")
+    (gray,) = (row for row in rows if row["input"].endswith("gray.png"))
+    exact = ("color.png", "color.webp", "palette.png", "sixteen_bits.png", "turned.png", "transparent.png")
     for row in rows:
-        assert row["label"] == grey["label"], row
+        assert row["label"] == gray["label"], row
         if row["input"].endswith(exact):
-            assert row["probability"] == pytest.approx(grey["probability"], rel=1e-5), row
+            assert row["probability"] == pytest.approx(gray["probability"], rel=1e-5), row
 
 
-def test_dark_on_bright(classifier, script, tmp_path):
+def test_inverted_image_gets_same_prediction(classifier, script, tmp_path):
     image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy())
     image.save(tmp_path / "bright.png")
     Image.eval(image, lambda value: 255 - value).save(tmp_path / "dark.png")
@@ -192,20 +192,20 @@ def test_dark_on_bright(classifier, script, tmp_path):
     assert (bright["label"], bright["probability"]) == (dark["label"], dark["probability"])
 
 
-def test_what_cannot_be_inverted_says_so(line, script):
+def test_invert_is_refused_without_support(line, script):
     with pytest.raises(SystemExit, match="Points cannot invert inputs"):
         script("predict.py", line, 4, "--invert", "--output", "rows.csv")
     assert not list(line.parents[2].glob("rows.csv*"))
 
 
-def test_a_folder_without_an_image_is_named(classifier, script, tmp_path):
+def test_folder_without_images_is_named(classifier, script, tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(SystemExit, match=r"nothing: skipped, there is no image in this folder"):
         script("predict.py", classifier, tmp_path / "nothing")
 
 
 def children(pid):
-    """Processes, by number, that a process started and that still run."""
+    """Return the ids of running child processes."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -218,12 +218,12 @@ def children(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("suffix", ["csv", "json"])
-def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(classifier, tmp_path, suffix):
+def test_interrupted_predict_keeps_rows_and_stops_workers(classifier, tmp_path, suffix):
     folder = tmp_path / "many"
     folder.mkdir()
     for number, image in enumerate(draw_digits(400, seed=1)[0]):
         Image.fromarray(image.numpy()).save(folder / f"{number:03}.png")
-    (folder / "010.png").write_text("no image")  # does not end it
+    (folder / "010.png").write_text("no image")  # does not stop prediction
     os.mkfifo(tmp_path / "last.png")
     output = tmp_path / f"out.{suffix}"
     output.write_text("as it was")
@@ -233,7 +233,7 @@ def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(clas
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        with (tmp_path / "last.png").open("wb"):  # once a worker has opened it, to read what never comes
+        with (tmp_path / "last.png").open("wb"):  # opens once a worker waits for input from it
             part = tmp_path / f"out.{suffix}.part"
             assert part.read_text().count(".png") >= 100
             workers = children(process.pid)
@@ -246,7 +246,7 @@ def test_rows_are_written_as_they_come_and_an_interruption_ends_the_workers(clas
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
-def test_workers_find_what_one_process_finds(classifier, script, tmp_path):
+def test_workers_match_single_process(classifier, script, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
     for number, image in enumerate(draw_digits(180, seed=1)[0]):
@@ -270,7 +270,7 @@ def test_workers_find_what_one_process_finds(classifier, script, tmp_path):
     assert not (tmp_path / "predictions.json.part").exists()
 
 
-def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script, tmp_path):
+def test_invalid_image_is_named_and_skipped(classifier, script, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     image = Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).resize((100, 100))
@@ -290,18 +290,18 @@ def test_what_is_no_picture_is_named_and_the_others_predicted(classifier, script
     assert row["input"].endswith("whole.png")
 
 
-def test_an_output_of_another_kind_is_refused_before_the_work(line, script, tmp_path):
+def test_output_with_wrong_suffix_is_refused_early(line, script, tmp_path):
     with pytest.raises(SystemExit, match=r"must end in \.csv or \.json"):
         script("predict.py", line, "4", "--output", tmp_path / "out.xlsx")
 
 
-def test_an_output_that_is_a_folder_is_refused_before_the_work(line, script, tmp_path):
+def test_output_folder_is_refused_early(line, script, tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(SystemExit, match="is a folder"):
         script("predict.py", line, "4", "--output", "folder.csv")
 
 
-def test_an_output_that_is_a_file_of_the_run_is_refused(line, script):
+def test_output_over_file_of_run_is_refused(line, script):
     before = (line / "results.json").read_bytes()
     with pytest.raises(SystemExit, match="is a file of the run"):
         script("predict.py", line, "4", "--output", line / "results.json")
@@ -312,7 +312,7 @@ def test_an_output_that_is_a_file_of_the_run_is_refused(line, script):
 # environment.json
 
 
-def test_the_environment_says_what_the_run_depended_on(train, tmp_path):
+def test_environment_records_command_and_versions(train, tmp_path):
     (run,) = train("trainer.max_epochs=2", "optimizer=adam")
     (start,) = json.loads((run / "environment.json").read_text())
     python, script, *arguments = shlex.split(start["command"])
@@ -324,7 +324,7 @@ def test_the_environment_says_what_the_run_depended_on(train, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["none", "within another", "clean", "dirty"])
-def test_the_environment_names_the_commit_and_what_is_not_in_it(train, tmp_path, monkeypatch, state):
+def test_environment_records_commit_and_diff(train, tmp_path, monkeypatch, state):
     project = tmp_path / "project"
     project.mkdir()
     (project / "train.py").write_text("1\n")
