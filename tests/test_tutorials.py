@@ -42,7 +42,7 @@ def test_every_chapter_runs_as_a_notebook(project, monkeypatch):
         assert figures == chapter.read_text(encoding="utf-8").count("savefig("), chapter.name
         if chapter.name.startswith(("5", "8")):
             printed = "".join(output.get("text", "") for output in outputs)
-            assert "look at it      tensorboard" in printed, "train.py prints its report"
+            assert "view            tensorboard" in printed, "train.py prints its report"
             assert not re.search("^epoch.*━", printed, re.MULTILINE), "train.py prints no progress bar"
     assert (project / "outputs/tutorials/optimizers.png").exists()
     assert not (project / "tutorials/outputs").exists()

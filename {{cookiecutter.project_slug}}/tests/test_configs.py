@@ -41,9 +41,9 @@ def test_every_choice_composes_and_instantiates(composed, choice, tmp_path, monk
     group, _, name = choice.partition("=")
     needs = {
         "data=torchvision": ["data.dataset=KMNIST", "data.image_shape=[1,28,28]", "data.num_classes=10"],
-        "data=image_folder": ["data.root=PICTURES", "data.num_classes=2"],
+        "data=image_folder": ["data.root=IMAGES", "data.num_classes=2"],
         "experiment=affine": ["data=mnist", "model=cnn"],
-        "experiment=transfer": ["data.root=PICTURES", "data.num_classes=2"],
+        "experiment=transfer": ["data.root=IMAGES", "data.num_classes=2"],
         "model=torchvision": ["model.name=resnet34"],
         "model=timm": ["model.name=resnet18"],
         "model=image_classifier": ["model.network={_target_: torch.nn.Identity}"],

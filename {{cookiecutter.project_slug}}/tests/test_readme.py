@@ -220,10 +220,10 @@ def test_the_recipe_works(name, recipe, tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     write_idx_pair(raw, "train", 6000, seed=0)
     write_idx_pair(raw, "t10k", 200, seed=1)
-    write_images(project / "PICTURES", 6, seed=0)
+    write_images(project / "IMAGES", 6, seed=0)
     write_houses(project / "houses.csv", 60)
     write_shapes(project / "SHAPES", 40)
-    shutil.copy(project / "PICTURES/red/0_00.jpg", project / "PHOTO.jpg")
+    shutil.copy(project / "IMAGES/red/0_00.jpg", project / "PHOTO.jpg")
     # Weights where torch looks before it downloads them.
     weights = project / "torch/hub/checkpoints" / Path(MobileNet_V3_Small_Weights.DEFAULT.url).name
     weights.parent.mkdir(parents=True)
@@ -250,14 +250,14 @@ def test_the_other_verbs_work_as_written(train, script, digits, tmp_path):
     write_houses(tmp_path / "rows.csv", 2)
     houses = ["experiment=table", "data.file=houses.csv", "data.target=price", "trainer.max_epochs=2"]
     (line,), (classifier,), (table,) = train("trainer.max_epochs=2"), train("experiment=mnist", *small), train(*houses)
-    (tmp_path / "PICTURES").mkdir()
-    for path in ("PICTURES/three.png", "one.jpg"):
+    (tmp_path / "IMAGES").mkdir()
+    for path in ("IMAGES/three.png", "one.jpg"):
         Image.fromarray(draw_digits(1, seed=1)[0][0].numpy()).save(tmp_path / path)
     block = PAGES["README.md"].partition("## Use")[2].partition("```sh\n")[2].partition("```")[0]
     for _, name, *arguments in (shlex.split(command, comments=True) for command in block.splitlines()):
         if not (ROOT / name).exists() or name in ("demo.py", "sweep.py"):  # which wait, or search for minutes
             continue
-        run = classifier if "PICTURES/" in arguments else table if "rows.csv" in arguments else line
+        run = classifier if "IMAGES/" in arguments else table if "rows.csv" in arguments else line
         if name == "export.py":
             pytest.importorskip("onnxruntime", reason='it is not installed: pip install -e ".[export]"')
         script(name, *(str(run) if argument == "RUN" else argument for argument in arguments))

@@ -76,12 +76,12 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
         "seconds": results["seconds"],
         "run folder": folder,
         **({"figures": folder / "figures"} if Path(run_dir, "figures").exists() else {}),
-        "look at it": f"tensorboard --logdir {log_dir}",
+        "view": f"tensorboard --logdir {log_dir}",
         **(
             {"predict": f"python predict.py {'latest' if folder.parts[:1] == ('outputs',) else folder} INPUT…"}
             if has_checkpoint(Path(run_dir))
             else {"checkpoints": "none: no epoch has ended"}
         ),
-        "vary it": "python train.py --help",
+        "options": "python train.py --help",
     }
     return "\n".join(f"{name:<15} {value}" for name, value in lines.items())

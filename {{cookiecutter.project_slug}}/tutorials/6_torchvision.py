@@ -99,7 +99,7 @@ print(tuple(batch.shape), "to", tuple(logits.shape))
 # The photo of 400 × 300 becomes (3, 224, 224), and the output is 1000 logits, one for each class.
 #
 # For classes of your own, replace the last layer and train only the new one at first: 5,130 of 11,181,642 parameters
-# for 10 classes. In this project that is `python train.py experiment=transfer data.root=PICTURES`.
+# for 10 classes. In this project that is `python train.py experiment=transfer data.root=IMAGES`.
 
 # %%
 network.requires_grad_(False)
