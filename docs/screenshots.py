@@ -101,7 +101,9 @@ def record_first_minute(project: Path) -> None:
             seconds.append(1)
     seconds[-1] = 5
     save(frames[started - 1], HERE / "terminal.png")
-    frames = [limit_colors(frame) for frame in frames]
+    # With one palette, only what changes between frames is stored.
+    palette = limit_colors(join([frames[started // 2], frames[started - 1], frames[-1]], 1))
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * shown) for shown in seconds]
     animation = HERE / "first_minute.gif"
     frames[0].save(animation, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
