@@ -101,7 +101,9 @@ def record_first_minute(project: Path) -> None:
             seconds.append(1)
     seconds[-1] = 5
     save(frames[started - 1], HERE / "terminal.png")
-    frames = [limit_colors(frame) for frame in frames]
+    # With one palette, only what changes between frames is stored.
+    palette = limit_colors(join([frames[started // 2], frames[started - 1], frames[-1]], 1))
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * shown) for shown in seconds]
     animation = HERE / "first_minute.gif"
     frames[0].save(animation, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
@@ -153,7 +155,7 @@ def picture_tensorboard(sweep: Path, classifier: Path) -> None:
 
 def picture_demo(project: Path, run: Path, data: Path) -> None:
     """Write the page of demo.py with a drawn digit, and with what mattered for a test image."""
-    with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(1200, 1000) as page:
+    with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(1200, 1180) as page:
         page.goto(address)
         draw(page, strokes(3, random.Random(0)))
         page.locator(".gallery button").first.click()
@@ -161,8 +163,8 @@ def picture_demo(project: Path, run: Path, data: Path) -> None:
         page.locator("#answer").get_by_role("button", name="What mattered?").click()
         page.locator("#answer figure").nth(1).wait_for()
         page.evaluate("scrollTo(0, 0)")
-        picture = take_picture(page, {"x": 120, "y": 0, "width": 960, "height": 1000})
-        save(fit(picture, WIDTH, 1000), PROJECT_DOCS / "demo.png")
+        picture = take_picture(page, {"x": 112, "y": 0, "width": 976, "height": 1120})
+        save(fit(picture, WIDTH, 1180), PROJECT_DOCS / "demo.png")
 
 
 @contextmanager
