@@ -141,9 +141,7 @@ def test_config_and_hyperparameters_are_logged(train):
     assert values["trainer.gradient_clip_val"].number_value == 1
     assert values["trainer.deterministic"].string_value == "False"
     assert values["model"].string_value == "LinearRegression"
-    assert not {"model.optimizer", "data.seed", "run_dir"} & set(values), (
-        "no duplicates, no values that always differ"
-    )
+    assert not {"model.optimizer", "data.seed", "run_dir"} & set(values), "no duplicates, no values that always differ"
     assert OmegaConf.load(run / "hparams.yaml")["optimizer.lr"] == 0.01
 
 
