@@ -1,4 +1,4 @@
-"""Make the pictures of the READMEs from real runs, in a real terminal and a real browser.
+"""Make the screenshots of the READMEs from real runs, in a real terminal and a real browser.
 
     python docs/screenshots.py --project build/my_project --data FOLDER
 
@@ -30,7 +30,7 @@ from sklearn.datasets import load_diabetes
 from handwriting import draw, strokes
 
 HERE = Path(__file__).parent
-# Every generated project has the pictures in this folder.
+# Every generated project has the screenshots in this folder.
 PROJECT_DOCS = HERE.parent / "{{cookiecutter.project_slug}}" / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH = 900  # GitHub shows a README about this wide
@@ -56,11 +56,11 @@ def main() -> None:
         # A copy has no earlier runs.
         ignored = shutil.ignore_patterns("outputs", ".venv", "__pycache__")
         project = Path(shutil.copytree(arguments.project, Path(folder, "my_project"), ignore=ignored))
-        make_pictures(project, data)
+        make_screenshots(project, data)
 
 
-def make_pictures(project: Path, data: Path) -> None:
-    """Train eight runs in ``project`` and write every picture."""
+def make_screenshots(project: Path, data: Path) -> None:
+    """Train eight runs in ``project`` and write every screenshot."""
     record_first_minute(project)
 
     table = load_diabetes(as_frame=True, scaled=False).frame
@@ -71,10 +71,10 @@ def make_pictures(project: Path, data: Path) -> None:
         subprocess.run([sys.executable, "train.py", *options], cwd=project, check=True)
 
     best = project / "outputs/sweep/mnist/5"  # adamw with learning rate 0.02
-    picture_comparison(project)
-    picture_figures(project, best)
-    picture_tensorboard(project / "outputs/sweep", best)
-    picture_demo(project, best, data)
+    capture_comparison(project)
+    capture_figures(project, best)
+    capture_tensorboard(project / "outputs/sweep", best)
+    capture_demo(project, best, data)
 
 
 def record_first_minute(project: Path) -> None:
@@ -83,7 +83,7 @@ def record_first_minute(project: Path) -> None:
         screens = type_and_record(tmux, "python train.py", rf"^{re.escape(PROMPT.strip())}$")
         started = len(screens)
         screens += type_and_record(tmux, "tensorboard --logdir outputs", r"http://\S+")
-        frames = [picture_screen(page, screen) for screen, _ in screens]
+        frames = [capture_screen(page, screen) for screen, _ in screens]
         seconds = [min(max(shown, 0.06), 0.8) for _, shown in screens]
         seconds[started - 1] = 4  # to read the report
 
@@ -97,7 +97,7 @@ def record_first_minute(project: Path) -> None:
             if step:
                 slider.press("ArrowRight")
             smooth_images(page, "image-card img", 1)
-            frames.append(take_picture(page))
+            frames.append(take_screenshot(page))
             seconds.append(1)
     seconds[-1] = 5
     save(frames[started - 1], HERE / "terminal.png")
@@ -110,17 +110,17 @@ def record_first_minute(project: Path) -> None:
     print(animation)
 
 
-def picture_comparison(project: Path) -> None:
+def capture_comparison(project: Path) -> None:
     """Write the table of compare.py above its plot."""
     with terminal(project, rows=15) as tmux, browser_page(WIDTH, 310) as page:
         command = "python compare.py outputs/sweep --plot compare.png"
         screens = type_and_record(tmux, command, rf"^{re.escape(PROMPT.strip())}$")
-        rows = [picture_screen(page, screens[-1][0])]
+        rows = [capture_screen(page, screens[-1][0])]
     rows.append(Image.open(project / "compare.png"))
     save(join([fit(row, WIDTH, 600) for row in rows], 1), PROJECT_DOCS / "compare.png")
 
 
-def picture_figures(project: Path, classifier: Path) -> None:
+def capture_figures(project: Path, classifier: Path) -> None:
     """Write two figures of each kind of task, side by side."""
     (line,) = (project / "outputs/linear_regression").iterdir()
     table = project / "outputs/diabetes"
@@ -132,7 +132,7 @@ def picture_figures(project: Path, classifier: Path) -> None:
     save(join([fit(Image.open(name), WIDTH // 2, 345) for name in names], 2), PROJECT_DOCS / "figures.png")
 
 
-def picture_tensorboard(sweep: Path, classifier: Path) -> None:
+def capture_tensorboard(sweep: Path, classifier: Path) -> None:
     """Write TensorBoard's HPARAMS of six runs and its IMAGES of one of them."""
     with tensorboard(sweep) as address, browser_page(1140, 600) as page:
         page.goto(address + "#hparams")
@@ -143,17 +143,17 @@ def picture_tensorboard(sweep: Path, classifier: Path) -> None:
         page.wait_for_timeout(1000)
         box = page.locator("tf-hparams-table-view").bounding_box()
         clip = {"x": box["x"], "y": box["y"] - 64, "width": WIDTH, "height": 64 + 56 + 6 * 37}
-        save(take_picture(page, clip), PROJECT_DOCS / "hparams.png")
+        save(take_screenshot(page, clip), PROJECT_DOCS / "hparams.png")
     with tensorboard(classifier) as address, browser_page(1090, 660) as page:
         page.goto(address + "#images")
         page.locator("tf-tag-filterer input").fill("test/conf")
         page.wait_for_timeout(1000)
         smooth_images(page, "tf-image-loader img", 2)
         box = page.locator("tf-tag-filterer").bounding_box()
-        save(take_picture(page, {**box, "height": 560}), HERE / "images.png")
+        save(take_screenshot(page, {**box, "height": 560}), HERE / "images.png")
 
 
-def picture_demo(project: Path, run: Path, data: Path) -> None:
+def capture_demo(project: Path, run: Path, data: Path) -> None:
     """Write the page of demo.py with a drawn digit, and with what mattered for a test image."""
     with demo(project, run.relative_to(project), f"data.root={data}") as address, browser_page(1200, 1180) as page:
         page.goto(address)
@@ -163,8 +163,8 @@ def picture_demo(project: Path, run: Path, data: Path) -> None:
         page.locator("#answer").get_by_role("button", name="What mattered?").click()
         page.locator("#answer figure").nth(1).wait_for()
         page.evaluate("scrollTo(0, 0)")
-        picture = take_picture(page, {"x": 112, "y": 0, "width": 976, "height": 1120})
-        save(fit(picture, WIDTH, 1180), PROJECT_DOCS / "demo.png")
+        screenshot = take_screenshot(page, {"x": 112, "y": 0, "width": 976, "height": 1120})
+        save(fit(screenshot, WIDTH, 1180), PROJECT_DOCS / "demo.png")
 
 
 @contextmanager
@@ -216,13 +216,13 @@ def type_and_record(tmux: Callable[..., str], command: str, last_line: str) -> l
     sys.exit(f"{command} did not end within two minutes:\n{screens[-1][0]}")
 
 
-def picture_screen(page: Page, screen: str) -> Image.Image:
-    """Return a picture of a terminal that shows ``screen``."""
+def capture_screen(page: Page, screen: str) -> Image.Image:
+    """Return a screenshot of a terminal that shows ``screen``."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(screen.rstrip("\n") + "\n" * (screen.count("\n") - screen.rstrip("\n").count("\n"))))
     svg = console.export_svg(title="my_project").replace("Fira Code", "DejaVu Sans Mono")
     page.set_content(f"<body style='margin: 0; background: #292929'>{svg}</body>")
-    return take_picture(page)
+    return take_screenshot(page)
 
 
 @contextmanager
@@ -276,40 +276,40 @@ def smooth_images(page: Page, selector: str, number: int) -> None:
     page.wait_for_timeout(500)
 
 
-def take_picture(page: Page, clip: FloatRect | None = None) -> Image.Image:
+def take_screenshot(page: Page, clip: FloatRect | None = None) -> Image.Image:
     """Return what the page shows, within ``clip`` in pixels."""
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
-def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Return ``picture`` scaled to fit, on white of that width."""
-    scaled = picture.convert("RGB")
+def fit(screenshot: Image.Image, width: int, height: int) -> Image.Image:
+    """Return ``screenshot`` scaled to fit, on white of that width."""
+    scaled = screenshot.convert("RGB")
     scaled.thumbnail((width, height), Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (width, scaled.height), "white")
     sheet.paste(scaled, ((width - scaled.width) // 2, 0))
     return sheet
 
 
-def join(pictures: list[Image.Image], columns: int) -> Image.Image:
-    """Return one picture of rows of ``columns`` pictures of the same width."""
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new("RGB", (columns * pictures[0].width, sum(heights)), "white")
+def join(screenshots: list[Image.Image], columns: int) -> Image.Image:
+    """Return one screenshot of rows of ``columns`` screenshots of the same width."""
+    rows = [screenshots[start : start + columns] for start in range(0, len(screenshots), columns)]
+    heights = [max(screenshot.height for screenshot in row) for row in rows]
+    sheet = Image.new("RGB", (columns * screenshots[0].width, sum(heights)), "white")
     for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            top = sum(heights[:number]) + (heights[number] - picture.height) // 2
-            sheet.paste(picture, (column * picture.width, top))
+        for column, screenshot in enumerate(row):
+            top = sum(heights[:number]) + (heights[number] - screenshot.height) // 2
+            sheet.paste(screenshot, (column * screenshot.width, top))
     return sheet
 
 
-def limit_colors(picture: Image.Image) -> Image.Image:
-    """Return ``picture`` with a palette that has its rare colors, too."""
-    return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+def limit_colors(screenshot: Image.Image) -> Image.Image:
+    """Return ``screenshot`` with a palette that has its rare colors, too."""
+    return screenshot.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Write ``picture`` with a palette, which makes the file a third as large."""
-    limit_colors(picture).save(path, optimize=True)
+def save(screenshot: Image.Image, path: Path) -> None:
+    """Write ``screenshot`` with a palette, which makes the file a third as large."""
+    limit_colors(screenshot).save(path, optimize=True)
     print(path)
 
 
