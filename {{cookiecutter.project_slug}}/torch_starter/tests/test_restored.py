@@ -97,7 +97,7 @@ def test_weights_of_a_run_or_the_latest_one(train, script, tmp_path, capfd):
     saved = (tmp_path / "of_latest/.hydra/config.yaml").read_text()
     assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "it has gone on, and keeps whose weights it took"
     for key in ("weights=outputs/r1", "weights_strict=false"):
-        with pytest.raises(SystemExit, match=f"{key}: a run has its own"):
+        with pytest.raises(SystemExit, match=f"{key} has no effect: a run has its own"):
             script("resume.py", "of_r1", key)
     with pytest.raises(SystemExit, match=r"weights is nowhere: .* Name a run folder or a checkpoint"):
         train("weights=nowhere")
