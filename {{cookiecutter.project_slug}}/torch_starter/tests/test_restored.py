@@ -101,7 +101,7 @@ def test_weights_come_from_the_named_or_latest_run(train, script, tmp_path, capf
     saved = (tmp_path / "of_latest/.hydra/config.yaml").read_text()
     assert "\nweights: outputs/r1/checkpoints/best.ckpt\n" in saved, "a resumed run keeps the source of its weights"
     for key in ("weights=outputs/r1", "weights_strict=false"):
-        with pytest.raises(SystemExit, match=f"{key}: a run has its own"):
+        with pytest.raises(SystemExit, match=f"{key} has no effect: a run has its own"):
             script("resume.py", "of_r1", key)
     with pytest.raises(SystemExit, match=r"weights is nowhere, .* Pass a run folder or a checkpoint"):
         train("weights=nowhere")
