@@ -139,7 +139,7 @@ def fitted_line(
     axes.scatter(x, y, s=12, color=GRAY, label="data")
     ends = numpy.array([x.min(), x.max()])
     for number, (weight, bias) in enumerate(earlier):
-        axes.plot(ends, weight * ends + bias, color=BLUE, linewidth=0.6, label=None if number else "fitted before")
+        axes.plot(ends, weight * ends + bias, color=BLUE, linewidth=0.6, label=None if number else "earlier fits")
     axes.plot(ends, line[0] * ends + line[1], color=BLUE, linewidth=2.5, label="fitted")
     if true_line:
         axes.plot(ends, true_line[0] * ends + true_line[1], "--", color=BLACK, linewidth=1.5, label="true")
@@ -178,9 +178,9 @@ def loss_surface(
     levels = numpy.geomspace(loss.min() * 1.02, loss.max(), 10)
     contours = axes.contour(weights, biases, loss, levels=levels, colors=GRAY, linewidths=0.8)
     axes.clabel(contours, levels[1:], fontsize=8, fmt="%.3g")
-    axes.plot(*zip(*path, strict=True), ".-", color=BLUE, markersize=3, linewidth=1, label="path, a dot per epoch")
+    axes.plot(*zip(*path, strict=True), ".-", color=BLUE, markersize=3, linewidth=1, label="path, one dot per epoch")
     axes.plot(*path[0], "s", color=BLUE, label="start")
-    axes.plot(*path[-1], "o", color=BLUE, label="now")
+    axes.plot(*path[-1], "o", color=BLUE, label="current")
     axes.plot(*least_squares(x, y), "x", color=BLACK, markersize=9, markeredgewidth=2, label="least squares")
     if true_line:
         axes.plot(*true_line, "+", color=ORANGE, markersize=11, markeredgewidth=2, label="true")

@@ -120,7 +120,7 @@ def predicted_against_true(predictions: numpy.ndarray, targets: numpy.ndarray, t
     step = -(-len(targets) // POINTS)
     axes.scatter(targets[::step], predictions[::step], s=12, color=BLUE, alpha=0.6, linewidths=0)
     ends = [min(targets.min(), predictions.min()), max(targets.max(), predictions.max())]
-    axes.plot(ends, ends, "--", color=BLACK, linewidth=1.2, label="right")
+    axes.plot(ends, ends, "--", color=BLACK, linewidth=1.2, label="perfect prediction")
     axes.legend(loc="upper left")
     return figure
 
@@ -156,7 +156,7 @@ def coefficient_bars(effects: Mapping[str, float], target: str) -> Figure:
     largest = sorted(effects, key=lambda name: abs(effects[name]))[-BARS:]
     figure = Figure(figsize=(6.4, 1.4 + 0.26 * len(largest)), layout="constrained")
     more = f" (the largest {BARS} of {len(effects)})" if len(effects) > BARS else ""
-    axes = figure.add_subplot(xlabel=f"adds to {target}", title=f"one standard deviation, or a word{more}")
+    axes = figure.add_subplot(xlabel=f"change of {target}", title=f"effect of one standard deviation, or of a category{more}")
     axes.barh(largest, [effects[name] for name in largest], color=BLUE)
     axes.axvline(0, color=BLACK, linewidth=1)
     return figure
