@@ -229,7 +229,7 @@ def project(tmp_path) -> Path:
     """Return a copy of the project that the chapters may write to."""
     copy_project(tmp_path)
     shutil.copytree(TUTORIALS, tmp_path / "tutorials")
-    if (ROOT / "tests/data").exists():  # "What you may delete"
+    if (ROOT / "tests/data").exists():  # may be deleted, see docs/deleting.md
         shutil.copytree(ROOT / "tests/data", tmp_path / "tests/data")
     return tmp_path
 

@@ -181,7 +181,7 @@ def confidently_wrong(
         axes.text(
             gap + column * (width + gap) + width / 2,
             gap + row * (height + gap) + height,
-            f"{names[label]}, predicted\n{names[prediction]}: {probability:.3f}",
+            f"true {names[label]}\npred. {names[prediction]}, {probability:.3f}",
             ha="center",
             va="top",
             fontsize=9,
