@@ -165,7 +165,11 @@ def _width(columns: Sequence[Column]) -> int:
     headers = _headers(columns)
     widths = [(c, max(map(cell_len, (header, *c.cells)))) for c, header in zip(columns, headers, strict=True)]
     # Three characters between two columns, two before the first and after the last.
-    return sum(min(width, FOLDED_WIDTH) if column.kind in FOLDED_KINDS else width for column, width in widths) + 3 * len(columns) + 1
+    return (
+        sum(min(width, FOLDED_WIDTH) if column.kind in FOLDED_KINDS else width for column, width in widths)
+        + 3 * len(columns)
+        + 1
+    )
 
 
 def _joined(columns: Sequence[Column]) -> list[Column]:
@@ -203,7 +207,9 @@ def as_rich(columns: Sequence[Column]) -> "Table":
     table = Table(box=rich.box.SIMPLE)
     for column, header in zip(columns, _headers(columns), strict=True):
         side: Any = "right" if column.kind == "number" else "left"
-        table.add_column(Text(printable(header)), no_wrap=column.kind not in FOLDED_KINDS, justify=side, overflow="fold")
+        table.add_column(
+            Text(printable(header)), no_wrap=column.kind not in FOLDED_KINDS, justify=side, overflow="fold"
+        )
     for row in zip(*(column.cells for column in columns), strict=True):
         # Not as markup, which would read the brackets of a list as a style.
         table.add_row(*(Text(printable(cell)) for cell in row))

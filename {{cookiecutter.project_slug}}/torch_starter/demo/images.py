@@ -44,7 +44,9 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
     """
     channels, height, width = predictor.run.data.image_shape
     if "probabilities" not in predictor.predict(torch.zeros((1, channels, height, width), dtype=torch.uint8)):
-        raise UserError("demo.py shows only classifiers of images, but predict_step of this model returns no probabilities.")
+        raise UserError(
+            "demo.py shows only classifiers of images, but predict_step of this model returns no probabilities."
+        )
     if channels == 1 and max(height, width) <= LARGEST_DRAWING:
         _add_sketchpad(predictor)
     shown = gradio.State()  # the image of the shown prediction

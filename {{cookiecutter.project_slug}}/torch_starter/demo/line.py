@@ -36,4 +36,6 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
     slider = display.slider(low, high, (low + high) / 2, "x")
     prediction_html, chart_html = gradio.HTML(), gradio.HTML()
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-    gradio.on([page.load, slider.change], show, slider, [prediction_html, chart_html], api_visibility="private", **options)
+    gradio.on(
+        [page.load, slider.change], show, slider, [prediction_html, chart_html], api_visibility="private", **options
+    )

@@ -47,12 +47,21 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
             }
         with gradio.Column(scale=2):
             prediction_html = gradio.HTML()
-            over = gradio.Dropdown(names, value=names[0], label="Prediction over one column, with the others held fixed")
+            over = gradio.Dropdown(
+                names, value=names[0], label="Prediction over one column, with the others held fixed"
+            )
             chart_html = gradio.HTML()
     # Not only `input`: the number of a slider can also be typed and reset.
     events = [page.load, over.change, *(field.change for field in (*fields, *missing.values()))]
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-    gradio.on(events, show, [over, *fields, *missing.values()], [prediction_html, chart_html], api_visibility="private", **options)
+    gradio.on(
+        events,
+        show,
+        [over, *fields, *missing.values()],
+        [prediction_html, chart_html],
+        api_visibility="private",
+        **options,
+    )
 
 
 def encode_row(cells: Mapping[str, str], columns: Sequence[Column]) -> Tensor:

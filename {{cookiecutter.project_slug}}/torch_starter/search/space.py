@@ -38,9 +38,7 @@ def find_space(words: Sequence[str]) -> Path:
     for path in (SPACES / f"{words[0]}.yaml", Path(words[0])):
         if path.is_file():
             return display_path(path)
-    raise UserError(
-        f"{words[0]} is neither a file nor a space in configs/sweep." + nearest(words[0], names)
-    )
+    raise UserError(f"{words[0]} is neither a file nor a space in configs/sweep." + nearest(words[0], names))
 
 
 def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -69,14 +67,18 @@ def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[s
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} has no space. Add one, for example:\nspace:\n  optimizer: [sgd, adam]")
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise UserError(f"{path}: overrides is {overrides}; it must be a list, for example overrides: [experiment=mnist]")
+        raise UserError(
+            f"{path}: overrides is {overrides}; it must be a list, for example overrides: [experiment=mnist]"
+        )
     for key, values in space.items():
         if problem := problem_of(key, values) if isinstance(key, str) else "it must be a key, for example optimizer.lr":
             raise UserError(f"{path}: {key}: {problem}")
 
     for word in words:
         if "=" not in word and not word.startswith("~"):
-            raise UserError(f"{word} is not an override. Pass key=value after the space, for example trainer.max_epochs=5")
+            raise UserError(
+                f"{word} is not an override. Pass key=value after the space, for example trainer.max_epochs=5"
+            )
     parser = OverridesParser.create()
     said = {override.key_or_group for override in parser.parse_overrides(list(words))}
     kept = [line for line in overrides if parser.parse_override(line).key_or_group not in said]
@@ -88,7 +90,9 @@ def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[s
                 "remove one of them."
             )
         if override.key_or_group.split(".")[0] in ("hydra", "run_dir"):
-            raise UserError(f"{override.input_line} has no effect, because a study has its own folder. Name it: --study NAME")
+            raise UserError(
+                f"{override.input_line} has no effect, because a study has its own folder. Name it: --study NAME"
+            )
     return space, [*kept, *words]
 
 
@@ -159,17 +163,15 @@ def compose_all(path: Path, space: dict[str, Any], overrides: list[str]) -> Dict
             raise UserError(message + where) from error
         best = composed.callbacks.get("best_checkpoint")
         if not best or not best.monitor:
-            raise UserError(
-                "callbacks.best_checkpoint is missing, but trials are compared by its monitor." + where
-            )
+            raise UserError("callbacks.best_checkpoint is missing, but trials are compared by its monitor." + where)
         if best.mode not in ("min", "max"):
             raise UserError(f"callbacks.best_checkpoint.mode is {best.mode}; it must be min or max." + where)
         if config is None:
             config, metric = composed, f"{best.mode} {best.monitor}"
         elif metric != f"{best.mode} {best.monitor}":
             raise UserError(
-                f"callbacks.best_checkpoint selects {best.mode} {best.monitor}, but {metric} in other trials, so they cannot "
-                "be compared." + where
+                f"callbacks.best_checkpoint selects {best.mode} {best.monitor}, but {metric} in other trials, so they "
+                "cannot be compared." + where
             )
     assert config is not None
     return config

@@ -95,7 +95,9 @@ def free_port() -> int:
 def test_invalid_arguments_raise_error_before_loading(line, script, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"Cannot serve a page at --host 127.0.0.1 --port {port}: .*in use.* Choose another"):
+        with pytest.raises(
+            SystemExit, match=f"Cannot serve a page at --host 127.0.0.1 --port {port}: .*in use.* Choose another"
+        ):
             script("demo.py", line, "--port", port)
     with pytest.raises(SystemExit, match=r"Cannot serve a page at --host 203\.0\.113\.1: "):
         script("demo.py", line, "--host", "203.0.113.1")

@@ -326,7 +326,11 @@ def test_sweep_refuses_other_newer_or_damaged_study(sweep, space, tmp_path):
 
 
 # When a process gets its signal: at most this many function calls after the first call of this function.
-AFTER_ASK, AFTER_REPORT, AFTER_TELL = (optuna.Study, "ask", 20_000), (optuna.Trial, "report", 400_000), (optuna.Study, "tell", 20_000)
+AFTER_ASK, AFTER_REPORT, AFTER_TELL = (
+    (optuna.Study, "ask", 20_000),
+    (optuna.Trial, "report", 400_000),
+    (optuna.Study, "tell", 20_000),
+)
 
 
 def in_child(arguments, output, sent, moment, at):
