@@ -32,7 +32,7 @@ class Example:
 
 
 def find_examples(predictor: Predictor) -> list[Example]:
-    """Return twelve test images: up to six with the most confident wrong predictions, then correct ones.
+    """Return up to twelve test images: first at most six, the most confidently wrong ones, then correct ones.
 
     Raises:
         UserError: If the data set is not available locally; it is not downloaded.
