@@ -35,7 +35,7 @@ def make_page(run: Run) -> gradio.Blocks:
     else:
         raise UserError(
             f"demo.py has no page for {type(run.data).__name__}: it has neither image_shape nor columns, and its "
-            "read_input does not read a single number. See torch_starter/protocols.py, or build your own page with load_run."
+            "read_input does not read a single number. See torch_starter/protocols.py, or build a page with load_run."
         )
     data = str(getattr(run.data, "target", None) or data_name(run.data))
     metrics = []
