@@ -89,7 +89,7 @@ def add_images(page: gradio.Blocks, predictor: Predictor) -> None:
             own.preprocess = partial(_uploaded, folder)  # pyrefly: ignore[bad-assignment]
         with gradio.Column(scale=2, elem_id="answer"):
             answered = gradio.HTML(display.message("Choose a test image, or add your own."))
-            button = gradio.Button("What map_html?", size="sm")
+            button = gradio.Button("What mattered?", size="sm")
             map_html = gradio.HTML()
     page.load(examine, None, gallery, api_visibility="private", show_progress="hidden")
     chosen = gallery.click(choose, None, [shown, answered, map_html], api_visibility="private")

@@ -91,7 +91,7 @@ def read_space(path: Path, words: Sequence[str]) -> tuple[dict[str, Any], list[s
             )
         if override.key_or_group.split(".")[0] in ("hydra", "run_dir"):
             raise UserError(
-                f"{override.input_line} has no effect, because a study has its own folder. Name it: --study NAME"
+                f"{override.input_line} cannot be set, because a study has its own folder. Name it: --study NAME"
             )
     return space, [*kept, *words]
 
