@@ -1,1 +1,1 @@
-"""Finished runs side by side: which settings they have, how they did, over seeds and folds."""
+"""Compare the settings and metrics of finished runs, averaged over seeds and folds."""

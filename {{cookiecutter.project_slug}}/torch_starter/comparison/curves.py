@@ -1,4 +1,4 @@
-"""The curves of runs over each other, a line for each setting: `compare.py --plot`."""
+"""Plot the curves of runs in one figure, with a line for each setting: `compare.py --plot`."""
 
 import csv
 import statistics
@@ -15,32 +15,36 @@ from .settings import NO_VALUE, Group, deviation, monitors, value_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of one figure; more cannot be told apart.
-MOST = 8
-# Told apart without their colors, which are from https://jfly.uni-koeln.de/color/ and also differ in brightness.
+# Number of lines in a figure; more would be hard to distinguish.
+MAX_LINES = 8
+# Distinguishable without color. The colors are from https://jfly.uni-koeln.de/color/ and also differ in brightness.
 STYLES = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3)), (0, (3, 1, 1, 3))]
 COLORS = ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f"]
 
 
 def plotted_metric(runs: Sequence[FinishedRun], sort: str | None) -> str:
-    """The metric whose curves are drawn: that of ``--sort`` if it has any, otherwise the monitored one."""
+    """Return the metric to plot: ``sort`` if it has curves, otherwise the monitored metric.
+
+    Raises:
+        UserError: If neither exists.
+    """
     names = [sort] if sort and sort.startswith(("train/", "val/")) else list(monitors(runs))
     if not names:
-        raise UserError("--plot: no run monitors a metric. Say which to draw: --sort train/loss")
+        raise UserError("--plot needs a metric, but no run monitors one. Pass one: --sort train/loss")
     return names[0]
 
 
 def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) -> None:
-    """Draws a metric over the epochs: the mean of each setting, with its standard deviation over the runs as a band.
+    """Plot a metric over the epochs: the mean of each setting, with its standard deviation over the runs as a band.
 
     Args:
-        path: a PNG file.
-        groups: the runs of each setting, best first.
-        keys: in which the settings differ.
-        metric: such as ``val/loss``.
+        path: The PNG file to write.
+        groups: The runs of each setting, best first.
+        keys: The keys in which the settings differ.
+        metric: Name of the metric, such as ``val/loss``.
 
     Raises:
-        Mistake: if no run has a curve of it.
+        UserError: If no run has a curve of the metric.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -53,15 +57,15 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
         missing += [folder for folder, curve in curves.items() if not curve]
         if present := [curve for curve in curves.values() if curve]:
             drawn.append((group[0], present))
-        if len(drawn) == MOST:
+        if len(drawn) == MAX_LINES:
             break
     for folder in missing:
-        print(printable(f"{folder} has no curve of {metric}: left out of the plot"))
+        print(printable(f"{folder} has no curve of {metric} and is not plotted"))
     if not drawn:
-        raise UserError(f"--plot: no run has a curve of {metric}, neither TensorBoard's nor in a metrics.csv.")
+        raise UserError(f"--plot: no run has a curve of {metric}, neither in TensorBoard files nor in a metrics.csv.")
     keys = [key for key in keys if len({value_of(run, key) for run, _ in drawn}) > 1]
     for (run, present), color, style in zip(drawn, COLORS, STYLES, strict=False):
-        # As far as all runs of the setting went: a mean over others would jump where one of them ends.
+        # Only the epochs that all runs of the setting have: otherwise the mean would jump where a run ends.
         epochs = sorted(set.intersection(*map(set, present)))
         values = [[curve[epoch] for curve in present] for epoch in epochs]
         means = [statistics.fmean(row) for row in values]
@@ -73,7 +77,7 @@ def plot(path: Path, groups: Sequence[Group], keys: Sequence[str], metric: str) 
             high = [mean + std for mean, std in zip(means, stds, strict=True)]
             axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
     if len(drawn) < len(groups):
-        print(f"{path} has the curves of {len(drawn)} of {len(groups)} settings, the best that have one")
+        print(f"{path} shows {len(drawn)} of {len(groups)} settings, the best ones with a curve")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(printable(metric))
@@ -90,18 +94,19 @@ def _label(run: FinishedRun, keys: Sequence[str]) -> str:
 
 
 def _add_legend(figure: "Figure") -> None:
-    """Above the curves, which it would hide within them."""
+    """Add a legend above the curves, where it hides none of them."""
     labels = [str(line.get_label()) for line in figure.axes[0].lines]
     columns = 2 if len(labels) > 2 and max(map(len, labels)) < 45 else 1
     legend = figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handlelength=4)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a value with dollar signs is no formula
+        text.set_parse_math(False)  # a value with dollar signs is not a formula
 
 
 def read_curve(run: Path, metric: str) -> dict[int, float]:
-    """A metric after each epoch, from 1, by TensorBoard's event files or else the CSV logger's metrics.csv.
+    """Return the value of a metric after each epoch, counted from 1.
 
-    Empty if there is none, or a link in the folder leads out of it.
+    Reads TensorBoard's event files or, if they lack the metric, the metrics.csv of the CSV logger. The result is empty
+    if there is no curve, or a link in the folder leads out of it.
     """
     try:
         refuse_links(run)

@@ -1,4 +1,4 @@
-"""Finished runs, as a comparison needs them: read from results.json alone, of thousands of runs in seconds."""
+"""Read finished runs for a comparison from results.json alone, so that thousands of runs take seconds."""
 
 import json
 import math
@@ -11,23 +11,24 @@ from typing import Any, NamedTuple
 from ..mistakes import UserError, close_to
 from ..run_lookup import OUTPUTS, find_runs
 
-# Of a run, beside its metrics.
+# Measures of a run besides its metrics.
 MEASURES = ("epochs", "seconds")
 
 
 class FinishedRun(NamedTuple):
-    """A run, and what results.json has of it.
+    """A run with the content of its results.json.
 
     Attributes:
-        folder: of the run.
-        typed: the keys and groups of its overrides.
-        settings: the value of each group and key, typed or not, as text: ``optimizer`` is ``adam``. Of a run from
-            before results.json had them, those that were typed.
-        metrics: by name, the last value of each; of the monitored one the best, which is that of best.ckpt.
-        monitored: name and mode, ``min`` or ``max``, of the metric that best.ckpt is chosen by; None without it.
-        epochs: number of epochs; None if it is not known.
-        seconds: wall time since the run was started or resumed; None likewise.
-        commit: of the project, with ``-dirty`` behind it if something was not committed; empty if it is not known.
+        folder: The run folder.
+        typed: The keys and groups of its overrides.
+        settings: Maps each group and key, typed or not, to its value as text: ``optimizer`` to ``adam``. For runs from
+            before results.json had them, only those that were typed.
+        metrics: Maps each metric to its last value, the monitored one to its best, which is the value of best.ckpt.
+        monitored: Name and mode, ``min`` or ``max``, of the metric that best.ckpt is chosen by, if there is one.
+        epochs: Number of epochs, if known.
+        seconds: Wall time since the run was started or resumed, if known.
+        commit: The commit of the project, with the suffix ``-dirty`` if there were uncommitted changes; empty if
+            unknown.
     """
 
     folder: Path
@@ -41,12 +42,12 @@ class FinishedRun(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What lies in some folders.
+    """The runs found in some folders.
 
     Attributes:
-        runs: the finished ones.
-        unfinished: how many have no results.json.
-        damaged: why a results.json could not be read, a line for each.
+        runs: The finished runs.
+        unfinished: Number of runs without results.json.
+        damaged: A line for each results.json that cannot be read, with the reason.
     """
 
     runs: list[FinishedRun]
@@ -55,41 +56,48 @@ class Found(NamedTuple):
 
 
 def find_finished(folders: Sequence[str]) -> Found:
-    """The runs beneath some folders, or in them; no link is followed.
+    """Return the runs in some folders and their subfolders, without following links.
+
+    Args:
+        folders: Paths of folders or runs; ``outputs`` if empty.
 
     Raises:
-        Mistake: if one is no folder, or none has a finished run in it.
+        UserError: If one is not a folder, or there is no finished run.
     """
     runs, unfinished, damaged = [], 0, []
     words = list(folders) or [str(OUTPUTS)]
     for word in words:
         if folders and not Path(word).is_dir():
             near = close_to(word, [str(path) for path in Path(word).parent.glob("*") if path.is_dir()])
-            raise UserError(f"{word} is no folder." + "".join(f" Did you mean {name}?" for name in near))
-    # Each once, also where one of the folders is in another.
+            raise UserError(f"{word} is not a folder." + "".join(f" Did you mean {name}?" for name in near))
+    # Each run once, even if one of the folders is in another.
     folders_of_runs = {os.path.realpath(run): run for word in words for run in find_runs(Path(word))}
     for folder in sorted(folders_of_runs.values()):
         path = folder / "results.json"
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
-                raise ValueError("it is no file")
+                raise ValueError("it is not a regular file")
             runs.append(from_results(folder, json.loads(path.read_bytes())))
         except FileNotFoundError:
             unfinished += 1
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            damaged.append(f"{path} cannot be read and is left out: {type(error).__name__}: {error}")
+            damaged.append(f"{path} cannot be read and is skipped: {type(error).__name__}: {error}")
     if not runs:
         where = " and ".join(words)
-        rest = f" Not finished: {unfinished}; go on with one by python resume.py RUN." if unfinished else ""
-        raise UserError("\n".join([f"There is no finished run in {where}.{rest} Make one: python train.py", *damaged]))
+        rest = f" {unfinished} not finished; resume one: python resume.py RUN." if unfinished else ""
+        raise UserError("\n".join([f"There is no finished run in {where}.{rest} Train one: python train.py", *damaged]))
     return Found(runs, unfinished, damaged)
 
 
 def from_results(folder: Path, results: dict[str, Any]) -> FinishedRun:
-    """A run by what is in its results.json, which may be of an untrusted or an old run.
+    """Return a run from its results.json, which may be of an untrusted or an old run.
+
+    Args:
+        folder: The run folder.
+        results: The content of its results.json.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: if it is not as ``results.save`` writes it.
+        ValueError, TypeError, KeyError, AttributeError: If it has another form than ``results.save`` writes.
     """
     typed = dict(map(parse, results["overrides"]))
     settings = typed | {
@@ -113,7 +121,7 @@ def from_results(folder: Path, results: dict[str, Any]) -> FinishedRun:
 
 
 def parse(override: str) -> tuple[str, str]:
-    """Key and value of an override; a value as ``as_text`` has it, whatever form was typed."""
+    """Return key and value of an override. The value is normalized by ``as_text``."""
     key, _, value = override.lstrip("+").partition("=")
     if key.startswith("~"):
         return key.lstrip("~"), "null"
@@ -126,9 +134,9 @@ def parse(override: str) -> tuple[str, str]:
 
 
 def as_text(key: str, value: Any) -> str:
-    """A value of a key as one types it; equal values are equal texts.
+    """Return a value as it would be typed, so that equal values have equal texts.
 
-    A number of batches, such as 1, is another value than a share of them, such as 1.0.
+    A number of batches, such as 1, differs from a share of them, such as 1.0.
     """
     text = str(value)
     if isinstance(value, bool) or text in ("True", "False"):

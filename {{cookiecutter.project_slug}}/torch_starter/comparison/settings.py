@@ -1,4 +1,4 @@
-"""In what runs differ, which of them differ in nothing but chance, and which are best."""
+"""Find the settings in which runs differ, group runs with the same settings, and order them by a metric."""
 
 import math
 import os
@@ -10,21 +10,21 @@ from ..mistakes import UserError, nearest
 from ..results import final_metrics
 from .runs import MEASURES, FinishedRun, parse
 
-# What results are averaged over.
+# Keys that results are averaged over.
 AVERAGED = ("seed", "data.fold")
-# Where a run is, where its data are, and how it is watched: no settings.
+# Keys that are not settings: where a run and its data are, and how it is logged.
 NO_SETTINGS = ("ckpt_path", "run_dir", "data.root", "trainer.default_root_dir", "logger", "metrics")
-# In place of a value that a run does not have.
+# Shown in place of a value that a run does not have.
 NO_VALUE = "-"
 
 Group = list[FinishedRun]
 
 
 def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
-    """The groups and keys in which runs differ, without what results are averaged over.
+    """Return the groups and keys in which runs differ, except those that results are averaged over.
 
-    First those that were typed for any of the runs; then, where a config file was changed in between, as many of the
-    others as are needed to tell apart what differs.
+    The keys that were typed for any of the runs come first; then, if a config file was changed between runs, as many
+    other keys as are needed to distinguish them.
     """
     typed = dict.fromkeys(key for run in runs for key in run.typed)
     keys = [key for key in typed if is_setting(key) and len({value_of(run, key) for run in runs}) > 1]
@@ -32,7 +32,7 @@ def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
     for key in dict.fromkeys(key for run in runs for key in run.settings):
         if key in typed or not is_setting(key):
             continue
-        # A run from before there was such a key says nothing about it.
+        # A run from before this key existed has no value for it.
         if any(len({run.settings[key] for run in group if key in run.settings}) > 1 for group in groups):
             keys.append(key)
             groups = group_by(runs, keys)
@@ -40,16 +40,18 @@ def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def is_setting(key: str) -> bool:
+    """Return whether runs are compared by a key, which is false for logging, locations, seeds and folds."""
     is_watched = key.startswith(("hydra.", "hydra/", "logger.", "metrics.")) or key.endswith("_figures")
     return key not in (*AVERAGED, *NO_SETTINGS) and not is_watched
 
 
 def value_of(run: FinishedRun, key: str) -> str:
+    """Return the value of a key as text, or ``NO_VALUE``."""
     return run.settings.get(key, NO_VALUE)
 
 
 def group_by(runs: Iterable[FinishedRun], keys: Sequence[str]) -> list[Group]:
-    """Runs of equal values, in the order in which they come."""
+    """Group runs with equal values of ``keys``, in the order of the runs."""
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         groups.setdefault(tuple(value_of(run, key) for key in keys), []).append(run)
@@ -57,15 +59,15 @@ def group_by(runs: Iterable[FinishedRun], keys: Sequence[str]) -> list[Group]:
 
 
 def select(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[FinishedRun]:
-    """The runs for which each of some ``KEY=VALUE`` holds.
+    """Return the runs that match all conditions ``KEY=VALUE``.
 
     Raises:
-        Mistake: if no run has such a key, or such a value of it.
+        UserError: If a condition is not of this form, no run has its key or value, or no run matches all of them.
     """
     selected = list(runs)
     for condition in conditions:
         if "=" not in condition:
-            raise UserError(f"--where {condition}: write a key and its value, as in --where optimizer=adam")
+            raise UserError(f"--where is {condition}; it must be a key and a value, for example --where optimizer=adam")
         key, value = parse(condition)
         values = {run.settings[key] for run in runs if key in run.settings}
         if not values:
@@ -80,6 +82,7 @@ def select(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[Finis
 
 
 def is_number(text: str) -> bool:
+    """Return whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -87,7 +90,7 @@ def is_number(text: str) -> bool:
 
 
 def measured(group: Group, name: str) -> list[float]:
-    """The values of a metric, or of ``epochs`` or ``seconds``, in those runs that have it."""
+    """Return the values of a metric, ``epochs`` or ``seconds`` of the runs that have it."""
     values = [getattr(run, name) if name in MEASURES else run.metrics.get(name) for run in group]
     return [value for value in values if value is not None]
 
@@ -98,26 +101,26 @@ def deviation(values: Sequence[float]) -> float:
 
 
 def monitors(runs: Iterable[FinishedRun]) -> dict[str, str]:
-    """The metrics that checkpoints are chosen by, each with its mode."""
+    """Return the metrics that checkpoints are chosen by, mapped to their modes."""
     return dict(run.monitored for run in runs if run.monitored)
 
 
 def check_sort(runs: Sequence[FinishedRun], name: str | None) -> None:
-    """Raises Mistake if no run has the metric ``name``."""
+    """Raise UserError if no run has the metric ``name``."""
     if name and not any(measured([run], name) for run in runs):
         names = {*MEASURES, *(metric for run in runs for metric in run.metrics)}
         raise UserError(f"--sort {name}: no run has this metric." + nearest(name, names))
 
 
 def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bool = False) -> list[Group]:
-    """Orders groups of runs by the mean of a metric; those without it come last.
+    """Return groups of runs ordered by the mean of a metric; groups without it come last.
 
     Args:
-        groups: of runs, none empty.
-        sort: name of a metric, or ``epochs`` or ``seconds``. Larger is better if it is monitored in mode ``max`` by
-            any of the runs, or if that holds for ``val/acc`` and it is ``test/acc``; otherwise smaller is. By default
-            the metric that is monitored, in its mode.
-        is_reversed: whether the order is reversed.
+        groups: Groups of runs, none empty.
+        sort: Name of a metric, ``epochs`` or ``seconds``. Larger is better if any of the runs monitors the metric in
+            mode ``max``; ``test/acc`` and ``train/acc`` have the mode of ``val/acc``. Otherwise smaller is better.
+            The default is the monitored metric, in its mode.
+        is_reversed: Whether to reverse the order.
     """
     groups = list(groups)
     modes = monitors(run for group in groups for run in group)
@@ -129,7 +132,7 @@ def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bo
         mean = statistics.fmean(values) if values else math.nan
         mode = modes.get(name) or modes.get(name.replace("test/", "val/").replace("train/", "val/"))
         sign = -1 if (mode == "max") != is_reversed else 1
-        if not name:  # a run whose test has failed comes after one whose test has not
+        if not name:  # a run with NaN in its metrics comes after the others
             is_nan = any(math.isnan(value) for run in group for value in run.metrics.values())
             return True, 0, is_nan, 0.0
         return not values, 0 if sort else names.index(name), math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
@@ -138,7 +141,7 @@ def best_first(groups: Iterable[Group], sort: str | None = None, is_reversed: bo
 
 
 def shown_metrics(runs: Iterable[FinishedRun], sort: str | None = None) -> list[str]:
-    """The names of the metrics in a table: that of ``--sort``, those that checkpoints are chosen by, and the test's."""
+    """Return the metrics of a table: ``sort``, those that checkpoints are chosen by, and the test metrics."""
     runs = list(runs)
     tests = sorted({name for run in runs for name in final_metrics({"metrics": run.metrics})})
     chosen = [sort] if sort and sort not in MEASURES else []
@@ -146,10 +149,10 @@ def shown_metrics(runs: Iterable[FinishedRun], sort: str | None = None) -> list[
 
 
 def count_repeated(groups: Iterable[Group]) -> int:
-    """How many runs have both the settings and the seed and fold of another."""
+    """Return the number of runs with the same settings, seed and fold as another run."""
     return sum(len(group) - len({tuple(value_of(run, key) for key in AVERAGED) for run in group}) for group in groups)
 
 
 def folder_of_all(runs: Iterable[FinishedRun]) -> Path:
-    """The deepest folder that all of the runs are in."""
+    """Return the deepest folder that contains all runs."""
     return Path(os.path.commonpath([run.folder.absolute().parent for run in runs]))

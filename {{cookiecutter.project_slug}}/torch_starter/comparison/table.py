@@ -1,4 +1,4 @@
-"""The table of runs: for a terminal of any width, and as a file."""
+"""Format the table of runs for a terminal of any width, and write it to files."""
 
 import csv
 import io
@@ -30,20 +30,20 @@ from .settings import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-# As many single runs are listed beneath the table of their settings.
-FEW = 20
-# Of a column, and how narrow it gets at most.
-FOLDS, FOLDED = ("name", "text"), 30
+# Single runs are listed below the table of their settings up to this number.
+MAX_LISTED_RUNS = 20
+# Kinds of columns whose text may be folded, and the width they are folded to.
+FOLDED_KINDS, FOLDED_WIDTH = ("name", "text"), 30
 
 
 class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        header: its name.
-        cells: a text for each row.
-        kind: ``name`` and ``text``, which may be folded; ``setting``, which may be joined with the others; ``number``,
-            which may be left out.
+        header: Name of the column.
+        cells: The text of each row.
+        kind: ``name`` or ``text``, which may be folded; ``setting``, which may be joined with other settings;
+            ``number``, which may be hidden.
     """
 
     header: str
@@ -52,7 +52,7 @@ class Column(NamedTuple):
 
 
 def setting_columns(groups: Sequence[Group], keys: Sequence[str]) -> list[Column]:
-    """A column for each key; numbers with four digits where that tells them apart."""
+    """Return a column for each key. Numbers have four digits if that distinguishes them."""
     columns = []
     for key in keys:
         values = [value_of(group[0], key) for group in groups]
@@ -62,18 +62,18 @@ def setting_columns(groups: Sequence[Group], keys: Sequence[str]) -> list[Column
 
 
 def metric_columns(groups: Sequence[Group], names: Iterable[str]) -> list[Column]:
-    """Returns a column per metric: the value of one run, or mean ± sample standard deviation of several runs."""
+    """Return a column for each metric: the value of one run, or mean ± sample standard deviation of several runs."""
     return [Column(name, [_mean(measured(group, name), "{:.4f}") for group in groups], "number") for name in names]
 
 
 def count_columns(groups: Sequence[Group]) -> list[Column]:
-    """The number of runs of each group; no column where each is a single one."""
+    """Return a column with the number of runs in each group, or none if each has a single run."""
     counts = [str(len(group)) for group in groups]
     return [Column("n", counts, "number")] if {*counts} - {"1"} else []
 
 
 def measure_columns(groups: Sequence[Group]) -> list[Column]:
-    """Epochs, seconds and, if there are several, the commit."""
+    """Return the columns of epochs, seconds and, if commits differ, the commit."""
     epochs = [[f"{value:g}" for value in measured(group, "epochs")] for group in groups]
     ranges = ["-".join(dict.fromkeys((min(e, key=float), max(e, key=float)))) if e else "" for e in epochs]
     seconds = [f"{statistics.fmean(values):.1f}" if (values := measured(group, "seconds")) else "" for group in groups]
@@ -101,13 +101,14 @@ def _mean(values: Sequence[float], form: str) -> str:
 def tables_of(
     groups: Sequence[Group], keys: Sequence[str], folder: Path, sort: str | None = None, is_reversed: bool = False
 ) -> list[list[Column]]:
-    """One table of the settings, if any has several runs; one of the single runs, if they are few or the only one.
+    """Return a table of the settings, if any has several runs, and one of the single runs, if few or the only one.
 
     Args:
-        groups: the runs of each setting, best first.
-        keys: in which the settings differ.
-        folder: in which all runs are; they are named by their paths from there.
-        sort: see ``best_first``, likewise ``is_reversed``.
+        groups: The runs of each setting, best first.
+        keys: The keys in which the settings differ.
+        folder: The folder that contains all runs. Runs are named by their paths from there.
+        sort: See ``best_first``.
+        is_reversed: See ``best_first``.
     """
     singles = best_first([[run] for group in groups for run in group], sort, is_reversed)
     runs = [run for (run,) in singles]
@@ -115,56 +116,60 @@ def tables_of(
     if counts := count_columns(groups):
         settings = setting_columns(groups, keys)
         tables.append([*settings, *counts, *metric_columns(groups, metrics), *measure_columns(groups)])
-    if not counts or len(runs) <= FEW:
+    if not counts or len(runs) <= MAX_LISTED_RUNS:
         columns = run_columns(runs, keys, folder)
         tables.append([*columns, *metric_columns(singles, metrics), *measure_columns(singles)])
     return tables
 
 
 def run_columns(runs: Sequence[FinishedRun], keys: Sequence[str], folder: Path) -> list[Column]:
-    """The paths of single runs from a folder, in what they differ, their seeds and folds."""
+    """Return the columns of single runs: paths relative to ``folder``, the differing keys, seeds and folds."""
     paths = [os.path.relpath(run.folder, folder) for run in runs]
     averaged = [key for key in AVERAGED if len({value_of(run, key) for run in runs}) > 1]
     return [Column("run", paths, "name"), *setting_columns([[run] for run in runs], [*keys, *averaged])]
 
 
 def print_table(columns: Sequence[Column]) -> None:
-    """Prints a table that fits into the terminal.
+    """Print a table that fits into the terminal.
 
-    Where it is too wide, the settings become one column of ``key=value``, if that is narrower; then columns of numbers
-    are left out, from the right, and named below it.
+    If it is too wide, the settings are joined into one column of ``key=value``, if that is narrower; then columns of
+    numbers are hidden, from the right, and named below the table.
     """
     import rich.console
 
     console = rich.get_console()
     width = console.width if console.is_terminal else max(console.width, 160)  # a file or a pipe has no width
-    columns, left_out = _fit(columns, width)
+    columns, hidden = _fit(columns, width)
     rich.console.Console(width=width).print(as_rich(columns))
-    if left_out:
-        print(textwrap.fill(printable(f"hidden, because the terminal is too narrow: {', '.join(left_out)}"), width))
+    if hidden:
+        print(textwrap.fill(printable(f"hidden, because the terminal is too narrow: {', '.join(hidden)}"), width))
 
 
 def _fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
-    """The columns that fit into ``width``, and the headers of those that do not."""
-    fitting, left_out = list(columns), []
+    """Return the columns that fit into ``width``, and the headers of the hidden ones."""
+    fitting, hidden = list(columns), []
     if _width(fitting) > width:
         fitting = min(fitting, _joined(fitting), key=_width)
     numbers = [column for column in fitting if column.kind == "number" and column.header != "n"]
     for column in numbers[:0:-1]:  # the first one stays
         if _width(fitting) > width:
             fitting.remove(column)
-            left_out.insert(0, column.header)
-    return fitting, left_out
+            hidden.insert(0, column.header)
+    return fitting, hidden
 
 
 def _width(columns: Sequence[Column]) -> int:
-    """In characters, once all text is folded."""
+    """Return the width of a table in characters, with all text folded."""
     from rich.cells import cell_len
 
     headers = _headers(columns)
     widths = [(c, max(map(cell_len, (header, *c.cells)))) for c, header in zip(columns, headers, strict=True)]
-    # Three between two columns, two before the first and after the last.
-    return sum(min(width, FOLDED) if column.kind in FOLDS else width for column, width in widths) + 3 * len(columns) + 1
+    # Three characters between two columns, two before the first and after the last.
+    return (
+        sum(min(width, FOLDED_WIDTH) if column.kind in FOLDED_KINDS else width for column, width in widths)
+        + 3 * len(columns)
+        + 1
+    )
 
 
 def _joined(columns: Sequence[Column]) -> list[Column]:
@@ -182,19 +187,19 @@ def _joined(columns: Sequence[Column]) -> list[Column]:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """Without the groups before the last dot, where that is clear."""
+    """Return keys without the part before the last dot, where that is unambiguous."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     return [key.rpartition(".")[2] if last[key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
 def _headers(columns: Sequence[Column]) -> list[str]:
-    """The names of columns, those of settings short."""
+    """Return the headers of columns, shortened for settings."""
     short = short_names([column.header for column in columns])
     return [name if column.kind == "setting" else column.header for column, name in zip(columns, short, strict=True)]
 
 
 def as_rich(columns: Sequence[Column]) -> "Table":
-    """The table that rich prints."""
+    """Return the table for rich to print."""
     import rich.box
     from rich.table import Table
     from rich.text import Text
@@ -202,14 +207,17 @@ def as_rich(columns: Sequence[Column]) -> "Table":
     table = Table(box=rich.box.SIMPLE)
     for column, header in zip(columns, _headers(columns), strict=True):
         side: Any = "right" if column.kind == "number" else "left"
-        table.add_column(Text(printable(header)), no_wrap=column.kind not in FOLDS, justify=side, overflow="fold")
+        table.add_column(
+            Text(printable(header)), no_wrap=column.kind not in FOLDED_KINDS, justify=side, overflow="fold"
+        )
     for row in zip(*(column.cells for column in columns), strict=True):
-        # Not as markup, which would take the brackets of a list for a style.
+        # Not as markup, which would read the brackets of a list as a style.
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
+    """Return a table in Markdown."""
     rule = ["---:" if column.kind == "number" else "---" for column in columns]
     rows = [_headers(columns), rule, *zip(*(column.cells for column in columns), strict=True)]
     lines = [" | ".join(" ".join(printable(cell).replace("|", "\\|").split()) for cell in row) for row in rows]
@@ -217,35 +225,47 @@ def as_markdown(columns: Sequence[Column]) -> str:
 
 
 def remarks(found: Found, groups: Sequence[Group], count: int, folder: Path) -> str:
-    """What stands below the tables: what is not in them, and where the runs are.
+    """Return the remarks below the tables: what is not in them, and where the runs are.
 
     Args:
-        found: what there is.
-        groups: the runs of each setting, best first.
-        count: how many of them are shown.
-        folder: in which those runs are.
+        found: All runs that were found.
+        groups: The runs of each setting, best first.
+        count: Number of groups that are shown.
+        folder: The folder that contains the shown runs.
     """
     lines = [f"and {len(groups) - count} more settings: --best {len(groups)}"] if count < len(groups) else []
     if repeated := count_repeated(groups[:count]):
-        lines.append(f"runs that repeat the setting and the seed of another, and count as runs: {repeated}")
+        lines.append(f"runs with the same setting and seed as another, counted separately: {repeated}")
     if found.unfinished:
-        lines.append(f"runs that are not finished, and left out: {found.unfinished}")
+        lines.append(f"unfinished runs, skipped: {found.unfinished}")
     return "\n".join([*lines, *found.damaged, f"run folders  {display_path(folder)}"])
 
 
 def refuse_output(path: Path | None, endings: Sequence[str], option: str) -> None:
-    """Raises Mistake if a file of such a name is not one of those that can be written, before the work."""
+    """Raise UserError if a file cannot be written, before the work is done.
+
+    Args:
+        path: The file, if any.
+        endings: The supported endings of its name.
+        option: The command-line option that names the file.
+    """
     if path is None:
         return
     if path.suffix not in endings:
-        raise UserError(f"{option} {path}: the name must end in {' or '.join(endings)}.")
+        raise UserError(f"{option} is {path}; its name must end in {' or '.join(endings)}.")
     if path.is_dir():
-        raise UserError(f"{option} {path} is a folder. Name a file in it.")
+        raise UserError(f"{option} is {path}, which is a folder. Pass a file in it.")
     create_parent_folder(path, option)
 
 
 def write_table(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Sequence[Column]]) -> None:
-    """Writes a row for each run, with all its settings and metrics, as CSV or JSON; or the tables, as Markdown."""
+    """Write a file: a row for each run with all settings and metrics as CSV or JSON, or the tables as Markdown.
+
+    Args:
+        path: The file to write; its ending selects the format.
+        runs: The runs of a CSV or JSON file.
+        tables: The tables of a Markdown file.
+    """
     if path.suffix == ".md":
         write_text(path, "\n".join(map(as_markdown, tables)))
         return
@@ -265,7 +285,7 @@ def write_table(path: Path, runs: Sequence[FinishedRun], tables: Sequence[Sequen
 
 
 def _value(text: str) -> Any:
-    """A setting as JSON has it: a number, true, false, null, a list; or a text."""
+    """Return a setting as a JSON value: a number, true, false, null or a list, otherwise text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""The model of a run on a page in the browser."""
+"""Serve the model of a run on a web page."""

@@ -1,4 +1,4 @@
-"""Pieces of HTML: bars, images and charts. Text in them is escaped, for names come from files."""
+"""Create HTML with bars, images and charts. Text is escaped, because names come from files."""
 
 import base64
 import io
@@ -16,34 +16,44 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 MOST_BARS = 12
-# For the whole process, since several threads draw. Text stays text, for the browser has more fonts; a column may be
-# called "$".
+# For the whole process, because several threads draw. Text stays text, because the browser has more fonts; it is not
+# parsed as math, because the name of a column may contain "$".
 matplotlib.rcParams |= {"svg.fonttype": "none", "text.parse_math": False}
 warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-# Read on white and on black: https://www.w3.org/TR/WCAG22/#contrast-minimum
+# Readable on white and on black: https://www.w3.org/TR/WCAG22/#contrast-minimum
 TEXT = "#808080"
 COLOR, ACCENT = "#3A8BD0", "#D55E00"
 
 
 def number(value: float, digits: int = 6, has_sign: bool = False) -> str:
-    """So many digits of a number, without an exponent."""
+    """Return a number with up to ``digits`` significant digits, without an exponent.
+
+    Args:
+        value: The number.
+        digits: Number of significant digits.
+        has_sign: Whether positive numbers have a sign.
+    """
     return numpy.format_float_positional(value, precision=digits, fractional=False, trim="-", sign=has_sign)
 
 
 def headline(text: str) -> str:
+    """Return a paragraph in large type."""
     return f'<p class="headline">{escape(text)}</p>'
 
 
 def message(text: str) -> str:
+    """Return a paragraph in a muted color."""
     return f'<p class="message">{escape(text)}</p>'
 
 
 def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> str:
-    """A bar for each class, in the order of the labels so that none jumps; of many classes the likeliest.
+    """Return a bar for each class, or for the most probable ones of many.
+
+    Up to ``MOST_BARS`` bars are in the order of the labels, so that they keep their places.
 
     Args:
-        names: of the classes, by label.
-        probabilities: of the same, 0 to 1.
+        names: The names of the classes, by label.
+        probabilities: The probabilities of the classes, 0 to 1.
     """
     labels = sorted(range(len(names)), key=lambda label: -probabilities[label])
     likeliest = labels[0]
@@ -57,10 +67,10 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> st
 
 
 def effect_bars(effects: Mapping[str, float]) -> str:
-    """A bar to the left or to the right for each effect, the largest first.
+    """Return a bar to the left or right for each effect, the largest first.
 
     Args:
-        effects: by name; all of one unit.
+        effects: Maps names to effects, all in the same unit.
     """
     names = sorted(effects, key=lambda name: -abs(effects[name]))
     scale = 50 / (max((abs(effect) for effect in effects.values()), default=0) or 1)
@@ -73,23 +83,23 @@ def effect_bars(effects: Mapping[str, float]) -> str:
         )
         for name in names[:MOST_BARS]
     ]
-    more = message(f"and {len(names) - MOST_BARS} smaller ones") if len(names) > MOST_BARS else ""
+    more = message(f"and {len(names) - MOST_BARS} smaller effects") if len(names) > MOST_BARS else ""
     return f'<div class="bars">{"".join(rows)}</div>{more}'
 
 
 def _bar(name: str, start: float, length: float, value: str, is_largest: bool = False) -> str:
-    """One row of bars; ``start`` and ``length`` are in percent."""
+    """Return a row with one bar; ``start`` and ``length`` are in percent."""
     bar = f'<div class="bar" style="margin-left: {start:.2f}%; width: {length:.2f}%"></div>'
     cells = f"<span>{escape(name)}</span><div>{bar}</div><span>{value}</span>"
     return f'<div class="row{" largest" * is_largest}">{cells}</div>'
 
 
-def picture(image: Tensor, caption: str) -> str:
-    """An image with a caption.
+def captioned_image(image: Tensor, caption: str) -> str:
+    """Return an image with a caption.
 
     Args:
-        image: uint8 (C, H, W), of 1 or 3 channels.
-        caption: what it shows.
+        image: uint8 ``(C, H, W)`` with 1 or 3 channels.
+        caption: The text below the image.
     """
     file = io.BytesIO()
     to_pil_image(image).save(file, "png")
@@ -99,13 +109,18 @@ def picture(image: Tensor, caption: str) -> str:
 
 
 def gallery(images: Sequence[Tensor], captions: Sequence[str]) -> str:
-    """Images to click on."""
-    pictures = [picture(image, caption) for image, caption in zip(images, captions, strict=True)]
-    return f'<div class="gallery">{"".join(f"<button type=button>{figure}</button>" for figure in pictures)}</div>'
+    """Return clickable images."""
+    figures = [captioned_image(image, caption) for image, caption in zip(images, captions, strict=True)]
+    return f'<div class="gallery">{"".join(f"<button type=button>{figure}</button>" for figure in figures)}</div>'
 
 
 def sketchpad(is_ink_white: bool, aspect: float) -> str:
-    """What sketchpad.js draws on; ``aspect`` is its height by its width."""
+    """Return the canvas and buttons for sketchpad.js.
+
+    Args:
+        is_ink_white: Whether the ink is white on black, at first.
+        aspect: Height of the canvas divided by its width.
+    """
     ink, other = ("white", "Black on white") if is_ink_white else ("black", "White on black")
     return f"""
 <div class="sketchpad">
@@ -121,26 +136,26 @@ def sketchpad(is_ink_white: bool, aspect: float) -> str:
 
 
 def slider(low: float, high: float, value: float, label: str, step: float | None = None) -> gradio.Slider:
-    """A slider for the numbers that training had, in steps of about a two-hundredth.
+    """Return a slider over the range of the training data.
 
     Args:
-        low: the smallest of them.
-        high: the largest; greater than ``low``.
-        value: where it begins.
-        label: what stands above it.
-        step: None: as above.
+        low: The minimum of the training data.
+        high: The maximum of the training data, greater than ``low``.
+        value: The initial value.
+        label: The label of the slider.
+        step: The step. By default, the range has at least 200 steps.
     """
     step = step or 10.0 ** math.floor(math.log10((high - low) / 200))
-    # Outwards, to numbers of few digits.
+    # Round outward, to numbers with few digits.
     low, high = (float(f"{rounded * step:.12g}") for rounded in (math.floor(low / step), math.ceil(high / step)))
     slider = gradio.Slider(low, high, value=value, step=step, label=label, min_width=200)
-    # What is typed beside it is held within the range when one leaves the field; Gradio would fail while one types.
+    # The browser clamps a typed number when it leaves the field; Gradio would already fail during typing.
     slider.preprocess = lambda number: number  # pyrefly: ignore[bad-assignment]
     return slider
 
 
 def empty_chart(xlabel: str, ylabel: str) -> Axes:
-    """The axes of a figure, in a color that is read on a bright page and on a dark one."""
+    """Return the axes of a new figure, in a color that is readable on bright and dark pages."""
     axes = Figure(figsize=(4.2, 2.9), layout="constrained").add_subplot()
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
@@ -151,7 +166,7 @@ def empty_chart(xlabel: str, ylabel: str) -> Axes:
 
 
 def chart(axes: Axes) -> str:
-    """The figure of these axes as SVG, with the background of the page, and text that the browser draws."""
+    """Return the figure of the axes as a transparent SVG with text that the browser renders."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(labelcolor=TEXT, framealpha=0)
     file = io.StringIO()

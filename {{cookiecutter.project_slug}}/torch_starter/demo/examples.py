@@ -1,4 +1,4 @@
-"""Twelve test images that say something about a classifier."""
+"""Choose twelve test images that show how a classifier performs."""
 
 import time
 from dataclasses import dataclass
@@ -14,29 +14,34 @@ from ..mistakes import UserError, first_line
 from .predictor import Predictor
 
 COUNT, WRONG = 12, 6
-SECONDS = 5  # of a large test set no more images are examined than this allows, in an order drawn by chance
+SECONDS = 5  # time limit, so only a random part of a large test set is examined
 BATCH = 64
 
 
 @dataclass
 class Example:
-    """A test image, uint8 (C, H, W), and what the model makes of it."""
+    """A test image with its label and prediction.
+
+    Attributes:
+        image: uint8 ``(C, H, W)``.
+        caption: The label, and the prediction if it is wrong.
+    """
 
     image: Tensor
     caption: str
 
 
 def find_examples(predictor: Predictor) -> list[Example]:
-    """Up to six test images that are most confidently wrong, and others, so that there are twelve.
+    """Return up to twelve test images: first at most six, the most confidently wrong ones, then correct ones.
 
     Raises:
-        Mistake: if the data are not here; nothing is downloaded for them.
+        UserError: If the data set is not available locally; it is not downloaded.
     """
     try:
         images, labels, predictions, probabilities = _examine(predictor)
     except (MisconfigurationException, RuntimeError, OSError, ValueError) as error:  # torchvision raises RuntimeError
         reason = first_line(error).partition(" You can use")[0]
-        raise UserError(f"{reason} Where the data set is: data.root=FOLDER") from error
+        raise UserError(f"{reason} Pass the folder of the data set: data.root=FOLDER") from error
     wrong = (predictions != labels).nonzero().flatten()
     wrong = wrong[probabilities[wrong].argsort(descending=True)][:WRONG]
     others = (predictions == labels).nonzero().flatten()[: COUNT - len(wrong)]
@@ -50,7 +55,7 @@ def find_examples(predictor: Predictor) -> list[Example]:
 
 
 def _examine(predictor: Predictor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images, labels, predictions and their probabilities, in an order drawn by chance."""
+    """Return images, labels, predictions and their probabilities, in random order."""
     dataset = _test_set(predictor.run.data)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     columns: list[tuple[Tensor, ...]] = []
@@ -71,7 +76,7 @@ def _examine(predictor: Predictor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _test_set(data: Any) -> Any:
     split_file = getattr(data, "split_file", None)
     if split_file and not Path(split_file).exists():
-        raise UserError(f"{Path(split_file).name} is not in the run folder, and nothing is written there.")
+        raise UserError(f"{Path(split_file).name} is missing in the run folder, and the demo does not write there.")
     data.num_workers = 0
     data.setup("test")
     return data.test_dataloader().dataset

@@ -1,4 +1,4 @@
-"""The page of a model from one number to another: a slider, the curve and the training points."""
+"""Show a model that maps a number to a number: a slider, its curve and the training points."""
 
 import itertools
 from typing import Any
@@ -9,12 +9,12 @@ import torch
 from . import display
 from .predictor import Predictor
 
-POINTS = 200  # of the curve
-BATCHES = 20  # whose points are drawn
+POINTS = 200  # on the curve
+BATCHES = 20  # of training points to draw
 
 
 def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
-    """Adds the components to a page, within its context."""
+    """Add the components to a page. Call it in the context of the page."""
     data = predictor.run.data
     data.setup("fit")
     batches = itertools.islice(data.train_dataloader(), BATCHES)
@@ -34,6 +34,8 @@ def add_line(page: gradio.Blocks, predictor: Predictor) -> None:
         return display.headline(f"{name} = {display.number(prediction)}"), display.chart(axes)
 
     slider = display.slider(low, high, (low + high) / 2, "x")
-    answered, drawn = gradio.HTML(), gradio.HTML()
+    prediction_html, chart_html = gradio.HTML(), gradio.HTML()
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-    gradio.on([page.load, slider.change], show, slider, [answered, drawn], api_visibility="private", **options)
+    gradio.on(
+        [page.load, slider.change], show, slider, [prediction_html, chart_html], api_visibility="private", **options
+    )

@@ -1,4 +1,4 @@
-"""Which page a run has, and what stands above it."""
+"""Build the web page of a run: a heading, and the components for its kind of data."""
 
 import contextlib
 from html import escape
@@ -16,14 +16,14 @@ from .line import add_line
 from .predictor import Predictor
 from .table import add_table
 
-HOURLY = (3600, 3600)  # seconds after which uploads are looked for, and deleted
+HOURLY = (3600, 3600)  # seconds between deletions of uploads, and their minimum age in seconds
 
 
 def make_page(run: Run) -> gradio.Blocks:
-    """The page of a run, by what its data module has: ``image_shape``, ``columns``, or samples of one number.
+    """Return the page of a run, for a data module with ``image_shape``, with ``columns``, or with scalar samples.
 
     Raises:
-        Mistake: if it has nothing of these, or cannot read inputs.
+        UserError: If the data module has none of these, or cannot read inputs.
     """
     predictor = Predictor(run)
     if getattr(run.data, "image_shape", None):
@@ -34,12 +34,12 @@ def make_page(run: Run) -> gradio.Blocks:
         add = add_line
     else:
         raise UserError(
-            f"demo.py has no page for {type(run.data).__name__}: it has no image_shape and no columns, and its "
-            "read_input does not take one number: see torch_starter/protocols.py. For your own page there is load_run."
+            f"demo.py has no page for {type(run.data).__name__}: it has neither image_shape nor columns, and its "
+            "read_input does not read a single number. See torch_starter/protocols.py, or build a page with load_run."
         )
     data = str(getattr(run.data, "target", None) or data_name(run.data))
     metrics = []
-    with contextlib.suppress(ValueError, AttributeError):  # of a file that is damaged
+    with contextlib.suppress(ValueError, AttributeError):  # results.json is damaged
         values = final_metrics({"metrics": run.metrics})
         metrics = [f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)]
     about = " · ".join([str(display_path(run.folder)), run.checkpoint.name, *metrics])
@@ -51,7 +51,7 @@ def make_page(run: Run) -> gradio.Blocks:
 
 
 def _is_number(predictor: Predictor) -> bool:
-    """Whether a sample is one number."""
+    """Return whether a sample is a single number."""
     try:
         return predictor.read(["0"]).shape == (1,)
     except (OSError, ValueError):

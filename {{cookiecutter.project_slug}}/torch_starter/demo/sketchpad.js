@@ -1,13 +1,13 @@
-// A square to draw on. Whatever is on it goes to `server.answer` while one draws, as fast as the answers come.
+// A square to draw on. While the user draws, the drawing is sent to `server.answer` whenever the last answer is back.
 const canvas = element.querySelector("canvas");
 const pen = canvas.getContext("2d");
 const answer = element.querySelector(".answer");
 const hint = answer.innerHTML;
 let isInkWhite = canvas.dataset.ink === "white";
-let last = null; // where the stroke under way has got to
+let last = null; // end of the current stroke
 let isBlank = true;
 let isAsking = false;
-let isChanged = false; // since the last question
+let isChanged = false; // since the last request
 
 function clear() {
   pen.fillStyle = isInkWhite ? "black" : "white";
@@ -17,7 +17,7 @@ function clear() {
   answer.innerHTML = hint;
 }
 
-async function ask(question) {
+async function ask(request) {
   isChanged = true;
   isBlank = false;
   if (isAsking) return;
@@ -26,13 +26,13 @@ async function ask(question) {
   try {
     while (isChanged) {
       isChanged = false;
-      const html = await question(canvas.toDataURL());
+      const html = await request(canvas.toDataURL());
       if (typeof html !== "string") throw new Error("Gradio has no answer");
       if (!isBlank) answer.innerHTML = html;
-      question = server.answer;
+      request = server.answer;
     }
   } catch {
-    answer.textContent = "The page has no connection: is demo.py still running?";
+    answer.textContent = "The page has lost its connection. Is demo.py still running?";
   } finally {
     isAsking = false;
     answer.setAttribute("aria-busy", "false");
@@ -57,7 +57,7 @@ function draw(event) {
 
 canvas.addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || !event.isPrimary) return;
-  canvas.setPointerCapture(event.pointerId); // the stroke goes on outside of the square
+  canvas.setPointerCapture(event.pointerId); // the stroke continues outside the square
   last = place(event);
   draw(event);
 });
@@ -67,7 +67,7 @@ element.querySelector(".clear").addEventListener("click", clear);
 element.querySelector(".invert").addEventListener("click", (event) => {
   isInkWhite = !isInkWhite;
   event.target.textContent = isInkWhite ? "Black on white" : "White on black";
-  pen.globalCompositeOperation = "difference"; // from white: what is drawn is kept, inverted
+  pen.globalCompositeOperation = "difference"; // from white: inverts the drawing
   pen.fillStyle = "white";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.globalCompositeOperation = "source-over";

@@ -1,4 +1,4 @@
-"""The page of a table: a field for each column, the prediction, what each column adds, and a curve."""
+"""Show a model for tables: a field for each column, the prediction, the effect of each column, and a curve."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from ..data.tables import Column
 from . import display
 from .predictor import Predictor
 
-POINTS = 50  # of a curve
+POINTS = 50  # on a curve
 FIELDS = 2  # side by side
-WORDS = 30  # along a chart
-CURVES = 6  # of the likeliest classes
+WORDS = 30  # along the axis of a chart
+CURVES = 6  # of the most probable classes
 
 
 def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
-    """Adds the components to a page, within its context."""
+    """Add the components to a page. Call it in the context of the page."""
     columns: list[Column] = predictor.run.data.columns
     names = [column["name"] for column in columns]
 
@@ -39,29 +39,43 @@ def add_table(page: gradio.Blocks, predictor: Predictor) -> None:
             for start in range(0, len(columns), FIELDS):
                 with gradio.Row():
                     fields += [_field(column) for column in columns[start : start + FIELDS]]
-            # A slider cannot be empty. Where no training row lacks a value, a model has not learned what that means.
+            # A slider cannot be empty. A model has learned about missing values only if training rows have some.
             missing = {
                 field.label: gradio.Checkbox(label=f"{field.label} is missing")
                 for column, field in zip(columns, fields, strict=True)
                 if isinstance(field, gradio.Slider) and column.get("missing")
             }
         with gradio.Column(scale=2):
-            answered = gradio.HTML()
-            over = gradio.Dropdown(names, value=names[0], label="The prediction over one column, the others held fixed")
-            drawn = gradio.HTML()
-    # Not `input` alone: a slider's number can be typed, and reset.
+            prediction_html = gradio.HTML()
+            over = gradio.Dropdown(
+                names, value=names[0], label="Prediction over one column, with the others held fixed"
+            )
+            chart_html = gradio.HTML()
+    # Not only `input`: the number of a slider can also be typed and reset.
     events = [page.load, over.change, *(field.change for field in (*fields, *missing.values()))]
     options: Any = {"show_progress": "hidden", "trigger_mode": "always_last", "queue": False}
-    gradio.on(events, show, [over, *fields, *missing.values()], [answered, drawn], api_visibility="private", **options)
+    gradio.on(
+        events,
+        show,
+        [over, *fields, *missing.values()],
+        [prediction_html, chart_html],
+        api_visibility="private",
+        **options,
+    )
 
 
 def encode_row(cells: Mapping[str, str], columns: Sequence[Column]) -> Tensor:
-    """Float32 (columns,), of text by the name of the column; as `predict.py` reads COLUMN=VALUE."""
+    """Return a row, float32 ``(columns,)``, encoded as `predict.py` reads COLUMN=VALUE.
+
+    Args:
+        cells: Maps the names of columns to text.
+        columns: The columns of the data module.
+    """
     return tables.encode_rows(tables.make_row(cells), columns)[0]
 
 
 def _field(column: Column) -> Any:
-    """A field that begins at the median, or at the word that most training rows have."""
+    """Return a field that starts at the median, or at the most frequent word of the training rows."""
     words = column.get("words")
     if words:
         word = max(zip(column["shares"], words, strict=True))[1]
@@ -69,31 +83,32 @@ def _field(column: Column) -> Any:
         low, high = _range(column)
         if low < high:
             return display.slider(low, high, column["median"], column["name"], step=column.get("is_whole") and 1)
-        words = [word := f"{low:.15g}"]  # all that training rows tell is whether there is a value
+        words = [word := f"{low:.15g}"]  # training rows have a single value, or none
     choices = [*((word, word) for word in words), ("(missing)", "")]
     return gradio.Dropdown(choices, value=word, label=column["name"], min_width=200)
 
 
 def _range(column: Column) -> tuple[float, float]:
-    """Of the training rows. Runs of before have none: three standard deviations around the median."""
+    """Return the range of the training rows, or three standard deviations around the median for old runs without it."""
     low, high = (float(f"{column['median'] + side * column['std']:.3g}") for side in (-3, 3))
     return column.get("min", low), column.get("max", high)
 
 
 def answer_row(predictor: Predictor, row: Tensor) -> str:
-    """The probabilities; or the prediction, and what each column adds to that of the average row.
+    """Return HTML with the probabilities, or with the predicted number and the effect of each column.
 
-    A column adds the difference to what the row would be with the average in its place. Of a linear model these
-    differences add up to the prediction; of another each is that of its column changed alone.
+    The effect of a column is the change of the prediction if its value replaces the average. For a linear model, the
+    effects and the prediction of the average row add up to the prediction; for other models, each effect is that of
+    changing a single column.
 
     Args:
-        predictor: of ``probabilities``, or of a number.
-        row: float32 (columns,), see ``tables.encode``.
+        predictor: A predictor of ``probabilities`` or of a number.
+        row: float32 ``(columns,)``, see ``tables.encode_rows``.
     """
     columns = predictor.run.data.columns
-    # A missing word counts as the average of all.
+    # A missing word counts as the average of all words.
     average = torch.tensor([column.get("mean", math.nan) for column in columns], dtype=torch.float32)
-    output = predictor.predict(row[None])  # alone, as `predict.py` predicts one row: a batch can change the last digit
+    output = predictor.predict(row[None])  # a single row, as in `predict.py`: a batch can change the last digit
     if "probabilities" in output:
         probabilities = output["probabilities"][0].tolist()
         return display.probability_bars(predictor.class_names(len(probabilities)), probabilities)
@@ -106,23 +121,23 @@ def answer_row(predictor: Predictor, row: Tensor) -> str:
     return (
         display.headline(f"{target} = {display.number(prediction)}")
         + display.message(
-            f"{display.number(of_average)} for the average row. What each column adds, relative to its average:"
+            f"{display.number(of_average)} for the average row. Effect of each column, relative to its average:"
         )
         + display.effect_bars(effects)
     )
 
 
 def curve(predictor: Predictor, row: Tensor, place: int) -> str:
-    """The prediction, or the probabilities of the likeliest classes, over a column; the others as in a row.
+    """Return a chart of the prediction, or of the most probable classes, over a column; others stay as in the row.
 
     Args:
-        predictor: of ``probabilities``, or of a number.
-        row: float32 (columns,), see ``tables.encode``.
-        place: of the column in it.
+        predictor: A predictor of ``probabilities`` or of a number.
+        row: float32 ``(columns,)``, see ``tables.encode_rows``.
+        place: Index of the column in the row.
     """
     column = predictor.run.data.columns[place]
     words = column.get("words")
-    if words:  # the most frequent, in their order
+    if words:  # the most frequent ones, in their order
         most = sorted(range(len(words)), key=lambda word: -column["shares"][word])[:WORDS]
         values = torch.tensor(sorted(most), dtype=torch.float32)
     else:
@@ -153,7 +168,7 @@ def curve(predictor: Predictor, row: Tensor, place: int) -> str:
 
 
 def _numbers(output: dict[str, Tensor]) -> Tensor:
-    """The first column of predictions, (N,)."""
+    """Return the first column of predictions, ``(N,)``, as float64."""
     return next(iter(output.values())).double()
 
 

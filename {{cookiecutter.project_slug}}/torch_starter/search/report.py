@@ -1,4 +1,4 @@
-"""What a search shows: the table of its trials, its figures, and the command of the best one."""
+"""Report a search: a table of its trials, figures, and the command of the best trial."""
 
 import math
 import shlex
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def assignments(parameters: dict[str, Any]) -> list[str]:
-    """The overrides of a trial; a float with all its digits."""
+    """Return the overrides of a trial; floats keep all their digits."""
     return [f"{key}={value}" for key, value in parameters.items()]
 
 
 def best_value(study: "Study", trial: "FrozenTrial") -> float | None:
-    """Of all epochs, so far; it is that of best.ckpt."""
+    """Return the best value of a trial over all epochs so far, which is the value of best.ckpt."""
     values = trial.intermediate_values.values()
     return (min if study.direction.name == "MINIMIZE" else max)(values, default=None)
 
 
 def ranked(study: "Study") -> "list[FrozenTrial]":
-    """Complete ones before pruned, running and failed ones; each best first."""
+    """Return the trials: complete, then pruned, running and failed ones, each best first."""
     order = ["COMPLETE", "PRUNED", "RUNNING", "WAITING", "FAIL"]
     sign = 1 if study.direction.name == "MINIMIZE" else -1
 
@@ -44,7 +44,7 @@ def ranked(study: "Study") -> "list[FrozenTrial]":
 
 
 def table(study: "Study", space: dict[str, Any], metric: str, rows: int | None = None) -> "Table":
-    """All trials, or as many as fit into ``rows``: those that run, and the best ones."""
+    """Return a table of all trials, or of as many as fit into ``rows``: the running and the best ones."""
     import rich.box
     import rich.markup
     import rich.table
@@ -59,16 +59,18 @@ def table(study: "Study", space: dict[str, Any], metric: str, rows: int | None =
     if len(shown) < len(trials):
         result.caption = f"and {len(trials) - len(shown)} more"
     for trial in shown:
-        # Rich would take the brackets of a list for a style.
+        # Rich would read the brackets of a list as a style.
         result.add_row(*(rich.markup.escape(printable(cell)) for cell in cells_of(study, trial, space)))
     return result
 
 
 def state_of(trial: "FrozenTrial") -> str:
+    """Return the state of a trial in lower case, with ``failed`` for ``FAIL``."""
     return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
 
 
 def cells_of(study: "Study", trial: "FrozenTrial", space: dict[str, Any]) -> list[str]:
+    """Return the cells of a trial: its number, state, parameters, best value and last epoch."""
     values = [trial.params.get(key, "") for key in space]
     texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
     best = best_value(study, trial)
@@ -82,7 +84,7 @@ def cells_of(study: "Study", trial: "FrozenTrial", space: dict[str, Any]) -> lis
 
 
 def line(study: "Study", trial: "FrozenTrial", metric: str) -> str:
-    """What a finished trial says where there is no table."""
+    """Return the line that reports a finished trial where there is no table."""
     best = best_value(study, trial)
     reason = trial.user_attrs.get("reason", "").partition("\n")[0]
     parts = [f"trial {trial.number}", state_of(trial), "" if best is None else f"{metric} {best:.5g}"]
@@ -91,10 +93,10 @@ def line(study: "Study", trial: "FrozenTrial", metric: str) -> str:
 
 
 def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[str], metric: str) -> None:
-    """Ends with the trials, best first, two pictures, and the command of the best one.
+    """Print the trials, best first, and the command of the best one, and draw two figures.
 
     Raises:
-        Mistake: if all trials failed.
+        UserError: If all trials failed.
     """
     from filelock import FileLock
 
@@ -102,17 +104,17 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
     print_table(columns_of(study, folder, space, metric))
     count = Counter(trial.state.name for trial in trials)
     reasons = Counter(trial.user_attrs.get("reason", "") for trial in trials if trial.state.name == "FAIL")
-    failed = f"{count['FAIL']} of {len(trials)} trials failed; their folders have error.txt and train.log.\n"
+    failed = f"{count['FAIL']} of {len(trials)} trials failed; see error.txt and train.log in their folders.\n"
     failed += "\n".join(f"  {number} x  {reason}" for reason, number in reasons.most_common(3))
     if count["FAIL"] == len(trials):
-        raise UserError(failed + f"\nDelete {folder} to start once more.")
+        raise UserError(failed + f"\nDelete {folder} to start again.")
     if reasons:
         print(printable(failed))
     if count["RUNNING"]:
-        print(f"still run by other processes: {count['RUNNING']}")
+        print(f"still running in other processes: {count['RUNNING']}")
     if not count["COMPLETE"]:
         return
-    with FileLock(folder / ".lock"):  # another process may be ready at the same time
+    with FileLock(folder / ".lock"):  # another process may finish at the same time
         draw(study, folder, metric)
     print(f"study folder  {folder}")
     print(f"best trial    {folder / str(trials[0].number)}")
@@ -121,7 +123,7 @@ def report(study: "Study", folder: Path, space: dict[str, Any], overrides: list[
 
 
 def columns_of(study: "Study", folder: Path, space: dict[str, Any], metric: str) -> list[Column]:
-    """The trials, best first: state, parameters, the metric that they are compared by, test metrics and epochs."""
+    """Return the columns of the trials, best first: state, parameters, the compared metric, test metrics, epochs."""
     trials, runs = ranked(study), []
     for trial in trials:
         path = folder / str(trial.number) / "results.json"
@@ -138,9 +140,9 @@ def columns_of(study: "Study", folder: Path, space: dict[str, Any], metric: str)
 
 
 def draw(study: "Study", folder: Path, metric: str) -> None:
-    """Writes history.png and importance.png."""
+    """Draw history.png and importance.png."""
     import matplotlib
-    from optuna.importance import PedAnovaImportanceEvaluator  # of Optuna's, the one that needs no scikit-learn
+    from optuna.importance import PedAnovaImportanceEvaluator  # the only one without scikit-learn
 
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -158,7 +160,7 @@ def draw(study: "Study", folder: Path, metric: str) -> None:
             try:
                 axes = plot()
             except (ValueError, RuntimeError) as error:
-                print(f"There is no {name}: {error}")
+                print(f"Optuna cannot draw {name}: {error}")
                 continue
             axes.figure.set_size_inches(8, 4.5)
             with replace_atomically(folder / name) as unfinished:

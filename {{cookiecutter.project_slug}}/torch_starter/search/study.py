@@ -1,11 +1,11 @@
-"""The study of a search: its folder, its journal, and whether it is the search that is asked for.
+"""Open the study of a search: its folder, its journal, and a check that it belongs to the requested search.
 
 outputs/sweeps/STUDY/
-├── study.json        what is searched, and by which metric
-├── study.log         Optuna's journal: every trial, its parameters, the metric after each epoch
-├── 0/, 1/, …         a run folder for each trial
+├── study.json        the search space and the metric
+├── study.log         Optuna's journal: every trial, its parameters, and its metric after each epoch
+├── 0/, 1/, …         the run folder of each trial
 ├── history.png       the metric of each trial, and the best one so far
-└── importance.png    how much of the difference is due to each key
+└── importance.png    the importance of each key
 """
 
 import json
@@ -25,28 +25,34 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-# Of study.json. A study with a higher one is from a newer version of this file.
+# Version of study.json. A study with a higher one is from a newer version of this file.
 FORMAT = 1
 
 
 def study_folder(name: str) -> Path:
-    """The folder of a study.
+    """Return the folder of a study.
 
     Raises:
-        Mistake: if ``name`` cannot be that of a folder.
+        UserError: If ``name`` is not a valid folder name.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise UserError(
-            f"{name} cannot be the name of a study: use letters, digits, _, - and dots, as in --study first"
+            f"{name} is not a valid study name; use letters, digits, _, - and dots, for example --study first"
         )
     return Path("outputs/sweeps", name)
 
 
 def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config: DictConfig) -> "Study":
-    """Makes the study of that folder, or goes on with it.
+    """Create the study of a folder, or resume it.
+
+    Args:
+        folder: The folder of the study.
+        space: The search space, see ``read_space``.
+        overrides: The overrides that all trials have.
+        config: The config of one trial.
 
     Raises:
-        Mistake: if optuna is not installed, or the folder holds another study, or one that cannot be read here.
+        UserError: If Optuna is not installed, or the folder has another study or one that cannot be read.
     """
     try:
         import optuna
@@ -63,19 +69,19 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
     path, journal = folder / "study.json", folder / "study.log"
     folder.mkdir(parents=True, exist_ok=True)
     refuse_links(folder)
-    # The system takes such a lock from a process that dies, even by kill -9.
+    # The operating system releases this lock if the process dies, even by kill -9.
     with FileLock(folder / ".lock"):
         if path.exists():
             refuse_another(path, search, optuna.__version__)
         if not journal.exists() and any(folder.glob("[0-9]*")):
-            raise UserError(f"{folder} has trials and no study.log. Delete it, or choose another by --study NAME.")
+            raise UserError(f"{folder} has trials but no study.log. Delete it, or choose another study: --study NAME")
         write_json(path, {"format": FORMAT, "optuna": optuna.__version__, **search})
         lock = FileLock(folder / ".study.log.lock")
         try:
             with lock:
                 drop_unfinished_line(journal)
             return optuna.create_study(
-                # Optuna asks of a lock what those of filelock have.
+                # The locks of filelock have the methods that Optuna calls.
                 # pyrefly: ignore[bad-argument-type]
                 storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=lock)),
                 study_name="sweep",
@@ -85,16 +91,21 @@ def open_study(folder: Path, space: dict[str, Any], overrides: list[str], config
             )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(
-                f"{journal} cannot be read: it is damaged, or from a newer optuna than {optuna.__version__} "
+                f"{journal} cannot be read. It is damaged, or from a newer Optuna than {optuna.__version__} "
                 f"({type(error).__name__}: {error}).\nStart another study: --study NAME"
             ) from error
 
 
 def refuse_another(path: Path, search: dict[str, Any], version: str) -> None:
-    """Makes sure that the study that ``path``, a study.json, describes is this search, and can be read.
+    """Raise UserError if a study is of another search.
+
+    Args:
+        path: The study.json of the study.
+        search: The metric, mode, overrides and space of this search.
+        version: The installed version of Optuna.
 
     Raises:
-        Mistake: if it is not; it says what differs.
+        UserError: If it is of another search, with what differs, or it cannot be read.
     """
     remedy = "\nStart another study: --study NAME"
     try:
@@ -105,23 +116,24 @@ def refuse_another(path: Path, search: dict[str, Any], version: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}{remedy}") from error
     if newer:
-        raise UserError(f"{path} has format {saved['format']}, of a newer sweep.py; this one reads {FORMAT}.{remedy}")
+        raise UserError(f"{path} has format {saved['format']}, from a newer sweep.py; this one reads {FORMAT}.{remedy}")
     if newer_optuna:
-        raise UserError(f"{path} is from optuna {saved['optuna']}; {version} is installed. Update it.{remedy}")
+        raise UserError(f"{path} is from Optuna {saved['optuna']}, but {version} is installed. Update it.{remedy}")
     if differences:
-        raise UserError(f"{path.parent} is another search:\n" + "\n".join(differences) + remedy)
+        raise UserError(f"{path.parent} is the study of another search:\n" + "\n".join(differences) + remedy)
 
 
 def differences_of(saved: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Yield a line for each key whose saved value differs."""
     if isinstance(saved, dict) and isinstance(now, dict) and "low" not in saved.keys() | now.keys():
         for name in saved | now:
             yield from differences_of(saved.get(name), now.get(name), f"{key}.{name}" if key else name)
     elif saved != now:
-        yield f"  {key.removeprefix('space.')}: it has {json.dumps(saved)}, not {json.dumps(now)}"
+        yield f"  {key.removeprefix('space.')}: {json.dumps(saved)} in the study, {json.dumps(now)} now"
 
 
 def drop_unfinished_line(journal: Path) -> None:
-    """Of a process that died, or met a full disk, while it wrote; Optuna would append to it."""
+    """Remove an unfinished last line, left by a killed process or a full disk; Optuna would append to it."""
     content = journal.read_bytes() if journal.exists() else b""
     if content and not content.endswith(b"\n"):
         with journal.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""The trials of a search, one after another: claimed, trained as `train.py` trains, and told to the study."""
+"""Run the trials of a search: claim one, train it as `train.py` does, and report it to the study."""
 
 import gc
 import logging
@@ -40,23 +40,23 @@ def search(
     total: int,
     metric: str,
 ) -> None:
-    """Runs trials, in this process, until the study has ``total``, and shows how they do meanwhile.
+    """Run trials in this process until the study has ``total``, and show their progress.
 
     Args:
-        train: what trains a run, given its config and a callback.
-        study: see ``open_study``.
-        folder: of the study.
-        space: see ``read_space``.
-        overrides: that all trials have.
-        seed: of what is proposed.
-        total: number of trials.
-        metric: that they are compared by.
+        train: Trains a run, given its config and a callback.
+        study: The study, see ``open_study``.
+        folder: The folder of the study.
+        space: The search space, see ``read_space``.
+        overrides: The overrides that all trials have.
+        seed: Seed of the sampler.
+        total: Total number of trials in the study.
+        metric: The metric that trials are compared by.
     """
     import rich
     from rich.live import Live
 
     console = rich.console.Console()
-    # The table is the only thing on the screen: no bar of a run within it.
+    # Only the table is on the screen, without the progress bars of runs.
     rich.reconfigure(force_terminal=False)
     live = Live(
         get_renderable=lambda: table(study, space, metric, rows=console.height - 6),
@@ -67,9 +67,9 @@ def search(
     try:
         with live if console.is_terminal else nullcontext():
             while claimed := claim(study, folder, space, seed, total):
-                trial, lock, goes_on = claimed
+                trial, lock, is_resumed = claimed
                 try:
-                    run(train, study, trial, folder / str(trial.number), overrides, metric, goes_on)
+                    run(train, study, trial, folder / str(trial.number), overrides, metric, is_resumed)
                 finally:
                     lock.release()
                 if not console.is_terminal:
@@ -81,17 +81,18 @@ def search(
 def claim(
     study: "Study", folder: Path, space: dict[str, Any], seed: int, total: int
 ) -> "tuple[Trial, BaseFileLock, bool] | None":
-    """The next trial for this process: one whose process died, otherwise a new one, unless there are ``total``.
+    """Claim the next trial for this process: one whose process died, otherwise a new one.
 
     Returns:
-        The trial, with all its parameters; the lock that says that this process runs it; whether it was begun before.
+        The trial with all its parameters, the lock that marks it as run by this process, and whether it was started
+        before; None if the study has ``total`` trials.
     """
     import numpy
     from filelock import FileLock, Timeout
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    def lock_of(number: int) -> "BaseFileLock":
+    def acquire_lock(number: int) -> "BaseFileLock":
         (folder / str(number)).mkdir(exist_ok=True)
         lock = run_folder.get_lock((folder / str(number)).resolve())
         lock.acquire(timeout=0)
@@ -103,17 +104,17 @@ def claim(
         for frozen in trials:
             if frozen.state == TrialState.RUNNING:
                 with suppress(Timeout):
-                    lock = lock_of(frozen.number)
+                    lock = acquire_lock(frozen.number)
                     if study.trials[frozen.number].state == TrialState.RUNNING:
                         found = reopen_trial(study, frozen), lock, True
                         break
-                    lock.release()  # its process has just finished it
+                    lock.release()  # its process has just finished
         if not found:
             if sum(frozen.state != TrialState.WAITING for frozen in trials) >= total:
                 return None
             trial = study.ask()
-            found = trial, lock_of(trial.number), False
-        # Anew for each trial: then neither a stop nor what was drawn before changes what the sampler proposes.
+            found = trial, acquire_lock(trial.number), False
+        # A new sampler for each trial, so that neither an interruption nor earlier draws change what it proposes.
         state = numpy.random.SeedSequence([seed, found[0].number]).generate_state(1)
         study.sampler = TPESampler(seed=int(state[0]), constant_liar=True)
         suggest(found[0], space)
@@ -121,7 +122,7 @@ def claim(
 
 
 def suggest(trial: "Trial", space: dict[str, Any]) -> None:
-    """Chooses a value for each key, except those that have one from before the trial was stopped."""
+    """Choose a value for each key, except those that have one from before the trial was interrupted."""
     for key, values in space.items():
         if isinstance(values, list):
             trial.suggest_categorical(key, [as_text(value) for value in values])
@@ -140,9 +141,9 @@ def run(
     folder: Path,
     overrides: list[str],
     metric: str,
-    goes_on: bool,
+    is_resumed: bool,
 ) -> None:
-    """Trains one trial into ``folder``, as train.py would, and tells the study how it ended."""
+    """Train a trial in ``folder`` as train.py would, and report its outcome to the study."""
     import torch
     from optuna import TrialPruned
     from optuna.trial import TrialState
@@ -160,16 +161,16 @@ def run(
 
     def task(config: DictConfig) -> None:
         nonlocal state
-        # To train.log alone: the console has the table.
+        # Log to train.log only, because the console shows the table.
         logging.root.handlers = [entry for entry in logging.root.handlers if isinstance(entry, logging.FileHandler)]
         logging.captureWarnings(True)
-        if goes_on and has_checkpoint(folder):
+        if is_resumed and has_checkpoint(folder):
             config.ckpt_path = "last"
         try:
             with run_folder.open_run_folder(config, is_kept=True):
                 train(config, watch(study, trial, metric))
             if not study.trials[trial.number].intermediate_values:
-                raise UserError(f"{metric} was never measured: there was no validation.")
+                raise UserError(f"{metric} was never logged, because no validation ran.")
         except TrialPruned as pruned:
             state = TrialState.PRUNED
             log.info(str(pruned))
@@ -178,30 +179,31 @@ def run(
 
     try:
         run_job(task, [*overrides, *assignments(trial.params), f"hydra.run.dir={folder}"])
-    except Exception as error:  # a combination of choices that cannot be composed
+    except Exception as error:  # the combination of choices cannot be composed
         fail(error, in_log=False)  # there is no train.log yet
     finally:
         logging.captureWarnings(False)
     value = best_value(study, study.trials[trial.number]) if state == TrialState.COMPLETE else None
     study.tell(trial, value, state)
-    # The next one may need all the memory, also after one that ran out of it.
+    # The next trial may need all the memory, even after one that ran out of it.
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def watch(study: "Study", trial: "Trial", metric: str) -> "Callback":
-    """Tells the study the metric after each validation, and ends the run that is worse than half of those before."""
+    """Return a callback that reports the metric after each validation and prunes a run that is below the median."""
     import optuna
     from lightning.pytorch.callbacks import LambdaCallback
 
-    reported = set(study.trials[trial.number].intermediate_values)  # of a trial that was stopped and goes on
+    reported = set(study.trials[trial.number].intermediate_values)  # before the trial was interrupted
 
     def tell(trainer: "Trainer", model: "LightningModule") -> None:
         if trainer.sanity_checking:
             return
         epoch = trainer.current_epoch + 1
         if metric not in trainer.callback_metrics:
-            raise UserError(f"{metric} is not measured." + nearest(metric, trainer.callback_metrics))
+            choices = nearest(metric, trainer.callback_metrics)
+            raise UserError(f"callbacks.best_checkpoint.monitor is {metric}, but no such metric is logged.{choices}")
         value = float(trainer.callback_metrics[metric])
         if not math.isfinite(value):
             raise UserError(f"{metric} is {value} after epoch {epoch}.")
@@ -210,7 +212,7 @@ def watch(study: "Study", trial: "Trial", metric: str) -> "Callback":
             reported.add(epoch)
 
     def prune(trainer: "Trainer", model: "LightningModule") -> None:
-        # At the start of the next epoch, when the checkpoints of this one are there.
+        # At the start of the next epoch, when the checkpoints of this one exist.
         if trainer.world_size == 1 and trial.should_prune():
             raise optuna.TrialPruned(f"pruned after epoch {trainer.current_epoch}: {metric} is worse than the median")
 

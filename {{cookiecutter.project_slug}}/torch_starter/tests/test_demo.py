@@ -1,4 +1,4 @@
-"""demo.py: the model in a browser. The template's own tests open it in one."""
+"""Test demo.py without a browser. The tests of the template open its page in one."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ import torch_starter
 from project_for_tests import ROOT, environment, write_images
 from torch_starter.mistakes import UserError
 
-pytest.importorskip("gradio", reason='it is not installed: pip install -e ".[demo]"')
+pytest.importorskip("gradio", reason='Gradio is not installed: pip install -e ".[demo]"')
 
 import gradio
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_answers_are_those_of_predict(line, classifier, folder):
+def test_predictions_match_predict_py(line, classifier, folder):
     predictor = Predictor(torch_starter.load_run(line))
     (row,) = predictor.run.predict([4.25])
     assert predictor.predict(predictor.read(["4.25"])[None])["y"].tolist() == [row["y"]]
@@ -50,14 +50,14 @@ def test_answers_are_those_of_predict(line, classifier, folder):
         assert re.findall(r"<span>([\d.]+%)", html) == [f"{value:.1%}" for value in probabilities]
 
 
-def test_precision_of_the_run_is_used(line, folder):
+def test_predictor_uses_precision_of_run(line, folder):
     run = torch_starter.load_run(line, overrides=["trainer.precision=bf16-true"])
     predictor = Predictor(run)
     assert predictor.predict(torch.tensor([[4.25]]))["y"].dtype == torch.bfloat16
 
 
-def test_the_process_reaches_nobody_writes_nothing_and_ends_in_one_line(line, folder):
-    """As it is typed; an audit hook writes down to where it connects."""
+def test_demo_stays_local_writes_nothing_and_stops_cleanly(line, folder):
+    """Run demo.py as a user would; an audit hook records its connections."""
     code = f"""
 import runpy, sys
 connected = open("connected.txt", "w", buffering=1)
@@ -67,7 +67,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 runpy.run_path({str(ROOT / "demo.py")!r}, run_name="__main__")
 """
-    # A proxy that is not there, which Gradio must not ask for its own page.
+    # A proxy that does not exist; Gradio must not use it to request its own page.
     proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     before = {path: path.stat().st_mtime_ns for path in line.rglob("*")}
     command = [sys.executable, "-c", code, str(line), "--port", str(free_port())]
@@ -83,7 +83,7 @@ runpy.run_path({str(ROOT / "demo.py")!r}, run_name="__main__")
     assert {path: path.stat().st_mtime_ns for path in line.rglob("*")} == before
     assert not list(folder.glob("demo_*"))
     connected = (folder / "connected.txt").read_text().splitlines()
-    assert connected  # Gradio looks for its own page
+    assert connected  # Gradio requests its own page
     assert [address for address in connected if not address.startswith(("('127.0.0.1'", "('::1'"))] == []
 
 
@@ -92,14 +92,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def test_what_cannot_be_is_refused_before_anything_is_loaded(line, script, monkeypatch):
+def test_invalid_arguments_raise_error_before_loading(line, script, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"no page at --host 127.0.0.1 --port {port}: .*in use.* Choose another"):
+        with pytest.raises(
+            SystemExit, match=f"Cannot serve a page at --host 127.0.0.1 --port {port}: .*in use.* Choose another"
+        ):
             script("demo.py", line, "--port", port)
-    with pytest.raises(SystemExit, match=r"no page at --host 203\.0\.113\.1: "):
+    with pytest.raises(SystemExit, match=r"Cannot serve a page at --host 203\.0\.113\.1: "):
         script("demo.py", line, "--host", "203.0.113.1")
-    with pytest.raises(SystemExit, match=r"no page at --host 127\.0\.0\.1 --port 99999: "):
+    with pytest.raises(SystemExit, match=r"Cannot serve a page at --host 127\.0\.0\.1 --port 99999: "):
         script("demo.py", line, "--port", "99999")
     with pytest.raises(SystemExit, match="nowhere is not a run folder"):
         script("demo.py", "nowhere")
@@ -108,17 +110,17 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(line, script, monke
         script("demo.py", line)
 
 
-def test_data_without_a_page_are_named(line, folder):
+def test_unsupported_data_module_raises_error(line, folder):
     run = torch_starter.load_run(line)
     run.data.read_input = lambda word: torch.zeros(2)
-    with pytest.raises(UserError, match="no page for Points: it has no image_shape and no columns"):
+    with pytest.raises(UserError, match="no page for Points: it has neither image_shape nor columns"):
         make_page(run)
     run.data.image_shape = (1, 8, 8)
-    with pytest.raises(RuntimeError):  # a model that takes no images: its own error
+    with pytest.raises(RuntimeError):  # the model does not take images: its own error
         make_page(run)
 
 
-def test_examples_are_wrong_ones_first_and_are_of_the_test_set(classifier, folder):
+def test_examples_show_wrong_predictions_first(classifier, folder):
     run = torch_starter.load_run(classifier)
     found = examples.find_examples(Predictor(run))
     assert len(found) == min(12, len(run.data.test_dataloader().dataset))
@@ -127,18 +129,18 @@ def test_examples_are_wrong_ones_first_and_are_of_the_test_set(classifier, folde
     assert sum(is_wrong) <= 6
 
 
-def test_test_images_that_are_not_here_are_said_to_be_missing(classifier, folder):
+def test_missing_test_images_raise_error(classifier, folder):
     run = torch_starter.load_run(classifier, overrides=["data.root=gone"])
     with pytest.raises(UserError, match="Dataset not found"):
         examples.find_examples(Predictor(run))
     assert not Path("gone").exists()  # nothing is downloaded
-    run.data.split_file = classifier / "split.csv"  # which would be written anew
-    with pytest.raises(UserError, match=r"split\.csv is not in the run folder"):
+    run.data.split_file = classifier / "split.csv"  # which would be written again
+    with pytest.raises(UserError, match=r"split\.csv is missing in the run folder"):
         examples.find_examples(Predictor(run))
 
 
-class Corner:
-    """Finds the brightness of the upper left quarter, and nothing else, in images."""
+class CornerModel:
+    """A model that sees only the brightness of the upper left quarter of images."""
 
     def predict(self, images):
         inside = images[:, :, :16, :16].float().mean(dim=(1, 2, 3)) / 255
@@ -149,22 +151,22 @@ class Corner:
 
 
 def pixels(html: str) -> numpy.ndarray:
-    """Of the image in a piece of HTML."""
+    """Return the pixels of the first image in HTML."""
     return numpy.asarray(Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', html)[1]))))
 
 
-def test_map_is_red_where_it_mattered():
+def test_occlusion_map_is_red_where_covering_matters():
     image = torch.zeros(1, 32, 32, dtype=torch.uint8)
     image[:, :16, :16] = 255
-    html = images.what_mattered(Corner(), image)
+    html = images.occlusion_map(CornerModel(), image)
     assert "<b>" not in html
     redness = pixels(html)[..., 0].astype(int) - pixels(html)[..., 1]
     assert redness[4:12, 4:12].min() > 50
     assert redness[22:, 22:].max() == 0
-    assert "by less than 1 %" in images.what_mattered(Corner(), torch.zeros(1, 32, 32, dtype=torch.uint8))
+    assert "by less than 1%" in images.occlusion_map(CornerModel(), torch.zeros(1, 32, 32, dtype=torch.uint8))
 
 
-def test_bars_keep_the_order_of_the_labels_and_escape_names():
+def test_bars_keep_label_order_and_escape_names():
     html = display.probability_bars(["b", "<script>"], [0.25, 0.75])
     assert html.index(">b<") < html.index("&lt;script&gt;")
     assert "<script" not in html
@@ -175,7 +177,7 @@ def test_bars_keep_the_order_of_the_labels_and_escape_names():
     assert many.count('class="bar"') == 12
 
 
-def test_effects_go_to_both_sides():
+def test_effect_bars_extend_to_both_sides():
     html = display.effect_bars({"rooms": 2.0, "age": -4.0, "city": 0.0})
     assert re.findall(r"<span>([^<]*)</span>", html) == ["age", "-4", "rooms", "+2", "city", "+0"]
     assert re.findall(r"margin-left: ([\d.]+)%; width: ([\d.]+)%", html) == [
@@ -185,7 +187,7 @@ def test_effects_go_to_both_sides():
     ]
 
 
-def test_visitor_names_no_other_file(classifier, folder, monkeypatch):
+def test_visitors_cannot_read_other_files(classifier, folder, monkeypatch):
     uploads = folder / "uploads"
     uploads.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
@@ -197,25 +199,25 @@ def test_visitor_names_no_other_file(classifier, folder, monkeypatch):
     named = [field.data_model(path=str(path)) for path in files]
     assert field.preprocess(named[0]) == str(uploads / "1.png")
     for other in named[1:]:
-        with pytest.raises(gradio.Error, match="no uploaded file"):
+        with pytest.raises(gradio.Error, match="not an uploaded file"):
             field.preprocess(other)
 
 
-def test_enormous_image_is_refused_by_its_header(folder):
+def test_enormous_image_is_refused_without_decoding(folder):
     Image.new("1", (10_000, 6_000)).save(folder / "large.png")
     with pytest.raises(ValueError, match="it has 10000 x 6000 pixels"):
         images.refuse_enormous("large.png")
     (folder / "words.png").write_text("no image")
-    images.refuse_enormous("words.png")  # which its reader explains
+    images.refuse_enormous("words.png")  # its reader reports the error
 
 
-def test_results_that_are_damaged_are_left_out(line, folder):
+def test_page_ignores_damaged_results(line, folder):
     for text in ('{"metrics": null}', '{"metr', '{"metrics": {"test/loss": null}}'):
         (line / "results.json").write_text(text)
         make_page(torch_starter.load_run(line))
 
 
-def test_predict_step_may_take_the_index_and_ask_the_trainer(line, folder):
+def test_predict_step_can_use_batch_idx_and_trainer(line, folder):
     run = torch_starter.load_run(line)
     run.model.predict_step = lambda batch, batch_idx: {"y": run.model(batch).squeeze(1) + run.model.trainer.world_size}
     (y,) = Predictor(run).predict(torch.tensor([[4.0]]))["y"].tolist()

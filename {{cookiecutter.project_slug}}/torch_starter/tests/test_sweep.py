@@ -1,4 +1,4 @@
-"""A search ends with its best trial, whatever happens to the others and to the process."""
+"""Test that sweep.py finds the best trial, even if other trials fail or its process is killed."""
 
 import itertools
 import json
@@ -16,12 +16,12 @@ import torch
 
 from project_for_tests import ROOT, weights
 
-optuna = pytest.importorskip("optuna", reason='it is not installed: pip install -e ".[sweep]"')
+optuna = pytest.importorskip("optuna", reason='Optuna is not installed: pip install -e ".[sweep]"')
 
 from torch_starter import saved_config  # noqa: E402
 
 SHORT = "trainer.max_epochs=5"
-# Figures and the graph take longer than five epochs of a line.
+# Figures and the graph take longer than five epochs of linear regression.
 QUICK = [SHORT, "callbacks.regression_figures=null", "callbacks.run_description=null"]
 LINE = """
 space:
@@ -34,7 +34,7 @@ needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="a fork after to
 
 @pytest.fixture
 def space(tmp_path):
-    """The path of a file with that text."""
+    """Return a function that writes a search space and returns its path."""
 
     def space(text: str = LINE) -> str:
         (tmp_path / "space.yaml").write_text(text, encoding="utf-8")
@@ -45,6 +45,7 @@ def space(tmp_path):
 
 @pytest.fixture
 def sweep(script):
+    """Return a function that runs `python sweep.py ARGUMENTS` with few epochs."""
 
     def sweep(*arguments: object) -> None:
         script("sweep.py", *arguments, *QUICK)
@@ -53,7 +54,7 @@ def sweep(script):
 
 
 def trials_of(folder):
-    """The trials of a study, by Optuna's own reader."""
+    """Return the trials of a study, read by Optuna."""
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
     (study,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=study.study_name, storage=storage).trials
@@ -73,7 +74,7 @@ def assert_same_run(run, other):
     assert all(map(torch.equal, weights(run).values(), weights(other).values()))
 
 
-def test_it_ends_with_a_command_that_makes_the_best_trial_to_the_bit(sweep, space, train, tmp_path, capfd):
+def test_best_command_reproduces_trial_bit_for_bit(sweep, space, train, tmp_path, capfd):
     sweep(space(), "--trials", 4)
     study = tmp_path / "outputs/sweeps/space"
     trials = trials_of(study)
@@ -96,7 +97,7 @@ def test_it_ends_with_a_command_that_makes_the_best_trial_to_the_bit(sweep, spac
     assert warned == ""
     best = min(trials, key=lambda trial: trial.value)
     assert f"best trial    outputs/sweeps/space/{best.number}\n" in printed
-    # The table, best first; no line of the training between the lines of the trials.
+    # The table, best first, without training output between the lines of the trials.
     assert re.findall(r"^ +(\d) +complete", printed, re.MULTILINE)[0] == str(best.number)
     assert printed.count("trial ") == 4 + 2
     assert "epoch 1/5" not in printed
@@ -106,7 +107,7 @@ def test_it_ends_with_a_command_that_makes_the_best_trial_to_the_bit(sweep, spac
 
 
 @pytest.mark.slow
-def test_the_other_verbs_take_a_trial_for_the_run_that_it_is(sweep, space, script, capfd):
+def test_other_commands_accept_trial_as_run(sweep, space, script, capfd):
     sweep(space(), "--trials", 1)
     trial = "outputs/sweeps/space/0"
     script("resume.py", trial, "trainer.max_epochs=7")
@@ -119,7 +120,7 @@ def test_the_other_verbs_take_a_trial_for_the_run_that_it_is(sweep, space, scrip
 
 
 @pytest.mark.slow
-def test_the_trials_are_the_same_again_and_going_on_repeats_none(sweep, space, tmp_path):
+def test_resumed_study_matches_uninterrupted_study(sweep, space, tmp_path):
     sweep(space(), "--trials", 4, "--study", "whole")
     sweep(space(), "--trials", 2, "--study", "parts")
     sweep(space(), "--trials", 4, "--study", "parts")
@@ -129,10 +130,10 @@ def test_the_trials_are_the_same_again_and_going_on_repeats_none(sweep, space, t
 
 
 @pytest.mark.slow
-def test_trials_are_the_total_of_the_study(sweep, tmp_path, capfd):
+def test_trials_option_is_total_of_study(sweep, tmp_path, capfd):
     sweep("linear_regression", "--trials", 2)
     study = tmp_path / "outputs/sweeps/linear_regression"
-    assert results(study / "0")["epochs"] == 5, "the command line wins over the overrides of the file"
+    assert results(study / "0")["epochs"] == 5, "the command line takes precedence over the overrides of the file"
     capfd.readouterr()
     sweep("linear_regression", "--trials", 2)
     printed = capfd.readouterr().out
@@ -141,7 +142,7 @@ def test_trials_are_the_total_of_the_study(sweep, tmp_path, capfd):
     assert len(trials_of(study)) == 2
 
 
-def test_a_hopeless_trial_is_pruned_and_its_folder_is_a_run(sweep, space, script, tmp_path, capfd):
+def test_pruned_trial_can_be_evaluated_and_resumed(sweep, space, script, tmp_path, capfd):
     sweep(space("space:\n  optimizer.lr: [0.1, 1e-9]\n"), "--trials", 10)
     study = tmp_path / "outputs/sweeps/space"
     pruned = [trial for trial in trials_of(study) if trial.state.name == "PRUNED"]
@@ -159,7 +160,7 @@ def test_a_hopeless_trial_is_pruned_and_its_folder_is_a_run(sweep, space, script
 
 
 @pytest.mark.slow
-def test_images_and_lists(script, digits, tmp_path, capfd):
+def test_sweep_searches_lists_for_images(script, digits, tmp_path, capfd):
     small = [f"data.root={digits}", "data.num_val=100", "trainer.max_epochs=1"]
     script("sweep.py", "mnist", "--trials", 2, *small)
     study = tmp_path / "outputs/sweeps/mnist"
@@ -168,14 +169,14 @@ def test_images_and_lists(script, digits, tmp_path, capfd):
     assert "'model.network.channels=[" in printed
     best = re.search(r"best trial    (.*)", printed)[1]
     metrics = [results(study / str(number))["metrics"]["val/acc"] for number in range(2)]
-    assert results(tmp_path / best)["metrics"]["val/acc"] == max(metrics), "accuracy: the highest is the best"
+    assert results(tmp_path / best)["metrics"]["val/acc"] == max(metrics), "the highest accuracy is the best"
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.mark.slow
-def test_a_failed_trial_is_told_and_the_study_goes_on(sweep, space, tmp_path, capfd):
+def test_study_continues_after_failed_trial(sweep, space, tmp_path, capfd):
     sweep(space("space:\n  optimizer.lr: [0.01, -1, 1e30]\n"), "--trials", 6)
     study = tmp_path / "outputs/sweeps/space"
     reasons = {"-1": "Invalid learning rate: -1", "1e+30": "val/loss is"}
@@ -185,8 +186,8 @@ def test_a_failed_trial_is_told_and_the_study_goes_on(sweep, space, tmp_path, ca
     for trial in failed:
         run, reason = study / str(trial.number), reasons[trial.params["optimizer.lr"]]
         assert trial.state.name == "FAIL"
-        for told in (trial.user_attrs["reason"], (run / "error.txt").read_text(), (run / "train.log").read_text()):
-            assert reason in told
+        for text in (trial.user_attrs["reason"], (run / "error.txt").read_text(), (run / "train.log").read_text()):
+            assert reason in text
         assert not (run / "results.json").exists()
     printed = capfd.readouterr().out
     assert f"{len(failed)} of 6 trials failed" in printed
@@ -195,7 +196,7 @@ def test_a_failed_trial_is_told_and_the_study_goes_on(sweep, space, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_fault_leaves_its_traceback_in_the_log_of_its_trial(sweep, space, tmp_path, monkeypatch):
+def test_trial_log_contains_traceback_of_bug(sweep, space, tmp_path, monkeypatch):
     from torch import optim
 
     def broken(*args, **kwargs):
@@ -210,7 +211,7 @@ def test_a_fault_leaves_its_traceback_in_the_log_of_its_trial(sweep, space, tmp_
     assert "Traceback" in (run / "train.log").read_text()
 
 
-def test_where_every_trial_failed_it_says_why(sweep, space):
+def test_sweep_reports_reason_if_all_trials_fail(sweep, space):
     with pytest.raises(SystemExit) as exit_:
         sweep(space("overrides: [data.batch_size=0]\nspace:\n  seed: [1, 2]\n"), "--trials", 2)
     assert "2 of 2 trials failed" in exit_.value.code
@@ -227,29 +228,29 @@ def test_where_every_trial_failed_it_says_why(sweep, space):
             ["optimizer.momentum: there is no such key", "with optimizer=adam"],
         ),
         ("space:\n  optimizer: {low: 1, high: 2}", ["optimizer", "a list of its choices"]),
-        ("space:\n  optimizer.lr: {low: 1, high: 1e-4}", ["low is 1, above high, which is 0.0001"]),
+        ("space:\n  optimizer.lr: {low: 1, high: 1e-4}", ["low is 1; it must not be above high (0.0001)"]),
         ("space:\n  optimizer.lr: {low: 0, high: 1, log: true}", ["low is 0", "above 0"]),
         ("space:\n  optimizer.lr: {low: 1, high: 2, step: 0}", ["step is 0"]),
-        ("space:\n  optimizer.lr: {low: 0.1, high: 0.5, step: 0.3}", ["steps of 0.3", "do not meet high, 0.5"]),
+        ("space:\n  optimizer.lr: {low: 0.1, high: 0.5, step: 0.3}", ["steps of 0.3", "do not reach high (0.5)"]),
         ("space:\n  optimizer.lr: {low: 1, high: 2, step: 1, log: true}", ["log: true and step"]),
         ("space:\n  optimizer.lr: {low: 1, hihg: 2}", ["hihg", "Did you mean high?"]),
         ("space:\n  optimizer.lr: {low: 1}", ["low and high"]),
         ("space:\n  optimizer.lr: {low: little, high: 1}", ["low is little", "a number"]),
-        ("space:\n  optimizer.lr: 0.1", ["optimizer.lr: it is 0.1", "a list of choices"]),
+        ("space:\n  optimizer.lr: 0.1", ["optimizer.lr: it is 0.1", "it must be a list of choices"]),
         ("space:\n  optimizer.lr: []", ["optimizer.lr", "no choices"]),
-        ("space:\n  1: [2]", ["1: write a key"]),
+        ("space:\n  1: [2]", ["1: it must be a key"]),
         ("space:\n  callbacks.best_checkpoint.mode: [min, max]", ["the same in all trials"]),
         ("space:\n  experiment: [linear_regression, mnist]", ["max val/acc", "min val/loss", "experiment=mnist"]),
-        ("overrides: [callbacks.best_checkpoint=null]\nspace:\n  seed: [1]", ["callbacks.best_checkpoint is left out"]),
+        ("overrides: [callbacks.best_checkpoint=null]\nspace:\n  seed: [1]", ["callbacks.best_checkpoint is missing"]),
         ("overrides: [seed=1]\nspace:\n  seed: [1]", ["seed is in the space", "in its overrides (seed=1)"]),
-        ("overrides: seed\nspace:\n  seed: [1]", ["overrides is seed", "a list"]),
+        ("overrides: seed\nspace:\n  seed: [1]", ["overrides is seed", "must be a list"]),
         ("spaces:\n  seed: [1]", ["spaces", "Did you mean space?"]),
         ("space: {}", ["has no space"]),
         ("- 1", ["has no space"]),
         ("space: [", ["space.yaml cannot be read"]),
     ],
 )
-def test_a_mistake_in_the_space(sweep, space, tmp_path, text, messages):
+def test_invalid_space_raises_error(sweep, space, tmp_path, text, messages):
     with pytest.raises(SystemExit) as exit_:
         sweep(space(text))
     for expected in messages:
@@ -273,7 +274,7 @@ def test_a_mistake_in_the_space(sweep, space, tmp_path, text, messages):
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_mistake_on_the_command_line(script, tmp_path, arguments, messages):
+def test_invalid_arguments_raise_error(script, tmp_path, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
         script("sweep.py", *arguments)
     for expected in messages:
@@ -282,7 +283,7 @@ def test_a_mistake_on_the_command_line(script, tmp_path, arguments, messages):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_without_optuna_it_says_how_to_install_it(script, tmp_path, monkeypatch):
+def test_missing_optuna_suggests_installation(script, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match=r'pip install -e "\.\[sweep\]"'):
         script("sweep.py", "linear_regression")
@@ -290,7 +291,7 @@ def test_without_optuna_it_says_how_to_install_it(script, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_study_is_of_one_search_and_of_no_newer_version(sweep, space, tmp_path):
+def test_sweep_refuses_other_newer_or_damaged_study(sweep, space, tmp_path):
     sweep(space(), "--trials", 1)
     study = tmp_path / "outputs/sweeps/space"
     described, journal = (study / "study.json").read_text(), (study / "study.log").read_bytes()
@@ -301,10 +302,10 @@ def test_a_study_is_of_one_search_and_of_no_newer_version(sweep, space, tmp_path
         assert "--study NAME" in exit_.value.code
         return exit_.value.code
 
-    assert '  optimizer: it has ["sgd", "adam"], not ["sgd"]' in message(LINE.replace("[sgd, adam]", "[sgd]"))
-    assert "  seed: it has null, not [1]" in message(LINE + "  seed: [1]")
+    assert '  optimizer: ["sgd", "adam"] in the study, ["sgd"] now' in message(LINE.replace("[sgd, adam]", "[sgd]"))
+    assert "  seed: null in the study, [1] now" in message(LINE + "  seed: [1]")
     assert "seed=3" in message(LINE, "seed=3")
-    for key, value, expected in (("format", 2, "format 2"), ("optuna", "99.0.0", "optuna 99.0.0")):
+    for key, value, expected in (("format", 2, "format 2"), ("optuna", "99.0.0", "Optuna 99.0.0")):
         (study / "study.json").write_text(json.dumps(json.loads(described) | {key: value}))
         assert expected in message()
     (study / "study.json").write_text(described[:30])
@@ -315,21 +316,25 @@ def test_a_study_is_of_one_search_and_of_no_newer_version(sweep, space, tmp_path
         assert "study.log cannot be read" in message()
     (study / "study.log").unlink()
     assert "no study.log" in message()
-    # Half a line at the end, which a full disk leaves, is dropped.
+    # An unfinished last line, such as a full disk leaves, is removed.
     (study / "study.log").write_bytes(journal + b'{"op_co')
     sweep(space(), "--trials", 2)
     assert states(study) == ["COMPLETE"] * 2
 
 
-# Processes that are stopped, and several of them
+# Interrupted and concurrent processes
 
 
-# Where a process gets its signal: up to so many function calls after the first call of that function.
-ASKED, REPORTED, TOLD = (optuna.Study, "ask", 20_000), (optuna.Trial, "report", 400_000), (optuna.Study, "tell", 20_000)
+# When a process gets its signal: at most this many function calls after the first call of this function.
+AFTER_ASK, AFTER_REPORT, AFTER_TELL = (
+    (optuna.Study, "ask", 20_000),
+    (optuna.Trial, "report", 400_000),
+    (optuna.Study, "tell", 20_000),
+)
 
 
 def in_child(arguments, output, sent, moment, at):
-    """`python sweep.py ARGUMENTS`, in a process that gets a signal ``at`` function calls after ``moment``, if ever."""
+    """Run `python sweep.py ARGUMENTS`, and send the process a signal ``at`` function calls after ``moment``."""
     sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w", buffering=1)
     sys.argv = ["sweep.py", *arguments]
     owner, name, _ = moment
@@ -339,13 +344,13 @@ def in_child(arguments, output, sent, moment, at):
         if next(calls) == at:
             os.kill(os.getpid(), sent)
 
-    def function_and_count(*args):
+    def call_and_count(*args):
         try:
             return function(*args)
         finally:
             sys.setprofile(profile if at else None)
 
-    setattr(owner, name, function_and_count)
+    setattr(owner, name, call_and_count)
     try:
         runpy.run_path(str(ROOT / "sweep.py"), run_name="__main__")
     finally:
@@ -354,11 +359,11 @@ def in_child(arguments, output, sent, moment, at):
 
 @pytest.fixture
 def start(tmp_path, sweep, space):
-    """Starts `python sweep.py space.yaml ARGUMENTS` in a process of its own."""
-    sweep(space(), "--trials", 1, "--study", "first")  # so that the forks find everything imported
+    """Return a function that starts `python sweep.py space.yaml ARGUMENTS` in a new process."""
+    sweep(space(), "--trials", 1, "--study", "first")  # imports everything before the forks
     context = multiprocessing.get_context("fork")
 
-    def start(*arguments, sent=signal.SIGKILL, moment=ASKED, at=0):
+    def start(*arguments, sent=signal.SIGKILL, moment=AFTER_ASK, at=0):
         words = ["space.yaml", *map(str, arguments), *QUICK]
         process = context.Process(target=in_child, args=(words, tmp_path / "output.txt", sent, moment, at))
         process.start()
@@ -369,14 +374,14 @@ def start(tmp_path, sweep, space):
 
 @needs_fork
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_path):
+def test_sweep_killed_at_random_resumes_same_trials(start, tmp_path):
     start("--trials", 2, "--study", "whole").join()
     folder, whole = tmp_path / "outputs/sweeps", trials_of(tmp_path / "outputs/sweeps/whole")
     generator, kills, epochs_kept = random.Random(0), 0, 0
     while kills < 12:
         study = folder / f"killed{kills}"
         while True:
-            moment = generator.choice([ASKED, REPORTED, TOLD])
+            moment = generator.choice([AFTER_ASK, AFTER_REPORT, AFTER_TELL])
             process = start("--trials", 2, "--study", study.name, moment=moment, at=generator.randrange(1, moment[2]))
             process.join()
             if process.exitcode == 0:
@@ -393,7 +398,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
             log = (run / "train.log").read_text()
             epochs_kept += log.count("resuming after epoch")
             assert "already reported" not in log
-            if trial.params == expected.params:  # killed between two parameters, it may choose another value
+            if trial.params == expected.params:  # if killed between two parameters, it may choose another value
                 assert trial.intermediate_values == expected.intermediate_values
                 assert_same_run(run, folder / "whole" / run.name)
     assert epochs_kept >= 2
@@ -401,8 +406,8 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_trials(start, tmp_pat
 
 @needs_fork
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-def test_a_signal_stops_it_at_once(start, tmp_path, sent):
-    process = start("--trials", 2, "--study", "stopped", sent=sent, moment=REPORTED, at=10_000)
+def test_signal_stops_sweep_immediately(start, tmp_path, sent):
+    process = start("--trials", 2, "--study", "stopped", sent=sent, moment=AFTER_REPORT, at=10_000)
     process.join()
     assert process.exitcode == 128 + sent
     assert "run the same command again" in (tmp_path / "output.txt").read_text()
@@ -413,7 +418,7 @@ def test_a_signal_stops_it_at_once(start, tmp_path, sent):
 
 @pytest.mark.slow
 @needs_fork
-def test_processes_share_a_study(start, tmp_path):
+def test_processes_share_study(start, tmp_path):
     processes = [start("--trials", 6, "--study", "shared") for _ in range(2)]
     for process in processes:
         process.join()
@@ -424,4 +429,4 @@ def test_processes_share_a_study(start, tmp_path):
     assert sorted(path.name for path in study.glob("[0-9]*")) == [str(number) for number in range(6)]
     assert sorted(re.findall(r"^trial (\d)", output, re.MULTILINE)) == [str(number) for number in range(6)]
     for run in study.glob("[0-9]*"):
-        assert len(json.loads((run / "environment.json").read_text())) == 1, "each was started once"
+        assert len(json.loads((run / "environment.json").read_text())) == 1, "each trial starts once"
