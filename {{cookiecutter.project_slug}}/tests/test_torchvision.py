@@ -233,7 +233,7 @@ def test_fine_tuning_rejects_incompatible_schedulers(pretrained, train, image_fo
     if scheduler in ("step", "plateau"):
         assert train(*command)
     else:
-        with pytest.raises(SystemExit, match="take scheduler=constant, step or plateau"):
+        with pytest.raises(SystemExit, match="Use scheduler=constant, step, or plateau"):
             train(*command)
 
 

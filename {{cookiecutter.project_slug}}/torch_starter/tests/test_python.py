@@ -129,7 +129,7 @@ def test_user_error_leaves_no_run_folder(folder, overrides, message):
 
 def test_bug_keeps_its_traceback(folder):
     with pytest.raises(ZeroDivisionError):
-        torch_starter.train_run("+callbacks.fault._target_=test_train.Fault", "+callbacks.fault.divisor=0")
+        torch_starter.train_run("+callbacks.fault._target_=test_train.DivideByZero", "+callbacks.fault.divisor=0")
 
 
 class Interrupt(Callback):

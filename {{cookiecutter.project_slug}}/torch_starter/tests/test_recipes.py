@@ -404,7 +404,7 @@ def test_each_multirun_job_finds_its_own_rate(train, script, tmp_path):
     ("options", "message"),
     [
         (["+model.slope=0"], "find_lr=true finds no learning rate"),
-        (["trainer.devices=2", "trainer.accelerator=cpu"], "one process, and this run has 2"),
+        (["trainer.devices=2", "trainer.accelerator=cpu"], "one process, but this run has 2"),
     ],
 )
 def test_find_lr_without_result_prints_one_message(train, tmp_path, options, message):

@@ -115,8 +115,8 @@ def test_suggestions_for_a_line_work(train, arguments, remedy):
     ("arguments", "remedy"),
     [
         (["model=cnn", "data.mean=[0.5]"], r"data\.image_shape is \[3, 32, 32\]"),
-        (["model=cnn", "callbacks=fine", "scheduler=one_cycle"], r"take (scheduler=constant), step or plateau"),
-        (["model=cnn", "callbacks=fine", "scheduler=one_cycle"], r"or (callbacks\.fine_tuning=null)"),
+        (["model=cnn", "callbacks=fine", "scheduler=one_cycle"], r"Use (scheduler=constant), step, or plateau"),
+        (["model=cnn", "callbacks=fine", "scheduler=one_cycle"], r"set (callbacks\.fine_tuning=null)"),
     ],
 )
 def test_suggestions_for_images_work(own_project, image_folder, arguments, remedy):
@@ -134,7 +134,7 @@ def test_suggestions_for_images_work(own_project, image_folder, arguments, remed
 def test_suggestions_for_checkpoints_and_runs_work(line, train, script, tmp_path):
     assert "without .ckpt" in get_refusal(script, "evaluate.py", line, "--checkpoint", "checkpoints/best.ckpt")
     script("evaluate.py", line, "--checkpoint", "best")
-    assert "Name one" in get_refusal(script, "evaluate.py", line, line)
+    assert "Pass only one run." in get_refusal(script, "evaluate.py", line, line)
     assert "Pass numbers, image files, or folders" in get_refusal(script, "predict.py", line)
     script("predict.py", line, "1")
     (tmp_path / "damaged.ckpt").write_bytes((line / "checkpoints/best.ckpt").read_bytes()[:-500])
