@@ -207,7 +207,7 @@ def test_dropped_images_are_classified_or_refused(project, addresses, page):
 
     page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
     drop(page, "words.jpg", "image/jpeg", b"no image at all")
-    expect(page.locator("#answer .message").first).to_have_text("words.jpg: it is not a picture")
+    expect(page.locator("#answer .message").first).to_have_text("words.jpg: it is not an image")
     page.locator("[aria-label='Clear'], [aria-label='Remove Image']").first.click()
     drop(page, "large.png", "image/png", bytes(21 * 1024 * 1024))
     expect(page.get_by_text(re.compile("exceed|maximum", re.IGNORECASE)).first).to_be_visible()

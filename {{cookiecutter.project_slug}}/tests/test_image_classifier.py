@@ -148,7 +148,7 @@ def test_prediction_finds_drawing_on_a_sheet(train, digits, script, tmp_path):
 @pytest.mark.slow
 def test_blank_sheet_is_reported(classifier, script, tmp_path):
     Image.new("L", (300, 200), 240).save(tmp_path / "blank.png")
-    with pytest.raises(SystemExit, match=r"blank\.png: skipped, there is nothing drawn on it"):
+    with pytest.raises(SystemExit, match=r"blank\.png: skipped, it has no drawing on it"):
         script("predict.py", classifier, tmp_path / "blank.png")
 
 

@@ -1,4 +1,4 @@
-"""A data set of image files, which stay on the disk."""
+"""A data set of image files that are read from the disk for each batch."""
 
 import os
 from collections.abc import Sequence
@@ -15,48 +15,56 @@ from .images import read_image, resize_and_crop
 
 
 class ImageFiles:
-    """Pictures on a disk, decoded when a batch is asked for.
+    """Image files on the disk; a batch decodes its files.
 
     Args:
-        root: folder that the paths start from.
-        pictures: paths and labels.
-        image_shape: see ``fit``.
-        center_crop_share: see ``fit``.
-        augment: from a picture in its own size, the epoch and the index (or the number of the draw, see
-            ``BatchLoader``), to what training sees of it.
-        skip_broken: leave out of the batch what cannot be read.
+        root: Folder that the paths are relative to.
+        images: Path and label of each image.
+        image_shape: Channels, height and width of the images, see ``resize_and_crop``.
+        center_crop_share: See ``resize_and_crop``.
+        augment: Maps an image in its own size, the epoch, and the index of the image (or the number of its draw, see
+            ``BatchLoader``) to the image that training sees.
+        skip_broken: Whether to skip files that cannot be read instead of raising an error.
     """
 
     def __init__(
         self,
         root: Path,
-        pictures: Sequence[tuple[str, int]],
+        images: Sequence[tuple[str, int]],
         image_shape: Sequence[int],
         center_crop_share: float,
         augment: Augmentation | None,
         skip_broken: bool,
     ) -> None:
         self.root = root
-        # Arrays, not lists: each worker that looks at a Python object writes to its memory and so gets a copy of it.
-        # One after another, not in a column: that would be as wide as the longest.
-        paths = [os.fsencode(path) for path, _ in pictures]
+        # Arrays, not lists: reading a Python object changes its reference count, so each worker would copy its memory.
+        # The paths are concatenated: an array with one path per row would be as wide as the longest path.
+        paths = [os.fsencode(path) for path, _ in images]
         self.paths = numpy.frombuffer(b"".join(paths), dtype=numpy.uint8)
         self.ends = numpy.cumsum([0, *map(len, paths)])
-        self.labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
+        self.labels = torch.tensor([label for _, label in images], dtype=torch.int64)
         self.image_shape = image_shape
         self.center_crop_share = center_crop_share
         self.augment = augment
         self.skip_broken = skip_broken
-        self.broken = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()  # for the workers to write to
+        self.broken = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # Workers write to it.
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, epoch: int, indices: Any) -> tuple[Tensor, Tensor]:
-        """Images, uint8 (N, C, H, W), and labels, int64 (N,).
+        """Return a batch of images, augmented for ``epoch``, and their labels.
+
+        Args:
+            epoch: The epoch, from 0.
+            indices: The indices of the images or the numbers of their draws (see ``BatchLoader``), int64 (N,).
+
+        Returns:
+            Images, uint8 (N, C, H, W), and labels, int64 (N,); fewer than N if files are skipped.
 
         Raises:
-            MisconfigurationException: if a file cannot be read and ``skip_broken`` is off, or no file of a batch can.
+            MisconfigurationException: If a file cannot be read and ``skip_broken`` is false, or no file of the batch
+                can be read.
         """
         images, labels = [], []
         draws, indices = indices, indices % len(self)
@@ -67,13 +75,13 @@ class ImageFiles:
             except (OSError, ValueError) as error:
                 if not self.skip_broken and not os.path.exists(path):
                     raise MisconfigurationException(
-                        f"{path}: there is no such file, but it is in the split.csv of the run. If the pictures were "
-                        f"moved, say where they are: data.root=FOLDER (it is {self.root}). What was removed is left "
-                        "out by data.skip_broken=true."
+                        f"{path} does not exist, but the split.csv of the run lists it. If the images were moved, set "
+                        f"their folder: data.root=FOLDER (it is {self.root}). If they were removed, skip them: "
+                        "data.skip_broken=true"
                     ) from None
                 if not self.skip_broken:
                     raise MisconfigurationException(
-                        f"{path}: {error}. Mend or remove it, or leave out such files by data.skip_broken=true."
+                        f"{path}: {error}. Repair or remove it, or skip such files: data.skip_broken=true"
                     ) from None
                 self.broken[index] = True
                 continue
@@ -83,12 +91,12 @@ class ImageFiles:
             labels.append(self.labels[index])
         if not images:
             raise MisconfigurationException(
-                f"None of the {len(indices)} files of a batch can be read, such as {self._path(indices[0].item())}."
+                f"None of the {len(indices)} files of a batch can be read. The first is {self._path(indices[0].item())}."
             )
         return torch.stack(images), torch.stack(labels)
 
     def broken_files(self) -> list[str]:
-        """Paths of the files that were skipped."""
+        """Return the paths of the files that were skipped."""
         return [self._path(index) for index in self.broken.nonzero().flatten().tolist()]
 
     def _path(self, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Picture files as people have them."""
+"""Finds and reads image files of all common formats."""
 
 import functools
 import glob
@@ -15,10 +15,16 @@ from torchvision.transforms.functional import pil_to_tensor
 
 
 def find_images(words: Sequence[str]) -> Iterator[str]:
-    """Files, in order: those named, those that match a pattern, and those in a folder and its subfolders.
+    """Yield the files that the arguments of a command name, in order.
 
-    Hidden files in a folder, which people did not put there, are left out. A word that matches nothing, and
-    a folder of nothing, are returned as they are, for whoever opens them to say so.
+    Hidden files in folders are skipped, since users did not put them there. A word that matches nothing and an empty
+    folder are yielded unchanged, so that opening them reports the error.
+
+    Args:
+        words: Paths of files, glob patterns, and folders, which are searched with their subfolders.
+
+    Yields:
+        The path of each file.
     """
     for word in words:
         matches = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True)) or [word]
@@ -32,25 +38,25 @@ def find_images(words: Sequence[str]) -> Iterator[str]:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether Pillow reads a file: by the end of its name or, if that says nothing, by its first bytes."""
+    """Return whether Pillow can read a file, judged by its suffix or, if that is unknown, by its first bytes."""
     if os.path.splitext(path)[1].lower() in _suffixes():
         return True
     try:
         with Image.open(path):
             return True
-    except Exception:  # of files of other kinds Pillow's readers raise whatever their lines happen to
+    except Exception:  # Pillow's readers raise errors of any type for files of other kinds.
         return False
 
 
-# Tags of a TIFF: https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml
+# TIFF tags: https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml
 PHOTOMETRIC, SAMPLE_FORMAT = 262, 339
 
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Ends of names, such as ``.jpg``, of the formats that Pillow can decode."""
-    endings = Image.registered_extensions()  # which loads the formats
-    # Not those that it only recognizes or writes.
+    """Return the suffixes, such as ``.jpg``, of the formats that Pillow can decode."""
+    endings = Image.registered_extensions()  # This call also loads the formats.
+    # Exclude formats that Pillow only identifies or writes.
     decoded = {name for name, (kind, _) in Image.OPEN.items() if not _is_stub(kind)} - {"MPEG"}
     return frozenset(ending for ending, name in endings.items() if name in decoded)
 
@@ -60,72 +66,76 @@ def _is_stub(kind: object) -> bool:
 
 
 def read_image(path: str | Path, channels: int) -> Tensor:
-    """A picture of any kind, in its own size, as uint8 (channels, H, W), 0 to 255.
+    """Read an image file in its own size.
 
-    Turned as its EXIF data say, laid on white where it is transparent, made grey or coloured. Wide pixels are scaled by
-    what they are: 16 bits from 0 to 65535, floats from 0 to 1, any of them to the largest value that a TIFF names.
+    The image is rotated by its EXIF orientation, composited on white where it is transparent, and converted to gray or
+    RGB. Pixels of more than 8 bits are scaled from their range: 0 to 65535 for 16 bits, 0 to 1 for floats, or 0 to the
+    maximum value that a TIFF declares.
 
     Args:
-        path: of a file in a format that Pillow reads: PNG, JPEG, WebP, GIF, BMP, TIFF and others.
-        channels: 1 or 3.
+        path: Path of a file in a format that Pillow reads: PNG, JPEG, WebP, GIF, BMP, TIFF and others.
+        channels: 1 (gray) or 3 (RGB).
+
+    Returns:
+        uint8 (channels, H, W), 0 to 255.
 
     Raises:
-        OSError: if there is no such file, or it is no picture, or only a part of one.
-        ValueError: if it has more pixels than can be meant (a decompression bomb), or pixels of an unknown range.
+        OSError: If the file does not exist, is not an image, or is truncated.
+        ValueError: If the image is so large that it may be a decompression bomb, or the range of its pixels is unknown.
     """
     try:
         with Image.open(path) as file:
             tags = getattr(file, "tag_v2", {})
             is_signed = file.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ())
             is_negative = tags.get(PHOTOMETRIC) == 0 and file.mode[0] in "IF"
-            layout = str(file.tile[0][3]) if file.tile else ""  # such as RGB;16B, which Pillow makes RGB
+            layout = str(file.tile[0][3]) if file.tile else ""  # such as RGB;16B, which Pillow converts to RGB
             largest = _largest_value(file)
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
+            image = ImageOps.exif_transpose(file)
+            image.load()
     except UnidentifiedImageError:
-        raise OSError("it is not a picture") from None
+        raise OSError("it is not an image") from None
     except IsADirectoryError:
         raise OSError("there is no image in this folder") from None
     except (Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(str(error)) from None
     except OSError as error:
         raise OSError(f"it cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # of a damaged file Pillow's readers raise whatever their lines happen to
+    except Exception as error:  # Pillow's readers raise errors of any type for damaged files.
         raise OSError(f"it cannot be read: {error}") from None
     if is_signed or is_negative:
-        raise ValueError(f"{'it has signed pixels' if is_signed else '0 stands for white in it'}: save it as a PNG")
-    if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_eight_bits(numpy.asarray(picture), largest))
+        raise ValueError(f"{'it has signed pixels' if is_signed else '0 means white in it'}; save it as a PNG")
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_eight_bits(numpy.asarray(image), largest))
     elif ";16" in layout:
-        _refuse_twelve_bits(int(numpy.asarray(picture.convert("RGB")).max()) << 8)
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
+        _refuse_twelve_bits(int(numpy.asarray(image.convert("RGB")).max()) << 8)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
 
 
 def _largest_value(file: Image.Image) -> float | None:
-    """What stands for white, if that is not what the mode says: None for 32 bits that could be anything."""
+    """Return the pixel value of white in an image of more than 8 bits; None for 32 bits of unknown range."""
     tags = getattr(file, "tag_v2", {})
-    named = tags.get(341, tags.get(281))  # SMaxSampleValue, MaxSampleValue: https://www.loc.gov/preservation/digital
-    if named is not None:
-        return float(max(named) if isinstance(named, tuple) else named)
+    declared = tags.get(341, tags.get(281))  # SMaxSampleValue, MaxSampleValue: see TIFF tags above
+    if declared is not None:
+        return float(max(declared) if isinstance(declared, tuple) else declared)
     if file.mode == "F":
         return 1.0
     return None if file.mode == "I" and file.format == "TIFF" else 65535.0
 
 
-def _eight_bits(pixels: numpy.ndarray, largest: float | None) -> numpy.ndarray:
-    """Wide pixels (H, W) as uint8.
+def _to_eight_bits(pixels: numpy.ndarray, largest: float | None) -> numpy.ndarray:
+    """Convert pixels (H, W) of more than 8 bits to uint8.
 
     Raises:
-        ValueError: if it is not known which value is white, or there are values beyond it.
+        ValueError: If the value of white is unknown or pixels exceed it.
     """
     low, high = pixels.min(), pixels.max()
     kind = "floats" if pixels.dtype.kind == "f" else "32-bit numbers" if largest is None else "numbers"
     if largest is None or not 0 <= low <= high <= largest:
         known = "" if largest is None else f", and {largest:g} is white"
         raise ValueError(
-            f"its pixels are {kind} from {low:g} to {high:g}{known}: scale them to 0 to 255 and save it with 8 bits"
+            f"its pixels are {kind} from {low:g} to {high:g}{known}; scale them to 0 to 255 and save it with 8 bits"
         )
     if largest == 65535:
         _refuse_twelve_bits(int(high))
@@ -134,27 +144,30 @@ def _eight_bits(pixels: numpy.ndarray, largest: float | None) -> numpy.ndarray:
 
 
 def _refuse_twelve_bits(high: int) -> None:
-    """Refuses what would be all but black.
+    """Refuse an image that would be almost black.
 
     Raises:
-        ValueError: if the largest of values with 16 bits needs no more than 12.
+        ValueError: If the largest 16-bit value fits into 12 bits.
     """
     if 0 < high < 4096:
         raise ValueError(
-            "its pixels have 16 bits and use 12 at most, so that it would be read as black: scale them to 0 to 255 and "
-            "save it with 8 bits, or name the largest value in the tag MaxSampleValue of a TIFF"
+            "its pixels have 16 bits but use 12 at most, so it would be almost black; scale them to 0 to 255 and save "
+            "it with 8 bits, or save it as a TIFF with the largest value in its tag MaxSampleValue"
         )
 
 
 def resize_and_crop(image: Tensor, image_shape: Sequence[int], center_crop_share: float = 1.0) -> Tensor:
-    """Scales an image and cuts out its centre; one that has the size already is not changed.
+    """Resize an image and crop its center; an image that already has the right size is returned unchanged.
 
     Args:
         image: uint8 (C, H, W).
-        image_shape: channels, height and width of the result.
-        center_crop_share: of the shorter side, what is left of it, in (0, 1].
+        image_shape: Channels, height and width of the result.
+        center_crop_share: Fraction of the shorter side that the crop keeps, in (0, 1].
+
+    Returns:
+        uint8 (C, height, width).
     """
-    # Imported here, for it takes a quarter of a second, which most runs need not wait for.
+    # This import takes a quarter of a second, and most runs do not need it.
     from torchvision.transforms.v2.functional import center_crop, resize
 
     height, width = image_shape[1:]
@@ -164,25 +177,32 @@ def resize_and_crop(image: Tensor, image_shape: Sequence[int], center_crop_share
 
 
 def normalization_constants(mean: Sequence[float], std: Sequence[float]) -> dict[str, Tensor]:
-    """``mean`` and ``std`` as tensors (C, 1, 1), to subtract and to divide by.
+    """Return the constants that normalize images.
 
     Args:
-        mean: per channel, on the scale 0 to 1.
-        std: standard deviation, likewise.
+        mean: Mean per channel, on the scale 0 to 1.
+        std: Standard deviation per channel, on the scale 0 to 1.
+
+    Returns:
+        ``mean`` to subtract and ``std`` to divide by, both float32 (C, 1, 1).
 
     Raises:
-        MisconfigurationException: if one is no list, or a standard deviation is not positive.
+        MisconfigurationException: If one is not a list, or a standard deviation is not positive.
     """
     for key, values in {"mean": mean, "std": std}.items():
         if isinstance(values, str) or not isinstance(values, Sequence):
-            raise MisconfigurationException(f"data.{key} is {values}; it must be a list: a number per channel.")
+            raise MisconfigurationException(f"data.{key} is {values}; it must be a list with one number per channel.")
     if not all(value > 0 for value in std):
         raise MisconfigurationException(f"data.std is {list(std)}; each standard deviation must be greater than 0.")
     return {name: torch.tensor(list(values)).view(-1, 1, 1) for name, values in (("mean", mean), ("std", std))}
 
 
 def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Per channel, on the scale 0 to 1, of uint8 images (N, C, H, W)."""
+    """Return the mean and the standard deviation of each channel, on the scale 0 to 1.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     shares = counts / counts.sum(dim=1, keepdim=True)

@@ -58,7 +58,7 @@ def test_it_does_not_matter_where_how_large_and_how_dark_it_is():
 def test_a_blank_sheet_is_refused(sheet):
     noise = torch.randint(8, sheet.shape, generator=torch.Generator().manual_seed(0))
     for blank in (sheet, sheet + noise):
-        with pytest.raises(ValueError, match="there is nothing drawn on it"):
+        with pytest.raises(ValueError, match="it has no drawing on it"):
             center_ink(blank.byte(), SHAPE, 20)
 
 

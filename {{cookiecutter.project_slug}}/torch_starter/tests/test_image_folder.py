@@ -460,7 +460,7 @@ def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, ca
     with pytest.raises(SystemExit) as exit_:
         train(*SMALL, f"data.root={tmp_path / 'images'}", f"data.num_workers={workers}", "data.test_share=0.01")
     assert exit_.value.code.startswith(f"{path}: it cannot be read")
-    assert exit_.value.code.endswith("data.skip_broken=true.")
+    assert exit_.value.code.endswith("skip such files: data.skip_broken=true")
     assert len(exit_.value.code.splitlines()) == 1
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
@@ -736,12 +736,12 @@ def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, cap
 def test_pictures_that_were_moved(train, script, image_folder, capfd):
     (run,) = train(*IF, f"data.root={image_folder}")
     moved = image_folder.rename(image_folder.with_name("elsewhere"))
-    with pytest.raises(SystemExit, match=r"moved, say where they are: data\.root=FOLDER"):
+    with pytest.raises(SystemExit, match=r"moved, set their folder: data\.root=FOLDER"):
         script("evaluate.py", run)
     script("evaluate.py", run, f"data.root={moved}")
     test = next(iter(splits(run / "split.csv")["test"]))
     (moved / test).unlink()
-    with pytest.raises(SystemExit, match=r"out by data\.skip_broken=true"):
+    with pytest.raises(SystemExit, match=r"removed, skip them: data\.skip_broken=true"):
         script("evaluate.py", run, f"data.root={moved}")
     script("evaluate.py", run, f"data.root={moved}", "data.skip_broken=true")
 
@@ -776,8 +776,8 @@ def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options
         ("negative.tif", numpy.array([[-1, 1]], numpy.float32), "floats from -1 to 1"),
         ("nan.tif", numpy.array([[0, numpy.nan]], numpy.float32), "floats from nan"),
         ("32.tif", numpy.array([[0, 70000]], numpy.int32), "32-bit numbers from 0 to 70000"),
-        ("12.png", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
-        ("12.tif", numpy.array([[0, 4095]], numpy.uint16), "use 12 at most"),
+        ("12.png", numpy.array([[0, 4095]], numpy.uint16), "but use 12 at most"),
+        ("12.tif", numpy.array([[0, 4095]], numpy.uint16), "but use 12 at most"),
     ],
 )
 def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, reason):
