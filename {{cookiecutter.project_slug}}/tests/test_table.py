@@ -226,7 +226,7 @@ def test_row_with_invalid_number_is_skipped(table, script, tmp_path):
     run = rent(table)
     few = write(tmp_path / "few.csv", ["area", "district", "balcony"], [["big", "10115", "True"], [50, "10115", 0]])
     said = refusal(script, "predict.py", run, few, "--output", tmp_path / "predictions.csv")
-    assert "row 1: skipped, area is big, which is no number" in said
+    assert "row 1: skipped, area is big, which is not a number" in said
     assert len(read_rows(tmp_path / "predictions.csv")) == 1
 
 
@@ -305,7 +305,7 @@ def test_onnx_model_handles_missing_values_and_codes(table, script, capsys):
         (["data.target=rent", "data.task=clustering"], "data.task is clustering"),
         (["data.target=size", "data.task=regression"], "which is not a number"),
         (["data.target=number", "data.task=classification"], "too many for classes"),
-        (["data.target=rent", "data.split_column=size"], "it can have train, val and test"),
+        (["data.target=rent", "data.split_column=size"], "it must be train, val or test"),
         (["data.target=rent", "data.num_folds=5", "data.shuffle=false"], "Choose one"),
     ],
 )
@@ -326,9 +326,9 @@ ROWS = "".join(f"{number},{number % 2},{'xy'[number % 2]}\n" for number in range
         ("table.csv", "a,b,y\n", "has no rows"),
         ("table.xlsx", "PK\x03\x04", "is a spreadsheet"),
         ("table.csv", "a,b,y\n1,2,x\n3,4\n", "line 3 has 2 columns, but the first line names 3"),
-        ("table.csv", "a,b,b\n" + ROWS, "two columns of the name b"),
+        ("table.csv", "a,b,b\n" + ROWS, "two columns named b"),
         ("table.csv", "a,b,y\n" + ROWS.replace("x", "y"), "one class only, y"),
-        ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",1,"), "one value only: b"),
+        ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",1,"), "only one value: b"),
         ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",many,"), "is a mix of numbers and words"),
         ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",,").replace(",1,", ",,"), "no value in any training row: b"),
         (

@@ -70,7 +70,7 @@ def _estimate_background(small: Tensor) -> Tensor:
 
 
 def _find_large_parts(drawn: Tensor) -> Tensor:
-    """Return 1 at the parts of a drawing, bool (1, 1, H, W), that are not much smaller than the largest; 0 elsewhere."""
+    """Return 1 at the parts of a drawing, bool (1, 1, H, W), except those much smaller than the largest; 0 elsewhere."""
     size = _size(drawn)
     cell = max(1, max(size) // (2 * OVERVIEW))
     mass = avg_pool2d(drawn.float(), cell, ceil_mode=True, count_include_pad=False)

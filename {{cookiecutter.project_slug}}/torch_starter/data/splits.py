@@ -1,4 +1,4 @@
-"""Which image of a folder is in which split: found by the folders, cut by a seed, kept in a file."""
+"""Assigns images and table rows to splits, by folders or at random, and stores the splits in files."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from .images import is_image
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# What people call them, in any case.
+# Common folder names of each split; upper and lower case are equal.
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 # Unicode's category Cc.
@@ -33,22 +33,23 @@ def make_splits(
     num_folds: int | None = None,
     fold: int = 0,
 ) -> list[tuple[str, str, str]]:
-    """The splits of the images in a folder.
+    """Assign the images of a folder to splits.
 
     Args:
-        root: the folder.
-        shares: of each class, for ``val`` and ``test`` where the folder has none, in (0, 1).
-        seed: of what is cut.
-        split_of: a file of ``write_splits``, whose validation and test images stay so; then no more are cut.
-        num_folds: instead of a share, validation gets one of so many folds of what is not ``test``. None: no folds.
-        fold: which one, from 0.
+        root: The folder.
+        shares: Fraction of each class for ``val`` and ``test``, in (0, 1); used for splits without a folder.
+        seed: Seed of the random splits.
+        split_of: A file from ``write_splits``; its images keep their splits, and no other images are split at random.
+        num_folds: Number of folds of the images outside ``test``; one of them replaces the share for ``val``. None: no
+            folds.
+        fold: The fold for validation, from 0.
 
     Returns:
-        split, class and path beneath ``root`` of each image, sorted.
+        Split, class, and path relative to ``root`` of each image, sorted.
 
     Raises:
-        MisconfigurationException: if the folder is not what it should be, there is no such file, or something else
-            fixes the validation set of a fold.
+        MisconfigurationException: If the folder is invalid, ``split_of`` does not exist, or folds are requested while
+            ``split_of`` or a folder fixes the validation set.
     """
     found = find_splits(root)
     if num_folds is not None and (split_of or "val" in found):
@@ -61,9 +62,9 @@ def make_splits(
     rows = [(split, name, image) for split, images in found.items() for name, image in images]
     if split_of:
         if not split_of.exists():
-            raise MisconfigurationException(f"data.split_of is {split_of.parent}, but there is no {split_of}.")
+            raise MisconfigurationException(f"data.split_of is {split_of.parent}, but {split_of} does not exist.")
         before = {image: split for split, _, image in read_splits(split_of)}
-        # What is new goes where it lies, so that a folder `test` stays one.
+        # New images get the split of their folder, so a test folder remains a test set.
         return sorted((before.get(image, split), name, image) for split, name, image in rows)
     missing = {split: shares[split] for split in ("test", "val") if split not in found}
     if num_folds is not None:
@@ -74,11 +75,15 @@ def make_splits(
 
 
 def check_folds(num_folds: int | None, fold: int) -> None:
-    """Checks ``data.num_folds`` and ``data.fold``, as far as that is possible without the data.
+    """Check ``data.num_folds`` and ``data.fold`` as far as possible without the data.
+
+    Args:
+        num_folds: Number of folds; None: no folds.
+        fold: The fold for validation, from 0.
 
     Raises:
-        MisconfigurationException: if ``num_folds`` is not a whole number from 2 (or None), there is no such fold, or
-            ``fold`` has no effect.
+        MisconfigurationException: If ``num_folds`` is neither None nor an integer of at least 2, the fold does not
+            exist, or ``fold`` has no effect.
     """
     if num_folds is None:
         if fold:
@@ -88,159 +93,171 @@ def check_folds(num_folds: int | None, fold: int) -> None:
             )
         return
     if type(num_folds) is not int or num_folds < 2:
-        raise MisconfigurationException(f"data.num_folds is {num_folds}; it must be a whole number from 2, or null.")
+        raise MisconfigurationException(f"data.num_folds is {num_folds}; it must be null or an integer of at least 2.")
     if type(fold) is not int or not 0 <= fold < num_folds:
         raise MisconfigurationException(
-            f"data.fold is {fold}; with data.num_folds={num_folds} it can be 0 to {num_folds - 1}."
+            f"data.fold is {fold}; with data.num_folds={num_folds} it must be an integer from 0 to {num_folds - 1}."
         )
 
 
 def split_fold(order: Tensor, num_folds: int, fold: int) -> tuple[Tensor, Tensor]:
-    """Splits samples into those outside and those in a fold: every ``num_folds``-th, beginning with number ``fold``.
+    """Split samples into those outside and those inside a fold.
 
-    Each sample is in exactly one fold, and the sizes of the folds differ by at most one. If ``order`` is sorted by
-    class, the folds are stratified: this is true of each class as well.
+    A fold holds every ``num_folds``-th sample, starting at position ``fold``. Each sample is in exactly one fold, and
+    the sizes of the folds differ by at most one. If ``order`` is sorted by class, the folds are stratified: the same
+    holds within each class.
 
     Args:
-        order: of the samples, for example their indices in random order, (N,).
-        num_folds: from 2 to N.
-        fold: from 0 to ``num_folds - 1``.
+        order: The samples, for example their indices in random order, (N,).
+        num_folds: Number of folds, from 2 to N.
+        fold: The fold, from 0 to ``num_folds - 1``.
 
     Returns:
-        the samples outside and those in the fold, in their order.
+        The samples outside the fold and the samples inside it, each in the order of ``order``.
 
     Raises:
-        MisconfigurationException: if there is no such fold, or there are more folds than samples.
+        MisconfigurationException: If the fold does not exist, or there are more folds than samples.
     """
     check_folds(num_folds, fold)
     if num_folds > len(order):
         raise MisconfigurationException(
-            f"data.num_folds is {num_folds}, but there are {len(order)} samples for training and validation. Take at "
-            "most as many folds."
+            f"data.num_folds is {num_folds}, but there are {len(order)} samples for training and validation. Use at "
+            f"most {len(order)} folds."
         )
     is_in_fold = torch.arange(len(order)) % num_folds == fold
     return order[~is_in_fold], order[is_in_fold]
 
 
 def find_splits(root: Path) -> dict[str, list[tuple[str, str]]]:
-    """The pictures beneath a folder: by split their class and path, sorted. Without splits all are in ``train``.
+    """Find the images of a folder.
+
+    Args:
+        root: A folder with one folder per class, or with such folders per split.
+
+    Returns:
+        For each split, class and path of its images, sorted. If no folder names a split, all images are in ``train``.
 
     Raises:
-        MisconfigurationException: if the folder is not there, a class is empty, one is in the test set alone, or two
-            folders are the same split.
+        MisconfigurationException: If the folder does not exist, a class is empty, a class is missing from the training
+            set, or two folders are the same split.
     """
     folders = _find_folders(root)
-    left_out: list[str] = []
-    found = {split: _find_classes(root, folder, left_out) for split, folder in folders.items()}
+    ignored: list[str] = []
+    found = {split: _find_classes(root, folder, ignored) for split, folder in folders.items()}
     if folders["train"] != root:
-        left_out += [path.name for path in _shown(root) if path not in folders.values()]
+        ignored += [path.name for path in _list_visible(root) if path not in folders.values()]
     if not found["train"]:
         raise MisconfigurationException(
-            f"data.root is {root}, where there is no folder of pictures. It should have a folder per class, "
-            "as in PICTURES/cat/1.jpg, or as in PICTURES/train/cat/1.jpg and PICTURES/test/cat/2.jpg."
+            f"data.root is {root}, which has no folder of images. It must have a folder per class, "
+            "as in IMAGES/cat/1.jpg, or as in IMAGES/train/cat/1.jpg and IMAGES/test/cat/2.jpg."
         )
-    empty = [name for name, pictures in found["train"].items() if not pictures]
+    empty = [name for name, images in found["train"].items() if not images]
     if empty:
         raise MisconfigurationException(
-            f"{folders['train']} has classes without a picture: {', '.join(empty)}. Each needs some, in a format that "
-            "Pillow reads, such as .jpg or .png. Remove what is no class."
+            f"{folders['train']} has classes without images: {', '.join(empty)}. Add images in a format that Pillow "
+            "reads, such as .jpg or .png, or remove folders that are not classes."
         )
     if len(found["train"]) < 2:
-        raise MisconfigurationException(f"{folders['train']} has one class only; to tell apart there must be two.")
+        raise MisconfigurationException(f"{folders['train']} has only one class; it must have at least two.")
     for split, classes in found.items():
         if unknown := [name for name in classes if name not in found["train"] and classes[name]]:
             raise MisconfigurationException(
-                f"{folders[split]} has classes that {folders['train']} does not have: {', '.join(unknown)}."
+                f"{folders[split]} has classes that are missing from {folders['train']}: {', '.join(unknown)}."
             )
         if not any(classes.values()):
-            raise MisconfigurationException(f"{folders[split]} has no pictures. Fill it or remove it.")
-    if left_out:
-        more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+            raise MisconfigurationException(f"{folders[split]} has no images. Add images or remove it.")
+    if ignored:
+        more = f" and {len(ignored) - 10} more" if len(ignored) > 10 else ""
         log.warning(
-            f"{len(left_out)} things in {root} are left out, which are no pictures, or are in no class of a split: "
-            f"{', '.join(sorted(left_out)[:10])}{more}"
+            f"{len(ignored)} files and folders in {root} are ignored because they "
+            f"are not images or not in a class of a split: "
+            f"{', '.join(sorted(ignored)[:10])}{more}"
         )
     return {
-        split: [(name, picture) for name in sorted(classes) for picture in classes[name]]
+        split: [(name, image) for name in sorted(classes) for image in classes[name]]
         for split, classes in found.items()
     }
 
 
 def _find_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split that there is; of ``train`` alone, which is ``root``, if there are none."""
+    """Return the folder of each split in ``root``; if there are none, ``root`` itself as the folder of ``train``."""
     folders: dict[str, Path] = {}
-    for path in _shown(root):
+    for path in _list_visible(root):
         split = next((split for split, names in NAMES.items() if path.name.lower() in names), None)
         if split and path.is_dir():
             if split in folders:
                 raise MisconfigurationException(
-                    f"{folders[split]} and {path} are both a folder for {split}. Put them together, or rename one."
+                    f"{folders[split]} and {path} are both folders for {split}. Merge them or rename one."
                 )
             folders[split] = path
-    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _shown(path))]
+    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _list_visible(path))]
     if "train" not in folders and named:
         raise MisconfigurationException(
-            f"{root} has {' and '.join(named)}, with folders in it, and none of the training pictures: name that train."
+            f"{root} has {' and '.join(named)} with folders in it, but no training set. Rename the folder of the "
+            "training images to train."
         )
-    # A folder `train` with pictures in it is a class of pictures of trains.
+    # A folder `train` without folders in it is a class: images of trains.
     if "train" not in folders or not any(path.is_dir() for path in folders["train"].iterdir()):
         return {"train": root}
     return {split: folders[split] for split in SPLITS if split in folders}
 
 
-def _shown(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden."""
+def _list_visible(folder: Path) -> list[Path]:
+    """Return the visible files and folders in a folder, sorted; an empty list if the folder does not exist."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
-def _find_classes(root: Path, folder: Path, left_out: list[str]) -> dict[str, list[str]]:
-    """The pictures, as paths beneath ``root``, of each class folder, however deep; without what is hidden.
+def _find_classes(root: Path, folder: Path, ignored: list[str]) -> dict[str, list[str]]:
+    """Find the images of each class, at any depth, without hidden files.
 
     Args:
-        root: where the paths begin.
-        folder: with a folder per class.
-        left_out: gets the paths of what is no picture, or in no class.
+        root: The folder that the paths are relative to.
+        folder: A folder with one folder per class.
+        ignored: The list to which the paths of files that are not images, or not in a class, are appended.
+
+    Returns:
+        The paths of the images of each class.
     """
     classes: dict[str, list[str]] = {}
-    for path in _shown(folder):
+    for path in _list_visible(folder):
         if not path.is_dir():
-            left_out.append(path.relative_to(root).as_posix())
+            ignored.append(path.relative_to(root).as_posix())
             continue
-        pictures = classes[path.name] = []
+        images = classes[path.name] = []
         for directory, folders, files in os.walk(path, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            # Strings: of a million files, a Path of each would take longer than all the rest.
-            beneath = Path(directory).relative_to(root).as_posix()
+            # Strings, not Path objects: for a million files, creating those would take longer than all other steps.
+            parent = Path(directory).relative_to(root).as_posix()
             for name in sorted(name for name in files if not name.startswith(".")):
-                (pictures if is_image(f"{directory}/{name}") else left_out).append(f"{beneath}/{name}")
+                (images if is_image(f"{directory}/{name}") else ignored).append(f"{parent}/{name}")
     return classes
 
 
 def split_by_class(
-    pictures: Sequence[tuple[str, str]],
+    images: Sequence[tuple[str, str]],
     shares: Mapping[str, float],
     seed: int,
     num_folds: int | None = None,
     fold: int = 0,
 ) -> list[tuple[str, str, str]]:
-    """Deals out pictures to ``train`` and the splits in ``shares``, the same share of each class.
+    """Split images at random into ``train`` and the splits in ``shares``, stratified by class.
 
     Args:
-        pictures: class and path of each.
-        shares: of each class, for each split, in (0, 1); at least one picture.
-        seed: of the choice.
-        num_folds: ``val`` gets one of so many folds of what would be left for ``train``. None: no folds.
-        fold: which one, from 0.
+        images: Class and path of each image.
+        shares: Fraction of each class for each split, in (0, 1); each split gets at least one image per class.
+        seed: Seed of the random splits.
+        num_folds: Number of folds of the images that would be left for ``train``; ``val`` gets one. None: no folds.
+        fold: The fold for validation, from 0.
 
     Returns:
-        Split, class and path of each.
+        Split, class and path of each image.
 
     Raises:
-        MisconfigurationException: if a class has too few for each split, and each fold, to get one.
+        MisconfigurationException: If a class has fewer images than splits and folds need.
     """
     generator = torch.Generator().manual_seed(seed)
     classes: dict[str, list[str]] = {}
-    for name, path in pictures:
+    for name, path in images:
         classes.setdefault(name, []).append(path)
 
     def count(share: float, total: int) -> int:
@@ -252,16 +269,16 @@ def split_by_class(
     too_few = [f"{name} ({len(paths)})" for name, paths in classes.items() if not is_enough(len(paths))]
     if too_few:
         needed = next((str(total) for total in range(2, 1000) if is_enough(total)), "more than 1,000")
-        cut_off = " and ".join(sorted(shares, reverse=True))
+        missing_splits = " and ".join(sorted(shares, reverse=True))
         if num_folds is not None:
-            more = f", and those that are cut off for {cut_off}" if cut_off else ""
+            more = f", plus its share for {missing_splits}" if missing_splits else ""
             raise MisconfigurationException(
                 f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for each of "
-                f"{num_folds} folds{more}.\nAdd images, or take fewer folds: data.num_folds=…"
+                f"{num_folds} folds{more}.\nAdd images or use fewer folds: data.num_folds=…"
             )
         raise MisconfigurationException(
-            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, and those "
-            f"that are cut off for {cut_off}.\nAdd images, or folders {cut_off}, or keep the splits of a run: "
+            f"Too few images in: {', '.join(too_few)}. Each class needs at least {needed}: one for training, plus its "
+            f"share for {missing_splits}.\nAdd images, add the folders {missing_splits}, or reuse the splits of a run: "
             "data.split_of=RUN"
         )
     rows = []
@@ -274,63 +291,76 @@ def split_by_class(
             rest = rest[taken:]
         remaining += [(name, path) for path in rest]
     if num_folds is None:
-        return rows + [("train", *picture) for picture in remaining]
+        return rows + [("train", *image) for image in remaining]
     for split, indices in zip(("train", "val"), split_fold(torch.arange(len(remaining)), num_folds, fold), strict=True):
         rows += [(split, *remaining[index]) for index in indices.tolist()]
     return rows
 
 
 def read_splits(path: Path) -> list[tuple[str, str, str]]:
-    """Split, class and path of each picture, from a file of ``write_splits``.
+    """Read a file from ``write_splits``.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Split, class and path of each image.
 
     Raises:
-        MisconfigurationException: if a name has control characters, on which a terminal would act.
+        MisconfigurationException: If a name contains control characters, which a terminal would execute.
     """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file)
         next(lines)
-        rows = [(split, name, picture) for split, name, picture in lines]
+        rows = [(split, name, image) for split, name, image in lines]
     for row in rows:
-        # The first question is asked for its speed.
+        # isprintable() is fast and rules out most names.
         if not (text := "".join(row)).isprintable() and CONTROL.search(text):
             name = next(filter(CONTROL.search, row))
             raise MisconfigurationException(
-                f"{path} has control characters in {name!a}. Rename it, there and on the disk."
+                f"{path} contains control characters in {name!a}. Rename it in this file and on the disk."
             )
     return rows
 
 
 def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Write the splits of images to a CSV file.
+
+    Args:
+        path: Path of the file.
+        rows: Split, class and path of each image.
+    """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # file names need not be text
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # File names may contain bytes that are not UTF-8.
 
 
 def split_rows(
     count: int, labels: Tensor | None, shares: Mapping[str, float], seed: int, num_folds: int | None, fold: int
 ) -> dict[str, Tensor]:
-    """Deals out rows to ``train``, ``val`` and ``test``; of labeled rows, to each the same share of each class.
+    """Split the rows of a table at random into ``train`` and the splits in ``shares``, stratified by class.
 
     Args:
-        count: how many rows there are.
-        labels: their classes, int64 (count,); None: no classes.
-        shares: of the rows, for ``val`` and ``test`` where they are to be cut, in (0, 1); at least one row of each
-            class, or two rows without classes.
-        seed: of the choice.
-        num_folds: in place of a share for ``val``, into how many folds what is not test is cut; None: no folds.
-        fold: which of them is ``val``, from 0.
+        count: Number of rows.
+        labels: Labels of the rows, int64 (count,). None: no classes.
+        shares: Fraction of the rows for ``val`` and ``test``, in (0, 1); each split gets at least one row per class,
+            or two rows if there are no classes.
+        seed: Seed of the random splits.
+        num_folds: Number of folds of the rows outside ``test``; one of them replaces the share for ``val``. None: no
+            folds.
+        fold: The fold for validation, from 0.
 
     Returns:
-        the numbers of the rows in each split, int64.
+        The numbers of the rows in each split, int64, from 0.
 
     Raises:
-        MisconfigurationException: if a class has too few rows for each split to get one, or a fold does not exist.
+        MisconfigurationException: If a class has too few rows for the splits, or the fold does not exist.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     classes = [order] if labels is None else [order[labels[order] == label] for label in labels.unique()]
     if num_folds is not None:
         shares = {split: share for split, share in shares.items() if split != "val"}
-    # R² needs two numbers.
+    # R² needs two samples.
     least = 2 if labels is None else 1
     parts: dict[str, list[Tensor]] = {split: [] for split in ("train", *shares)}
     for rows in classes:
@@ -343,8 +373,8 @@ def split_rows(
             needed = 1 + least * len(shares)
             what = "The table" if labels is None else "A class"
             raise MisconfigurationException(
-                f"{what} has too few rows: training, and what is cut off for {' and '.join(shares)}, need at least "
-                f"{needed}. Add rows, or name the split of each in a column: data.split_column=…"
+                f"{what} has too few rows: training and the shares for {' and '.join(shares)} need at least "
+                f"{needed}. Add rows, or put the split of each row into a column: data.split_column=…"
             )
         parts["train"].append(rows)
     splits = {split: torch.cat(rows) for split, rows in parts.items()}
@@ -354,39 +384,60 @@ def split_rows(
 
 
 def rows_by_name(names: Sequence[str | None], where: str) -> dict[str, list[int]]:
-    """The numbers of the rows in each split, by what a column says, such as ``train``, ``valid`` or ``Test``.
+    """Group rows by the split that a column names.
+
+    Args:
+        names: The name in each row, such as ``train``, ``valid`` or ``Test``.
+        where: What to call the column in error messages.
+
+    Returns:
+        The numbers of the rows in each split, from 0.
 
     Raises:
-        MisconfigurationException: if a name is none of a split, or no row is for training.
+        MisconfigurationException: If a name is not that of a split, or no row is for training.
     """
     known = {name: split for split, names_of in NAMES.items() for name in names_of}
     splits: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         split = known.get(str(name).strip().lower())
         if split is None:
-            raise MisconfigurationException(f"{where} has {name!r} in row {row + 1}; it can have train, val and test.")
+            raise MisconfigurationException(f"{where} has {name!r} in row {row + 1}; it must be train, val or test.")
         splits.setdefault(split, []).append(row)
     if "train" not in splits:
-        raise MisconfigurationException(f"{where} has no row for train.")
+        raise MisconfigurationException(f"{where} has no row for train; training needs at least one.")
     return splits
 
 
 def read_row_splits(path: Path, count: int, table: str) -> dict[str, Tensor]:
-    """The numbers of the rows in each split, from a file of ``write_row_splits``.
+    """Read a file from ``write_row_splits``.
+
+    Args:
+        path: Path of the file.
+        count: Number of rows in the table.
+        table: The name of the table, for error messages.
+
+    Returns:
+        The numbers of the rows in each split, int64, from 0.
 
     Raises:
-        MisconfigurationException: if the table has another number of rows since.
+        MisconfigurationException: If the number of rows has changed since the file was written.
     """
     _, *names = path.read_text(encoding="utf-8").splitlines()
     if len(names) != count:
         raise MisconfigurationException(
             f"{table} has {count} rows, but {path} has the splits of {len(names)}: the table has changed since this "
-            "run was started. Name the former table, data.file=…, or start a new run."
+            "run was started. Pass the original table, data.file=…, or start a new run."
         )
     return {split: torch.tensor([row for row, name in enumerate(names) if name == split]) for split in SPLITS}
 
 
 def write_row_splits(path: Path, splits: Mapping[str, Tensor]) -> None:
+    """Write the split of each row of a table to a file.
+
+    Args:
+        path: Path of the file.
+        splits: The numbers of the rows in each split, int64, from 0.
+    """
     names = [""] * sum(map(len, splits.values()))
     for split, rows in splits.items():
         for row in rows.tolist():

@@ -62,7 +62,7 @@ def test_names_with_control_characters_are_refused_and_all_others_kept(tmp_path)
     for name in {*map(chr, range(0xA0))} - {*others, "\r"}:  # csv.writer does not quote it, and so makes two rows of it
         for row in (("train", f"a{name}", "a/b.jpg"), ("train", "a", f"a/{name}b.jpg")):
             write_splits(path, [*rows, row])
-            with pytest.raises(MisconfigurationException, match="has control characters in 'a"):
+            with pytest.raises(MisconfigurationException, match="contains control characters in 'a"):
                 read_splits(path)
 
 
@@ -224,11 +224,11 @@ def test_folds_have_each_sample_once_and_are_stratified():
 @pytest.mark.parametrize(
     ("num_folds", "fold", "message"),
     [
-        (1, 0, "data.num_folds is 1; it must be a whole number from 2"),
-        (2.5, 0, "data.num_folds is 2.5; it must be a whole number from 2"),
-        (5, 7, r"data.fold is 7; with data.num_folds=5 it can be 0 to 4\."),
-        (5, -1, "data.fold is -1; with data.num_folds=5 it can be 0 to 4"),
-        (5, 1.0, "data.fold is 1.0; with data.num_folds=5 it can be 0 to 4"),
+        (1, 0, "data.num_folds is 1; it must be null or an integer of at least 2"),
+        (2.5, 0, "data.num_folds is 2.5; it must be null or an integer of at least 2"),
+        (5, 7, r"data.fold is 7; with data.num_folds=5 it must be an integer from 0 to 4\."),
+        (5, -1, "data.fold is -1; with data.num_folds=5 it must be an integer from 0 to 4"),
+        (5, 1.0, "data.fold is 1.0; with data.num_folds=5 it must be an integer from 0 to 4"),
         (11, 0, "data.num_folds is 11, but there are 10 samples for training and validation"),
     ],
 )
@@ -261,7 +261,7 @@ def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
     ("arguments", "message"),
     [
         (["data.fold=2"], "data.fold is 2, but data.num_folds is null, .* Set both"),
-        (["data.num_folds=5", "data.fold=5"], "data.fold is 5; with data.num_folds=5 it can be 0 to 4"),
+        (["data.num_folds=5", "data.fold=5"], "data.fold is 5; with data.num_folds=5 it must be an integer from 0 to 4"),
         (["data.num_folds=5", "data.split_of=RUN"], "data.num_folds is 5, but data.split_of=RUN fixes the validation"),
         (
             ["data.num_folds=25"],
@@ -373,14 +373,14 @@ def test_pictures_of_every_kind(image_folder, tmp_path):
 
 
 MISTAKES = {
-    "no such folder": (shutil.rmtree, ["no folder of pictures", "PICTURES/cat/1.jpg"]),
-    "no class folders": (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], ["no folder of pictures"]),
-    "an empty class": (lambda f: (f / "yellow").mkdir(), ["classes without a picture: yellow"]),
+    "no such folder": (shutil.rmtree, ["no folder of images", "IMAGES/cat/1.jpg"]),
+    "no class folders": (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], ["no folder of images"]),
+    "an empty class": (lambda f: (f / "yellow").mkdir(), ["classes without images: yellow"]),
     "a class of no pictures": (
         lambda f: ((f / "words").mkdir(), (f / "words/a.txt").write_text("a")),
-        ["classes without a picture: words", ".jpg"],
+        ["classes without images: words", ".jpg"],
     ),
-    "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["one class only"]),
+    "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["only one class"]),
     "two pictures": (
         lambda f: [path.unlink() for path in sorted((f / "red").iterdir())[2:]],
         ["Too few images in: red (2)", "at least 3", "val and test"],
@@ -390,11 +390,11 @@ MISTAKES = {
             write_images(f / "train", 5, seed=0, colors=("red", "blue")),
             write_images(f / "test", 2, seed=1),
         ),
-        ["test has classes that", "train does not have: green"],
+        ["test has classes that are missing from", "train: green"],
     ),
     "an empty test": (
         lambda f: (write_images(f / "train", 5, seed=0), (f / "test").mkdir()),
-        ["test has no pictures"],
+        ["test has no images"],
     ),
 }
 
@@ -687,7 +687,7 @@ def test_usual_names_of_splits_are_understood(tmp_path, train_name, val_name):
 def test_two_folders_of_one_split_are_refused(train, tmp_path):
     for name in ("train", "val", "valid"):
         write_images(tmp_path / "P" / name, 5, seed=0)
-    with pytest.raises(SystemExit, match="are both a folder for val"):
+    with pytest.raises(SystemExit, match="are both folders for val"):
         train(*IF, f"data.root={tmp_path / 'P'}")
 
 
@@ -722,14 +722,14 @@ def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, cap
     (tmp_path / "P/train/red/.DS_Store").write_text("hidden")
     (run,) = train(*IF, f"data.root={tmp_path / 'P'}")
     printed = capfd.readouterr().out
-    assert printed.count("are left out") == 1
-    assert "4 things" in printed
+    assert printed.count("are ignored because") == 1
+    assert "4 files and folders" in printed
     for name in ("README.md", "extra", "train/stray.jpg", "train/red/labels.json"):
         assert name in printed
     script("resume.py", run, "trainer.max_epochs=2")
     script("evaluate.py", run)
     printed = capfd.readouterr()
-    assert "left out" not in printed.out + printed.err
+    assert "are ignored" not in printed.out + printed.err
 
 
 @pytest.mark.slow
@@ -804,7 +804,7 @@ def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
 def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
     for folder in folders:
         write_images(tmp_path / "P" / folder, 8, seed=0)
-    with pytest.raises(SystemExit, match="with folders in it, and none of the training pictures: name that train"):
+    with pytest.raises(SystemExit, match="with folders in it, but no training set\. Rename the folder of the training images to train"):
         train(*SMALL, f"data.root={tmp_path / 'P'}")
 
 

@@ -99,9 +99,9 @@ def test_a_row_of_another_length_is_refused_with_its_line(read, row):
 
 
 def test_duplicate_names_are_refused(read):
-    assert "two columns of the name a. Rename one" in refused(read, "a,b, a\n1,2,3\n")
+    assert "two columns named a. Rename one" in refused(read, "a,b, a\n1,2,3\n")
     twice = polars.DataFrame({"a": [1, 2], " a": [3, 4]})
-    assert "two columns of the name a" in refused(read, twice, "table.parquet")
+    assert "two columns named a" in refused(read, twice, "table.parquet")
 
 
 def test_names_that_differ_in_case_alone_are_two(read):
@@ -174,7 +174,7 @@ def test_parquet_keeps_its_types(read):
         (b"a,b\n", "table.csv", "has no rows"),
         (b"a,b\n,\n", "table.csv", "has no rows"),
         (b"sep=;\na;b\n1;2\n", "table.csv", "begins with sep=;"),
-        (b"no Parquet", "table.parquet", "is no Parquet file"),
+        (b"no Parquet", "table.parquet", "is not a Parquet file"),
     ],
 )
 def test_files_without_rows_are_refused(read, content, name, said):
@@ -230,8 +230,8 @@ def test_a_number_that_is_always_the_same_or_missing_is_a_flag():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([1, 1, 1], "one value only: a. Leave them out: data.ignore=[a]"),
-        (["x", "x", "x"], "one value only: a"),
+        ([1, 1, 1], "only one value: a. Ignore them: data.ignore=[a]"),
+        (["x", "x", "x"], "only one value: a"),
         ([None, None, None], "no value in any training row: a"),
         ([float("nan")] * 3, "no value in any training row: a"),
         (["1", "2", "many"], "2 of 3 values are numbers, and one is 'many'"),
@@ -280,7 +280,7 @@ def test_rows_are_encoded_by_name():
     nan = float("nan")
     wanted = torch.tensor([[30, 1, 1.5], [nan, nan, nan], [50, nan, nan]])
     torch.testing.assert_close(rows, wanted, equal_nan=True)
-    assert unreadable_cells(table, COLUMNS) == {2: "size is big, which is no number"}
+    assert unreadable_cells(table, COLUMNS) == {2: "size is big, which is not a number"}
 
 
 def test_booleans_are_read_again_as_text():
