@@ -79,7 +79,10 @@ def test_folds_partition_the_training_split(digits, mnist):
     ("arguments", "message"),
     [
         (["data.fold=1"], "data.fold is 1, but data.num_folds is null"),
-        (["data.num_folds=5", "data.fold=7"], "data.fold is 7; with data.num_folds=5 it must be an integer from 0 to 4"),
+        (
+            ["data.num_folds=5", "data.fold=7"],
+            "data.fold is 7; with data.num_folds=5 it must be an integer from 0 to 4",
+        ),
         (["data.num_folds=601"], "data.num_folds is 601, but there are 600 samples"),
     ],
 )

@@ -327,7 +327,7 @@ ROWS = "".join(f"{number},{number % 2},{'xy'[number % 2]}\n" for number in range
         ("table.xlsx", "PK\x03\x04", "is a spreadsheet"),
         ("table.csv", "a,b,y\n1,2,x\n3,4\n", "line 3 has 2 columns, but the first line names 3"),
         ("table.csv", "a,b,b\n" + ROWS, "two columns named b"),
-        ("table.csv", "a,b,y\n" + ROWS.replace("x", "y"), "one class only, y"),
+        ("table.csv", "a,b,y\n" + ROWS.replace("x", "y"), "has only one class, y"),
         ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",1,"), "only one value: b"),
         ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",many,"), "is a mix of numbers and words"),
         ("table.csv", "a,b,y\n" + ROWS.replace(",0,", ",,").replace(",1,", ",,"), "no value in any training row: b"),

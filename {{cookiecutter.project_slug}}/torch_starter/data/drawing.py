@@ -49,7 +49,9 @@ def _extract_ink(sheet: Tensor) -> Tensor:
     contrast = sheet - interpolate(_estimate_background(small), _size(sheet), mode="bilinear")
     # A mean over the pixels of the overview would almost erase a line that is thinner than such a pixel.
     smooth = avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
-    contrast = contrast * smooth.pow(3).sum().sign()  # ink covers less area than the background and differs more from the mean
+    contrast = (
+        contrast * smooth.pow(3).sum().sign()
+    )  # ink covers less area than the background and differs more from the mean
     smooth = smooth * smooth.pow(3).sum().sign()
     strongest = smooth.max()
     if strongest < FAINTEST:
@@ -70,7 +72,7 @@ def _estimate_background(small: Tensor) -> Tensor:
 
 
 def _find_large_parts(drawn: Tensor) -> Tensor:
-    """Return 1 at the parts of a drawing, bool (1, 1, H, W), except those much smaller than the largest; 0 elsewhere."""
+    """Return 1 at the parts of a drawing, bool (1, 1, H, W), that are similar in size to the largest; 0 elsewhere."""
     size = _size(drawn)
     cell = max(1, max(size) // (2 * OVERVIEW))
     mass = avg_pool2d(drawn.float(), cell, ceil_mode=True, count_include_pad=False)

@@ -91,7 +91,7 @@ class ImageFiles:
             labels.append(self.labels[index])
         if not images:
             raise MisconfigurationException(
-                f"None of the {len(indices)} files of a batch can be read. The first is {self._path(indices[0].item())}."
+                f"None of the {len(indices)} files of a batch can be read. One is {self._path(indices[0].item())}."
             )
         return torch.stack(images), torch.stack(labels)
 

@@ -190,7 +190,11 @@ def _find_folders(root: Path) -> dict[str, Path]:
                     f"{folders[split]} and {path} are both folders for {split}. Merge them or rename one."
                 )
             folders[split] = path
-    named = [path.name for split, path in folders.items() if split != "train" and any(p.is_dir() for p in _list_visible(path))]
+    named = [
+        path.name
+        for split, path in folders.items()
+        if split != "train" and any(p.is_dir() for p in _list_visible(path))
+    ]
     if "train" not in folders and named:
         raise MisconfigurationException(
             f"{root} has {' and '.join(named)} with folders in it, but no training set. Rename the folder of the "
@@ -332,7 +336,9 @@ def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # File names may contain bytes that are not UTF-8.
+    write_bytes(
+        path, text.getvalue().encode("utf-8", "surrogateescape")
+    )  # File names may contain bytes that are not UTF-8.
 
 
 def split_rows(

@@ -263,7 +263,9 @@ def describe_columns(table: "DataFrame", features: Sequence[str], categories: Se
         else:
             numbers = as_numbers(column)
             if numbers.null_count() > column.null_count():
-                raise MisconfigurationException(f"The column {name} has infinite numbers. Correct them. {_format_remedy([name])}")
+                raise MisconfigurationException(
+                    f"The column {name} has infinite numbers. Correct them. {_format_remedy([name])}"
+                )
             columns.append(_describe_numbers(numbers))
     if empty or constant:
         what = (
@@ -299,7 +301,10 @@ def _refuse_unreadable(column: "Series") -> bool:
     if column.dtype == polars.Boolean or column.dtype.is_numeric():
         return False
     if column.dtype not in (polars.String, polars.Categorical, polars.Enum):
-        raise MisconfigurationException(f"The column {name} has values of type {column.dtype}. Convert them to numbers or words. {_format_remedy([name])}")
+        raise MisconfigurationException(
+            f"The column {name} has values of type {column.dtype}. Convert them to numbers or words. "
+            f"{_format_remedy([name])}"
+        )
     if column.dtype != polars.String:
         return True
     if not is_text(column):

@@ -261,7 +261,10 @@ def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
     ("arguments", "message"),
     [
         (["data.fold=2"], "data.fold is 2, but data.num_folds is null, .* Set both"),
-        (["data.num_folds=5", "data.fold=5"], "data.fold is 5; with data.num_folds=5 it must be an integer from 0 to 4"),
+        (
+            ["data.num_folds=5", "data.fold=5"],
+            "data.fold is 5; with data.num_folds=5 it must be an integer from 0 to 4",
+        ),
         (["data.num_folds=5", "data.split_of=RUN"], "data.num_folds is 5, but data.split_of=RUN fixes the validation"),
         (
             ["data.num_folds=25"],
@@ -804,7 +807,9 @@ def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
 def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
     for folder in folders:
         write_images(tmp_path / "P" / folder, 8, seed=0)
-    with pytest.raises(SystemExit, match="with folders in it, but no training set\. Rename the folder of the training images to train"):
+    with pytest.raises(
+        SystemExit, match=r"with folders in it, but no training set\. Rename the folder of the training images to train"
+    ):
         train(*SMALL, f"data.root={tmp_path / 'P'}")
 
 
