@@ -37,7 +37,7 @@ def skip_if_deleted(arguments: tuple[str, ...] | list[str]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
+def _limit_to_one_thread():
     """Use one thread, so that results do not depend on the number of cores; small tensors do not gain from more."""
     torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from project_for_tests import (  # first: it chooses which torch_starter is tested
+from project_for_tests import (  # imported first because it selects the torch_starter under test
     COMMANDS,
     PACKAGE,
     ROOT,
@@ -24,14 +24,14 @@ assert Path(torch_starter.__file__).is_relative_to(ROOT)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Small tensors do not gain from more, and so no result depends on how many cores a machine has."""
+def _limit_to_one_thread():
+    """Make results independent of the number of cores; small tensors are not slower."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """`python SCRIPT ARGUMENTS` in a folder of its own, in this process."""
+    """Return a function that runs `python SCRIPT ARGUMENTS` in a temporary folder, in this process."""
 
     def script(name: str, *arguments: object) -> None:
         monkeypatch.chdir(tmp_path)
@@ -44,7 +44,7 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(tmp_path, script):
-    """`python train.py ARGUMENTS` in a folder of its own; returns the run folders that it made, sorted."""
+    """Return a function that runs `python train.py ARGUMENTS` in a temporary folder and returns its new run folders, sorted."""
 
     def train(*arguments: str) -> list[Path]:
         before = set(tmp_path.glob("outputs/**/.hydra"))
@@ -56,9 +56,9 @@ def train(tmp_path, script):
 
 @pytest.fixture
 def own_project(tmp_path, monkeypatch):
-    """A copy of the project, the current folder, to add files to; returns `python SCRIPT ARGUMENTS` in it.
+    """Copy the project into the current folder, and return a function that runs `python SCRIPT ARGUMENTS` there.
 
-    Its scripts run in this process, as if that were new: nothing of a project is imported yet.
+    Scripts run in this process, without modules of a project that were imported before.
     """
     shutil.copytree(ROOT, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     tops = (PACKAGE, "torch_starter", *COMMANDS)
@@ -74,7 +74,7 @@ def own_project(tmp_path, monkeypatch):
         runpy.run_path(name, run_name="__main__")
 
     yield run
-    # Of the copy nothing stays; monkeypatch brings back what was imported before.
+    # Unload the modules of the copy; monkeypatch restores those imported before.
     for module in list(sys.modules):
         if module.partition(".")[0] in tops:
             del sys.modules[module]
@@ -82,20 +82,20 @@ def own_project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def line(train):
-    """A run of linear regression."""
+    """Return the folder of a linear regression run."""
     return train("trainer.max_epochs=60", "optimizer.lr=0.1")[0]
 
 
 @pytest.fixture
 def classifier(train, digits):
-    """A run on small digits."""
+    """Return the run folder of a classifier of digits."""
     small = ["data.num_val=100", "data.batch_size=50", "trainer.max_epochs=4"]
     return train("experiment=mnist", f"data.root={digits}", *small)[0]
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A data root with small files in MNIST's own format, which torchvision reads as it reads MNIST's."""
+    """Return a data root with small files in MNIST's format."""
     root = tmp_path_factory.mktemp("digits")
     folder = root / "MNIST/raw"
     folder.mkdir(parents=True)
@@ -106,13 +106,13 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
-    """A folder of small pictures of all sizes, one subfolder per colour."""
+    """Return a folder of small images of different sizes, with one subfolder per color."""
     write_images(tmp_path / "images", 30, seed=0)
     return tmp_path / "images"
 
 
 def _in_child(arguments, output, sent, at, limit, calls):
-    """`python ARGUMENTS`, in a process that gets a signal at the ``at``-th function call since training began."""
+    """Run `python ARGUMENTS`, and send this process a signal at the ``at``-th function call after training began."""
     sys.stdout = sys.stderr = os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "w", buffering=1)
     sys.argv = arguments
     if limit:
@@ -138,7 +138,7 @@ def _in_child(arguments, output, sent, at, limit, calls):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the runs of this module are."""
+    """Change to a temporary folder for the runs of a module."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("resume")
         patch.chdir(folder)
@@ -148,10 +148,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    """A process of its own: `start("resume.py", RUN)` returns its exit status, what it printed, and its function calls.
+    """Return a function that runs a command in a new process.
 
-    A fork of this one, so that importing torch once is enough. ``at`` is the moment for the signal ``sent``;
-    ``limit`` is the size in bytes at which the disk is full.
+    `start("resume.py", RUN)` returns exit status, output and number of function calls. The process is forked, so that
+    torch is imported only once. It receives the signal ``sent`` at function call ``at``. ``limit`` is the file size in
+    bytes at which the disk is full.
     """
 
     def start(*arguments, sent=signal.SIGKILL, at=-1, limit=0):

@@ -1,6 +1,6 @@
-"""A small project with a task of its own, around copies of this package and of the commands at the root.
+"""Create a small project with copies of this package and of the commands.
 
-So these tests say the same whatever the folders `configs` and `tests` and the package of the user hold.
+The tests are therefore independent of the user's package and of the folders `configs` and `tests`.
 """
 
 import atexit
@@ -20,7 +20,7 @@ LIBRARY = Path(__file__).parents[1]
 COMMANDS = ("train", "resume", "evaluate", "predict", "export", "compare", "sweep", "demo")
 
 
-def _make(folder: Path) -> Path:
+def _create_project(folder: Path) -> Path:
     shutil.copytree(Path(__file__).parent / "small_project", folder, dirs_exist_ok=True)
     shutil.copytree(LIBRARY, folder / LIBRARY.name, ignore=shutil.ignore_patterns("tests", "__pycache__"))
     for command in COMMANDS:
@@ -28,9 +28,9 @@ def _make(folder: Path) -> Path:
     return folder
 
 
-ROOT = _make(Path(tempfile.mkdtemp(prefix="small_project_")).resolve())
+ROOT = _create_project(Path(tempfile.mkdtemp(prefix="small_project_")).resolve())
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
-# Before the project that this package lies in.
+# Takes precedence over the project that contains this package.
 sys.path.insert(0, str(ROOT))
 
 # The ten digits, five rows of three pixels each.
@@ -44,7 +44,7 @@ GLYPHS = """
 
 
 def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (count, 28, 28) of digits in places of their own on a noisy ground, and their labels; both uint8."""
+    """Return uint8 images (count, 28, 28) of digits at random positions on noise, and uint8 labels (count,)."""
     generator = torch.Generator().manual_seed(seed)
     rows = [row.split() for row in GLYPHS.split("\n") if row.strip()]
     glyphs = torch.tensor([[[pixel == "#" for pixel in row[digit]] for row in rows] for digit in range(10)])
@@ -58,7 +58,7 @@ def draw_digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_idx_pair(folder: Path, split: str, count: int, seed: int) -> None:
-    """Images and labels in the IDX format: http://yann.lecun.com/exdb/mnist/."""
+    """Write images and labels in the IDX format: http://yann.lecun.com/exdb/mnist/."""
     images, labels = draw_digits(count, seed)
     header = struct.pack(">BBBBIII", 0, 0, 8, 3, *images.shape)
     (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
@@ -67,12 +67,12 @@ def write_idx_pair(folder: Path, split: str, count: int, seed: int) -> None:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Those after the last epoch of a run."""
+    """Return the weights after the last epoch of a run."""
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def environment() -> dict[str, str]:
-    """For a process of its own: that of the tests, without their settings for Hydra."""
+    """Return the environment variables of this process, without those of Hydra, for a subprocess."""
     return {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
 
 
@@ -80,7 +80,7 @@ COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 
 
 def write_images(folder: Path, count: int, seed: int, colors: tuple[str, ...] = tuple(COLORS)) -> None:
-    """For each colour ``count`` JPEG files that are named by seed and number."""
+    """Write ``count`` JPEG files per color, named by seed and number."""
     generator = numpy.random.default_rng(seed)
     for color in colors:
         (folder / color).mkdir(parents=True, exist_ok=True)

@@ -168,7 +168,9 @@ def confidently_wrong(
     height, width = images.shape[-2:]
     gap = max(8, height // 2)  # room for the text, whose size does not depend on the image
     figure = Figure(figsize=(7.2, 5.4))
-    axes = figure.add_axes((0, 0, 1, 0.94), title="most confidently wrong" if len(images) else "no misclassified images")
+    axes = figure.add_axes(
+        (0, 0, 1, 0.94), title="most confidently wrong" if len(images) else "no misclassified images"
+    )
     axes.axis("off")
     blank = images.new_full((ROWS * COLUMNS - len(images), *images.shape[1:]), 255)
     grid = make_grid(torch.cat([images, blank]), nrow=COLUMNS, padding=gap, pad_value=255)

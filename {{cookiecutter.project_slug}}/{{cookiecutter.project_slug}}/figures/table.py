@@ -156,7 +156,9 @@ def coefficient_bars(effects: Mapping[str, float], target: str) -> Figure:
     largest = sorted(effects, key=lambda name: abs(effects[name]))[-BARS:]
     figure = Figure(figsize=(6.4, 1.4 + 0.26 * len(largest)), layout="constrained")
     more = f" (the largest {BARS} of {len(effects)})" if len(effects) > BARS else ""
-    axes = figure.add_subplot(xlabel=f"change of {target}", title=f"effect of one standard deviation, or of a category{more}")
+    axes = figure.add_subplot(
+        xlabel=f"change of {target}", title=f"effect of one standard deviation, or of a category{more}"
+    )
     axes.barh(largest, [effects[name] for name in largest], color=BLUE)
     axes.axvline(0, color=BLACK, linewidth=1)
     return figure

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolder(LightningDataModule):
-    """A folder per class, or these within `train`, `val` and `test`; batches as `Digits`."""
+    """Images in a folder per class, optionally below `train`, `val` and `test`; the batches have the format of `Digits`."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class ImageFolder(LightningDataModule):
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
         if image_shape[0] not in (1, 3):
-            raise MisconfigurationException(f"data.image_shape is {list(image_shape)}; pictures have 1 or 3 channels.")
+            raise MisconfigurationException(f"data.image_shape is {list(image_shape)}; images must have 1 or 3 channels.")
 
     def facts(self) -> dict[str, Any]:
-        """What the config leaves open and the folder says."""
+        """Return the values of the config that depend on the folder."""
         self._read()
         return {name: getattr(self, name) for name in ("num_classes", "class_names", "mean", "std")}
 
@@ -82,7 +82,7 @@ class ImageFolder(LightningDataModule):
             self.workers = make_workers([self.train_set, self.val_set, self.test_set], self.num_workers)
 
     def _read(self) -> None:
-        """All three splits."""
+        """Read all three splits."""
         if self.split_file.exists():
             rows = read_splits(self.split_file)
         else:
@@ -99,19 +99,19 @@ class ImageFolder(LightningDataModule):
         labels = {name: label for label, name in enumerate(classes)}
         datasets = {}
         for split in ("train", "val", "test"):
-            here = [(picture, labels[name]) for where, name, picture in rows if where == split]
+            images = [(path, labels[name]) for image_split, name, path in rows if image_split == split]
             augment = augmentation(self.augmentation, self.seed) if split == "train" else None
             datasets[split] = ImageFiles(
-                self.root, here, self.image_shape, self.center_crop_share, augment, self.skip_broken
+                self.root, images, self.image_shape, self.center_crop_share, augment, self.skip_broken
             )
         self.train_set, self.val_set, self.test_set = datasets.values()
 
     def find_inputs(self, words: Sequence[str]) -> Iterator[str]:
-        """The picture files that the command line of `predict.py` means."""
+        """Yield the image files that the command line of `predict.py` names."""
         return find_images(words)
 
     def read_input(self, path: str) -> Tensor:
-        """A picture as the network takes it in validation and test."""
+        """Read an image as in validation and test."""
         return resize_and_crop(read_image(path, self.image_shape[0]), self.image_shape, self.center_crop_share)
 
     def invert(self, image: Tensor) -> Tensor:
@@ -128,13 +128,13 @@ class ImageFolder(LightningDataModule):
         return BatchLoader(self.test_set, self.batch_size, workers=self.workers)
 
     def teardown(self, stage: str) -> None:
-        if self.workers and stage != "fit":  # after which comes the test
+        if self.workers and stage != "fit":  # the test needs them after fit
             self.workers.stop()
         sets = (self.test_set,) if stage == "test" else (self.train_set, self.val_set)
         broken = [path for dataset in sets for path in dataset.broken_files()]
         if broken:
             more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-            log.warning(f"{len(broken)} files were skipped, for they could not be read: {', '.join(broken[:10])}{more}")
+            log.warning(f"{len(broken)} files were skipped because they could not be read: {', '.join(broken[:10])}{more}")
 
     def on_exception(self, exception: BaseException) -> None:
         if getattr(self, "workers", None):

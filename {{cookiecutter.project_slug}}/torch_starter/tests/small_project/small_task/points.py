@@ -1,4 +1,4 @@
-"""A line through noisy points."""
+"""Linear regression on noisy points of a line."""
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
@@ -46,7 +46,7 @@ class Points(LightningDataModule):
 
 
 class LinearRegression(LightningModule):
-    """y = weight * x + bias, by least squares."""
+    """Linear regression, y = weight * x + bias, with the squared error."""
 
     def __init__(self, in_features, compile, optimizer, scheduler):
         super().__init__()
@@ -83,7 +83,7 @@ class LinearRegression(LightningModule):
 
 
 class LineFigure(Callback):
-    """Draws the line at some epochs, and at the end."""
+    """Plots the line at some epochs and after the test."""
 
     def __init__(self, times):
         self.times = int(times)
