@@ -49,9 +49,8 @@ def _extract_ink(sheet: Tensor) -> Tensor:
     contrast = sheet - interpolate(_estimate_background(small), _size(sheet), mode="bilinear")
     # A mean over the pixels of the overview would almost erase a line that is thinner than such a pixel.
     smooth = avg_pool2d(contrast, 3, stride=1, padding=1, count_include_pad=False)
-    contrast = (
-        contrast * smooth.pow(3).sum().sign()
-    )  # ink covers less area than the background and differs more from the mean
+    # Ink covers less area than the background and differs more from the mean.
+    contrast = contrast * smooth.pow(3).sum().sign()
     smooth = smooth * smooth.pow(3).sum().sign()
     strongest = smooth.max()
     if strongest < FAINTEST:

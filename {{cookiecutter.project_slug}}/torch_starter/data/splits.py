@@ -336,9 +336,8 @@ def write_splits(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("split", "class", "picture"), *rows])
-    write_bytes(
-        path, text.getvalue().encode("utf-8", "surrogateescape")
-    )  # File names may contain bytes that are not UTF-8.
+    # File names may contain bytes that are not UTF-8.
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def split_rows(
