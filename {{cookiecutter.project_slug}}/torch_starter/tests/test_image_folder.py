@@ -1,4 +1,4 @@
-"""A folder of images: which are in which split, and how they are read."""
+"""Tests of image folders: their splits, and how their images are read."""
 
 import json
 import multiprocessing
@@ -35,18 +35,18 @@ def make(root, run_dir, *overrides):
 
 
 def splits(path):
-    """The pictures of each split."""
+    """Return the images of each split."""
     rows = read_splits(path)
-    return {split: {picture for where, _, picture in rows if where == split} for split in ("train", "val", "test")}
+    return {split: {image for where, _, image in rows if where == split} for split in ("train", "val", "test")}
 
 
 def metrics(run):
     return json.loads((run / "results.json").read_text())["metrics"]
 
 
-def test_names_with_control_characters_are_refused_and_all_others_kept(tmp_path):
+def test_split_file_refuses_only_control_characters(tmp_path):
     path = tmp_path / "split.csv"
-    # All of Latin-1, a few beyond it, what is no text, and what a CSV file has to quote.
+    # All of Latin-1, some other characters, an invalid byte, and characters that CSV must quote.
     others = [
         *map(chr, range(0xA0, 0x180)),
         *map(chr, range(0x20, 0x7F)),
@@ -59,14 +59,14 @@ def test_names_with_control_characters_are_refused_and_all_others_kept(tmp_path)
     rows = [("train", f"class {name}", f"class {name}/{name * 9}.jpg") for name in others]
     write_splits(path, rows)
     assert read_splits(path) == rows
-    for name in {*map(chr, range(0xA0))} - {*others, "\r"}:  # csv.writer does not quote it, and so makes two rows of it
+    for name in {*map(chr, range(0xA0))} - {*others, "\r"}:  # csv.writer does not quote \r, so it would split the row.
         for row in (("train", f"a{name}", "a/b.jpg"), ("train", "a", f"a/{name}b.jpg")):
             write_splits(path, [*rows, row])
             with pytest.raises(MisconfigurationException, match="contains control characters in 'a"):
                 read_splits(path)
 
 
-def test_images_have_names_of_any_length(tmp_path):
+def test_paths_can_have_any_length(tmp_path):
     names = [
         "a.png",
         "b" * 200 + ".png",
@@ -88,25 +88,25 @@ def test_images_have_names_of_any_length(tmp_path):
     assert images.broken_files() == [str(tmp_path / name) for name in names[1:4]]
 
 
-def test_it_learns_from_a_folder_of_pictures(train, script, image_folder, tmp_path):
+def test_network_learns_from_image_folder(train, script, image_folder, tmp_path):
     (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=8")
-    assert metrics(run)["test/acc"] > 0.9, "a guess is right once in three"
+    assert metrics(run)["test/acc"] > 0.9, "guessing gives 1/3"
     script("predict.py", run, image_folder / "red/0_03.jpg", image_folder / "blue", "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows[0]["label"] == "red"
     assert Counter(row["label"] for row in rows[1:])["blue"] > 25
 
 
-def test_predictions_are_those_of_the_test(train, script, image_folder, tmp_path):
+def test_predictions_match_test_accuracy(train, script, image_folder, tmp_path):
     (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=2")
     test = sorted(splits(run / "split.csv")["test"])
-    script("predict.py", run, *(image_folder / picture for picture in test), "--output", tmp_path / "out.json")
+    script("predict.py", run, *(image_folder / image for image in test), "--output", tmp_path / "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
-    right = sum(row["label"] == picture.partition("/")[0] for row, picture in zip(rows, test, strict=True))
+    right = sum(row["label"] == image.partition("/")[0] for row, image in zip(rows, test, strict=True))
     assert right / len(test) == pytest.approx(metrics(run)["test/acc"])
 
 
-def test_too_few_images_name_all_classes(train, image_folder):
+def test_error_lists_all_classes_with_too_few_images(train, image_folder):
     for path in [*sorted((image_folder / "red").iterdir())[2:], *sorted((image_folder / "blue").iterdir())[1:]]:
         path.unlink()
     with pytest.raises(SystemExit) as exit_:
@@ -119,10 +119,10 @@ def test_too_few_images_name_all_classes(train, image_folder):
     assert train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
 
 
-# Which picture is in which split
+# Splits
 
 
-def test_without_splits_each_class_is_cut_alike_by_the_seed(image_folder, tmp_path):
+def test_random_splits_are_stratified_and_seeded(image_folder, tmp_path):
     shutil.rmtree(image_folder / "green")
     write_images(image_folder, 20, seed=1, colors=("blue",))
     data = make(image_folder, tmp_path, "data.val_share=0.1", "data.test_share=0.2")
@@ -139,7 +139,7 @@ def test_without_splits_each_class_is_cut_alike_by_the_seed(image_folder, tmp_pa
 
 
 @pytest.mark.parametrize("given", [["test"], ["val"], ["test", "val"], []], ids="+".join)
-def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tmp_path, given):
+def test_missing_splits_are_taken_from_training(tmp_path, given):
     for seed, split in enumerate(["train", *given]):
         write_images(tmp_path / "images" / split, 10, seed=seed)
     make(tmp_path / "images", tmp_path)
@@ -147,21 +147,21 @@ def test_splits_that_are_there_are_taken_and_the_others_are_cut_from_training(tm
     for split in ("val", "test"):
         if split in given:
             assert len(found[split]) == 30
-            assert all(picture.startswith(f"{split}/") for picture in found[split])
+            assert all(image.startswith(f"{split}/") for image in found[split])
         else:
             assert found[split]
-            assert all(picture.startswith("train/") for picture in found[split])
+            assert all(image.startswith("train/") for image in found[split])
     assert not found["train"] & (found["val"] | found["test"])
 
 
-def test_a_class_of_trains_is_no_split(tmp_path):
+def test_folder_named_train_can_be_class(tmp_path):
     write_images(tmp_path / "images", 10, seed=0)
     (tmp_path / "images/red").rename(tmp_path / "images/train")
     assert make(tmp_path / "images", tmp_path).class_names == ["blue", "green", "train"]
 
 
 @pytest.mark.slow
-def test_pictures_that_arrive_later_do_not_leak(train, script, image_folder, tmp_path, capfd):
+def test_new_images_do_not_leak_into_splits(train, script, image_folder, tmp_path, capfd):
     (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
     before = splits(run / "split.csv")
     loss = metrics(run)["test/loss"]
@@ -180,7 +180,7 @@ def test_pictures_that_arrive_later_do_not_leak(train, script, image_folder, tmp
     }
 
 
-def test_a_folder_test_stays_one_beside_the_splits_of_another_run(tmp_path):
+def test_split_of_keeps_test_folder(tmp_path):
     for seed, split in enumerate(["train", "test"]):
         write_images(tmp_path / "images" / split, 10, seed=seed)
     (tmp_path / "first").mkdir()
@@ -193,10 +193,10 @@ def test_a_folder_test_stays_one_beside_the_splits_of_another_run(tmp_path):
     after = splits(tmp_path / "second/split.csv")
     assert after["val"] == before["val"]
     assert len(after["train"] - before["train"]) == len(after["test"] - before["test"]) == 6
-    assert all(picture.startswith("test/") for picture in after["test"])
+    assert all(image.startswith("test/") for image in after["test"])
 
 
-def test_a_run_can_be_used_without_its_pictures(train, script, image_folder, tmp_path):
+def test_predict_works_without_training_images(train, script, image_folder, tmp_path):
     (run,) = train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
     shutil.copy(image_folder / "red/0_00.jpg", tmp_path / "one.jpg")
     shutil.rmtree(image_folder)
@@ -206,14 +206,14 @@ def test_a_run_can_be_used_without_its_pictures(train, script, image_folder, tmp
 # Folds
 
 
-def test_folds_have_each_sample_once_and_are_stratified():
+def test_folds_partition_samples_and_are_stratified():
     labels = torch.tensor([0] * 7 + [1] * 12 + [2] * 5)
     order = torch.randperm(24)
     folds = []
     for fold in range(5):
         rest, taken = split_fold(order, 5, fold)
         assert sorted([*rest.tolist(), *taken.tolist()]) == list(range(24))
-        assert rest.tolist() == [sample for sample in order.tolist() if sample in rest], "their order is kept"
+        assert rest.tolist() == [sample for sample in order.tolist() if sample in rest], "split_fold changed the order"
         folds += taken.tolist()
         assert len(taken) in (4, 5)
         counts = labels[split_fold(torch.arange(24), 5, fold)[1]].bincount(minlength=3)
@@ -232,13 +232,13 @@ def test_folds_have_each_sample_once_and_are_stratified():
         (11, 0, "data.num_folds is 11, but there are 10 samples for training and validation"),
     ],
 )
-def test_folds_that_do_not_exist_are_refused(num_folds, fold, message):
+def test_nonexistent_fold_raises_error(num_folds, fold, message):
     with pytest.raises(MisconfigurationException, match=message):
         split_fold(torch.arange(10), num_folds, fold)
 
 
 @pytest.mark.parametrize("has_test", [False, True])
-def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
+def test_folds_partition_images_outside_test_split(tmp_path, has_test):
     root = tmp_path / "images"
     write_images(root / "train" if has_test else root, 11, seed=0)
     if has_test:
@@ -272,12 +272,12 @@ def test_folds_of_a_folder_partition_all_but_the_test(tmp_path, has_test):
         ),
     ],
 )
-def test_folds_that_do_not_fit_are_explained(train, image_folder, arguments, message):
+def test_invalid_folds_raise_error(train, image_folder, arguments, message):
     with pytest.raises(SystemExit, match=message):
         train(*SMALL, f"data.root={image_folder}", *arguments)
 
 
-def test_folds_of_a_folder_with_a_validation_set_are_refused(train, tmp_path):
+def test_folds_with_validation_folder_raise_error(train, tmp_path):
     for seed, name in enumerate(("train", "valid")):
         write_images(tmp_path / "P" / name, 10, seed=seed)
     with pytest.raises(SystemExit, match=r"but the folder \S+valid fixes the validation set already\. Remove data"):
@@ -285,11 +285,11 @@ def test_folds_of_a_folder_with_a_validation_set_are_refused(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_multirun_over_folds_validates_each_image_once(train, image_folder):
+def test_multirun_over_folds_validates_each_image_once(train, image_folder):
     quick = [*SMALL, f"data.root={image_folder}", "data.num_workers=0", "trainer.max_epochs=1"]
     runs = train("-m", *quick, "data.num_folds=3", "data.fold=0,1,2")
     found = [splits(run / "split.csv") for run in runs]
-    validated = [picture for split in found for picture in split["val"]]
+    validated = [image for split in found for image in split["val"]]
     assert len(validated) == len(set(validated)) == 72
     assert found[0]["test"] == found[1]["test"] == found[2]["test"]
     assert len({metrics(run)["val/loss"] for run in runs}) == 3
@@ -303,7 +303,7 @@ def make_rare(image_folder):
         path.unlink()
 
 
-def test_a_balanced_epoch_sees_a_rare_class_as_often(image_folder, tmp_path):
+def test_balanced_epoch_draws_all_classes_equally(image_folder, tmp_path):
     make_rare(image_folder)
     data = make(image_folder, tmp_path, "data.balance=true", "data.num_workers=0")
     plain = make(image_folder, tmp_path, "data.num_workers=0")
@@ -317,7 +317,7 @@ def test_a_balanced_epoch_sees_a_rare_class_as_often(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(
+def test_balanced_run_resumes_and_evaluates_each_image_once(
     train, script, image_folder, tmp_path, capfd
 ):
     make_rare(image_folder)
@@ -334,13 +334,13 @@ def test_a_balanced_run_is_resumed_as_if_uninterrupted_and_measured_as_it_is(
     capfd.readouterr()
     script("evaluate.py", whole, "--split", "train", "--json")
     found = json.loads(capfd.readouterr().out)["metrics"]["train/acc"]
-    assert found == pytest.approx(right / len(images)), "each image once"
+    assert found == pytest.approx(right / len(images)), "evaluation did not use each image once"
 
 
-# What people's folders have in them
+# Files of all kinds
 
 
-def test_pictures_of_every_kind(image_folder, tmp_path):
+def test_images_of_all_formats_are_read(image_folder, tmp_path):
     noise = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8)
     image = Image.fromarray(noise)
     red = image_folder / "red"
@@ -348,7 +348,7 @@ def test_pictures_of_every_kind(image_folder, tmp_path):
     red.mkdir()
     image.save(red / "plain.png")
     image.convert("CMYK").save(red / "print.jpg")
-    image.convert("L").save(red / "grey.jpg")
+    image.convert("L").save(red / "gray.jpg")
     image.convert("P").save(red / "palette.png")
     image.convert("RGBA").save(red / "transparent.png")
     image.save(red / "capitals.JPG")
@@ -358,7 +358,7 @@ def test_pictures_of_every_kind(image_folder, tmp_path):
     Image.fromarray(noise[..., 0].astype(numpy.uint16) * 257).save(red / "sixteen_bits.png")
     (red / "deeper").mkdir()
     image.save(red / "deeper/nested.png")
-    # What nobody means to be a picture:
+    # Files that are not images:
     (red / "notes.txt").write_text("red ones")
     (red / "._plain.png").write_bytes(b"macOS")
     (image_folder / ".ipynb_checkpoints").mkdir()
@@ -371,20 +371,20 @@ def test_pictures_of_every_kind(image_folder, tmp_path):
             assert images.shape[1:] == (3, 16, 16)
             assert images.dtype == torch.uint8
             assert labels.dtype == torch.int64
-    grey = make(image_folder, tmp_path / "grey", "data.image_shape=[1,16,16]", "data.num_workers=0")
-    assert next(iter(grey.train_dataloader()))[0].shape[1:] == (1, 16, 16)
+    gray = make(image_folder, tmp_path / "gray", "data.image_shape=[1,16,16]", "data.num_workers=0")
+    assert next(iter(gray.train_dataloader()))[0].shape[1:] == (1, 16, 16)
 
 
 MISTAKES = {
     "no such folder": (shutil.rmtree, ["no folder of images", "IMAGES/cat/1.jpg"]),
     "no class folders": (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], ["no folder of images"]),
     "an empty class": (lambda f: (f / "yellow").mkdir(), ["classes without images: yellow"]),
-    "a class of no pictures": (
+    "a class of no images": (
         lambda f: ((f / "words").mkdir(), (f / "words/a.txt").write_text("a")),
         ["classes without images: words", ".jpg"],
     ),
     "one class": (lambda f: [shutil.rmtree(f / name) for name in ("red", "green")], ["only one class"]),
-    "two pictures": (
+    "two images": (
         lambda f: [path.unlink() for path in sorted((f / "red").iterdir())[2:]],
         ["Too few images in: red (2)", "at least 3", "val and test"],
     ),
@@ -403,7 +403,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
+def test_invalid_folder_raises_error(train, image_folder, mistake):
     make_mistake, messages = MISTAKES[mistake]
     make_mistake(image_folder)
     with pytest.raises(SystemExit) as exit_:
@@ -424,7 +424,7 @@ def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
         (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
         (["data.num_workers=-1"], ["data.num_workers is -1"]),
         (["data.split_of=nowhere"], ["data.split_of is nowhere"]),
-        # A network for grey images, told so behind the back of the data.
+        # A network for gray images, although the data module gives RGB images.
         (
             ["model.network.image_shape=[1,16,16]"],
             ["CNN does not accept images of [3, 16, 16]", "1 channels", "model="],
@@ -433,7 +433,7 @@ def test_a_folder_that_is_not_right_is_explained(train, image_folder, mistake):
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_a_setting_that_does_not_fit_is_explained(train, image_folder, arguments, messages):
+def test_invalid_setting_raises_error(train, image_folder, arguments, messages):
     with pytest.raises(SystemExit) as exit_:
         train(*SMALL, f"data.root={image_folder}", *arguments)
     for message in messages:
@@ -441,23 +441,23 @@ def test_a_setting_that_does_not_fit_is_explained(train, image_folder, arguments
     assert len(exit_.value.code.splitlines()) <= 4
 
 
-def test_the_folder_has_no_default(train):
+def test_missing_root_raises_error(train):
     with pytest.raises(SystemExit, match=r"data\.root has no default\. Set it: data\.root=…"):
         train(*SMALL)
 
 
 def damage(image_folder, count=3):
-    """Breaks training pictures in three ways; returns their paths."""
+    """Damage training images in up to three ways and return their paths."""
     paths = sorted((image_folder / "train/red").iterdir())[:count]
     paths[0].write_bytes(paths[0].read_bytes()[:400])
     if count > 1:
-        paths[1].write_text("no picture")
+        paths[1].write_text("not an image")
         paths[2].write_bytes(b"")
     return paths
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, capfd, workers):
+def test_error_names_broken_image(train, tmp_path, capfd, workers):
     write_images(tmp_path / "images/train", 30, seed=0)
     (path,) = damage(tmp_path / "images", count=1)
     with pytest.raises(SystemExit) as exit_:
@@ -470,7 +470,7 @@ def test_a_broken_picture_in_the_middle_of_an_epoch_is_named(train, tmp_path, ca
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_pictures_can_be_skipped_and_are_counted(train, tmp_path, capfd, workers):
+def test_skipped_broken_images_are_counted(train, tmp_path, capfd, workers):
     write_images(tmp_path / "images/train", 30, seed=0)
     write_images(tmp_path / "images/test", 5, seed=1)
     write_images(tmp_path / "images/val", 5, seed=2)
@@ -492,7 +492,7 @@ def weights(run):
 
 
 @pytest.mark.slow
-def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, script, image_folder):
+def test_workers_and_resuming_do_not_change_run(train, script, image_folder):
     quick = [*SMALL, f"data.root={image_folder}", "scheduler=constant"]
     (none,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=3")
     (two,) = train(*quick, "data.num_workers=2", "trainer.max_epochs=3")
@@ -507,8 +507,8 @@ def test_the_same_run_with_any_number_of_workers_and_after_a_resume(train, scrip
 
 
 @pytest.mark.slow
-def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, image_folder, tmp_path):
-    """Spawned: each begins with nothing and imports what it needs."""
+def test_spawned_workers_do_not_change_run(train, image_folder, tmp_path):
+    """Windows and macOS spawn workers: each imports everything again."""
     quick = [*SMALL, f"data.root={image_folder}", "data.num_workers=1", "trainer.max_epochs=1"]
     (here,) = train(*quick)
     start = (
@@ -516,14 +516,14 @@ def test_workers_that_are_started_as_on_windows_and_macos_do_the_same(train, ima
         "sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv.pop(1) + '/train.py', run_name='__main__')"
     )
     command = [sys.executable, "-c", start, "train.py", str(ROOT), *quick, f"hydra.run.dir={tmp_path / 'spawned'}"]
-    one_thread = environment() | {"OMP_NUM_THREADS": "1"}  # as this process has
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}  # as in this process
     done = subprocess.run(command, cwd=tmp_path, env=one_thread, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "spawned") == metrics(here)
 
 
 class Count(Callback):
-    """Writes down which worker processes there are; those of a test before, which failed on purpose, may be left."""
+    """Records the worker processes, except those that an earlier test of failures may have left."""
 
     seen: list[set[int]]
 
@@ -537,7 +537,7 @@ class Count(Callback):
     on_validation_batch_end = on_train_batch_end
 
 
-def test_training_and_validation_share_workers_that_stay(train, image_folder):
+def test_training_and_validation_share_persistent_workers(train, image_folder):
     counted = ["+callbacks.count._target_=test_image_folder.Count", "data.num_workers=2", "trainer.max_epochs=3"]
     train(*SMALL, f"data.root={image_folder}", *counted)
     assert len(Count.seen) > 10
@@ -545,8 +545,8 @@ def test_training_and_validation_share_workers_that_stay(train, image_folder):
     assert all(seen == Count.seen[0] for seen in Count.seen)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals to a group of processes are different elsewhere")
-def test_ctrl_c_ends_the_workers_without_a_word_from_them(image_folder, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="signals to process groups differ on other systems")
+def test_ctrl_c_stops_workers_silently(image_folder, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, f"data.root={image_folder}", "data.num_workers=2"]
     with subprocess.Popen(
         [*command, "trainer.max_epochs=10000", "callbacks.progress.lines=10000"],
@@ -569,7 +569,7 @@ def test_ctrl_c_ends_the_workers_without_a_word_from_them(image_folder, tmp_path
 
 
 class Strike(Callback):
-    """Does something to the worker processes, once, when training has begun."""
+    """Disturbs the worker processes once, in the second training batch."""
 
     def on_train_batch_start(self, trainer, module, batch, number):
         if number == 1:
@@ -589,9 +589,9 @@ class LimitMemory(Strike):
             resource.prlimit(worker.pid, resource.RLIMIT_AS, (1, 1))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what a system does to a process is different elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory limits and signals differ on other systems")
 @pytest.mark.parametrize("strike", ["Kill", "LimitMemory"])
-def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(train, image_folder, strike):
+def test_killed_worker_raises_single_error(train, image_folder, strike):
     small = [*SMALL, f"data.root={image_folder}", "data.batch_size=2", "trainer.max_epochs=2"]
     earlier = set(multiprocessing.active_children())
     with pytest.raises(SystemExit) as exit_:
@@ -605,20 +605,20 @@ def test_a_worker_that_is_killed_or_has_no_memory_ends_the_run_with_one_message(
 
 @pytest.fixture
 def small_shared_memory():
-    """A command in a container with 1 MB of shared memory; the rest of the machine keeps its own."""
+    """Return the prefix of a command that gives it 1 MB of shared memory, as a container does; others keep theirs."""
     if not shutil.which("unshare"):
-        pytest.skip("there is no unshare")
+        pytest.skip("unshare is not available")
     prefix = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
     prefix += ['mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
     tried = subprocess.run([*prefix, "true"], capture_output=True, text=True)
     if tried.returncode != 0:
-        pytest.skip(f"no other /dev/shm can be mounted: {tried.stderr}")
+        pytest.skip(f"/dev/shm cannot be mounted: {tried.stderr}")
     return prefix
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])
-def test_full_shared_memory_ends_the_command_with_its_remedies(
+def test_full_shared_memory_error_suggests_remedies(
     small_shared_memory, train, image_folder, tmp_path, name
 ):
     arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={image_folder}"]
@@ -639,9 +639,9 @@ def test_full_shared_memory_ends_the_command_with_its_remedies(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
-    """As uint8 tensors the pictures beyond the first 1,000 would take 111 MB."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+def test_memory_does_not_grow_with_number_of_images(tmp_path):
+    """As uint8 tensors, the images beyond the first 1,000 would take 111 MB."""
     write_images(tmp_path / "few", 1, seed=0)
     (content,) = ((path.read_bytes()) for path in (tmp_path / "few/red").iterdir())
     peaks = {}
@@ -655,7 +655,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
             "import re, resource, runpy, sys; sys.argv = ['train.py', *sys.argv[2:]];"
             "script = sys.path[0] + '/train.py';"
             "runpy.run_path(script, run_name='__main__');"
-            # By getrusage a process has at least the peak of the one that started it.
+            # The peak that getrusage reports is at least that of the parent process, so this reads VmHWM.
             "mine = int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]);"
             "print(max(mine, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
         )
@@ -664,7 +664,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}", "-", *overrides],
             cwd=tmp_path,
-            # So that glibc gives back at once what is freed; else it keeps up to hundreds of MB for later.
+            # Makes glibc return freed memory immediately; otherwise it keeps up to hundreds of MB.
             env=environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"},
             capture_output=True,
             text=True,
@@ -674,28 +674,28 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     assert peaks[10_000] - peaks[1_000] < 55_000, peaks
 
 
-# Which files are images, and which folders splits
+# Files that are images, and folders that are splits
 
 IF = [*SMALL, "data.num_workers=0", "trainer.max_epochs=1"]
 
 
 @pytest.mark.parametrize(("train_name", "val_name"), [("train", "valid"), ("Training", "Validation"), ("TRAIN", "dev")])
-def test_usual_names_of_splits_are_understood(tmp_path, train_name, val_name):
+def test_common_split_names_are_recognized(tmp_path, train_name, val_name):
     for number, name in enumerate((train_name, val_name, "Test")):
         write_images(tmp_path / "P" / name, 10 + number, seed=number)
     data = make(tmp_path / "P", tmp_path)
     assert [len(dataset) for dataset in (data.train_set, data.val_set, data.test_set)] == [30, 33, 36]
 
 
-def test_two_folders_of_one_split_are_refused(train, tmp_path):
+def test_two_folders_of_one_split_raise_error(train, tmp_path):
     for name in ("train", "val", "valid"):
         write_images(tmp_path / "P" / name, 5, seed=0)
     with pytest.raises(SystemExit, match="are both folders for val"):
         train(*IF, f"data.root={tmp_path / 'P'}")
 
 
-def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, capfd):
-    """Whatever its name ends in."""
+def test_training_and_prediction_find_same_images(train, script, tmp_path, capfd):
+    """Suffixes do not matter."""
     for color, value in (("blue", 40), ("red", 200)):
         folder = tmp_path / "P" / color
         folder.mkdir(parents=True)
@@ -703,9 +703,9 @@ def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, 
             kind = {"jpg": "jpeg", "jfif": "jpeg", "dat": "jpeg", "tif": "tiff"}.get(ending.lower(), ending)
             try:
                 Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.{ending}", format=kind)
-            except (KeyError, OSError):  # of formats that this Pillow was built without
+            except (KeyError, OSError):  # This Pillow was built without the format.
                 Image.new("RGB", (20, 20), (value, 50, 50)).save(folder / f"{number}.png")
-        (folder / "notes.txt").write_text("no image")
+        (folder / "notes.txt").write_text("not an image")
     (train_run,) = train(*IF, f"data.root={tmp_path / 'P'}")
     assert sum(map(len, splits(train_run / "split.csv").values())) == 20
     with pytest.raises(SystemExit) as exit_:
@@ -715,7 +715,7 @@ def test_every_image_is_trained_on_and_predicted_alike(train, script, tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, capfd):
+def test_ignored_files_are_reported_once(train, script, tmp_path, capfd):
     for name in ("train", "test"):
         write_images(tmp_path / "P" / name, 5, seed=0)
     (tmp_path / "P/README.md").write_text("about")
@@ -736,7 +736,7 @@ def test_what_is_left_out_is_counted_and_named_once(train, script, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_pictures_that_were_moved(train, script, image_folder, capfd):
+def test_error_explains_moved_and_removed_images(train, script, image_folder, capfd):
     (run,) = train(*IF, f"data.root={image_folder}")
     moved = image_folder.rename(image_folder.with_name("elsewhere"))
     with pytest.raises(SystemExit, match=r"moved, set their folder: data\.root=FOLDER"):
@@ -767,7 +767,7 @@ def saved(path, pixels, **options):
         ("32.tif", numpy.array([[0, 128 * 257, 65535]], numpy.int32), {"tiffinfo": {281: 65535}}),
     ],
 )
-def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options):
+def test_wide_pixels_are_scaled_from_their_range(tmp_path, name, pixels, options):
     found = read_image(saved(tmp_path / name, pixels, **options), 1)
     assert found.flatten().tolist() == [0, 128, 255]
 
@@ -783,7 +783,7 @@ def test_wide_pixels_are_scaled_by_what_they_are(tmp_path, name, pixels, options
         ("12.tif", numpy.array([[0, 4095]], numpy.uint16), "but use 12 at most"),
     ],
 )
-def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, reason):
+def test_wide_pixels_of_unknown_range_raise_error(tmp_path, name, pixels, reason):
     with pytest.raises(ValueError, match=reason):
         read_image(saved(tmp_path / name, pixels), 1)
 
@@ -792,7 +792,7 @@ def test_wide_pixels_of_an_unknown_range_are_refused(tmp_path, name, pixels, rea
 
 
 @pytest.mark.parametrize(("pixels", "tag"), [("uint16", 262), ("float32", 262), ("uint8", 339)])
-def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
+def test_inverted_and_signed_pixels_raise_error(tmp_path, pixels, tag):
     from PIL import TiffImagePlugin
 
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -804,26 +804,27 @@ def test_a_negative_and_signed_pixels_are_refused(tmp_path, pixels, tag):
 
 
 @pytest.mark.parametrize("folders", [("val", "test"), ("blue", "red", "test")])
-def test_splits_without_one_for_training_are_no_classes(train, tmp_path, folders):
+def test_missing_training_folder_raises_error(train, tmp_path, folders):
     for folder in folders:
         write_images(tmp_path / "P" / folder, 8, seed=0)
     with pytest.raises(
-        SystemExit, match=r"with folders in it, but no training set\. Rename the folder of the training images to train"
+    message = r"with folders in it, but no training set\. Rename the folder of the training images to train"
+    with pytest.raises(SystemExit, match=message):
     ):
         train(*SMALL, f"data.root={tmp_path / 'P'}")
 
 
 @pytest.mark.parametrize("name", ["???", "${seed}", "a\nb"])
-@pytest.mark.skipif(sys.platform == "win32", reason="no folder has such a name there")
-def test_a_class_that_a_config_cannot_hold_is_refused_before_training(train, image_folder, name):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow such names")
+def test_unstorable_class_name_raises_error_before_training(train, image_folder, name):
     (image_folder / "red").rename(image_folder / name)
     with pytest.raises(SystemExit, match=r"data\.class_names contains .* special meaning"):
         train(*SMALL, f"data.root={image_folder}", "trainer.max_epochs=1")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file name is text")
-def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capfd):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems require valid text")
+def test_file_names_can_contain_invalid_utf8(train, script, tmp_path, capfd):
     write_images(tmp_path / "P", 6, seed=0, colors=("red", "blue"))
     os.rename(os.fsencode(tmp_path / "P/red"), os.fsencode(tmp_path / "P") + b"/caf\xe9")
     for color in (tmp_path / "P").iterdir():
@@ -841,7 +842,7 @@ def test_names_that_are_no_text_survive_everything(train, script, tmp_path, capf
 
 
 @pytest.mark.parametrize("output", ["file/p.csv", "n" * 300 + "/p.csv"])
-def test_output_that_cannot_be_written_is_refused_before_the_work(line, script, tmp_path, output):
+def test_unwritable_output_raises_error_before_work(line, script, tmp_path, output):
     (tmp_path / "file").touch()
     for verb, words in (("predict.py", ["4"]), ("export.py", ["--format", "pt2"])):
         with pytest.raises(SystemExit, match=r"^--output .* cannot be written: "):
