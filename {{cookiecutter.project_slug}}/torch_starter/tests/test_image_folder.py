@@ -807,10 +807,8 @@ def test_inverted_and_signed_pixels_raise_error(tmp_path, pixels, tag):
 def test_missing_training_folder_raises_error(train, tmp_path, folders):
     for folder in folders:
         write_images(tmp_path / "P" / folder, 8, seed=0)
-    with pytest.raises(
     message = r"with folders in it, but no training set\. Rename the folder of the training images to train"
     with pytest.raises(SystemExit, match=message):
-    ):
         train(*SMALL, f"data.root={tmp_path / 'P'}")
 
 

@@ -68,7 +68,9 @@ class ImageFolder(LightningDataModule):
             if not 0 < share < 1 and not (name == "center_crop" and share == 1):
                 raise MisconfigurationException(f"data.{name}_share is {share}; it must be between 0 and 1.")
         if image_shape[0] not in (1, 3):
-            raise MisconfigurationException(f"data.image_shape is {list(image_shape)}; images must have 1 or 3 channels.")
+            raise MisconfigurationException(
+                f"data.image_shape is {list(image_shape)}; images must have 1 or 3 channels."
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return the values of the config that depend on the folder."""
@@ -134,7 +136,9 @@ class ImageFolder(LightningDataModule):
         broken = [path for dataset in sets for path in dataset.broken_files()]
         if broken:
             more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
-            log.warning(f"{len(broken)} files were skipped because they could not be read: {', '.join(broken[:10])}{more}")
+            log.warning(
+                f"{len(broken)} files were skipped because they could not be read: {', '.join(broken[:10])}{more}"
+            )
 
     def on_exception(self, exception: BaseException) -> None:
         if getattr(self, "workers", None):
