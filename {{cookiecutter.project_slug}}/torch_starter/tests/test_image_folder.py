@@ -317,9 +317,7 @@ def test_balanced_epoch_draws_all_classes_equally(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_balanced_run_resumes_and_evaluates_each_image_once(
-    train, script, image_folder, tmp_path, capfd
-):
+def test_balanced_run_resumes_and_evaluates_each_image_once(train, script, image_folder, tmp_path, capfd):
     make_rare(image_folder)
     quick = [*SMALL, f"data.root={image_folder}", "data.balance=true", "scheduler=constant"]
     (whole,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=2")
@@ -419,7 +417,7 @@ def test_invalid_folder_raises_error(train, image_folder, mistake):
         (["data.val_share=1"], ["data.val_share is 1", "between 0 and 1"]),
         (["data.image_shape=[4,16,16]"], ["1 or 3 channels"]),
         (["data.mean=[0.5,0.5]"], ["data.mean is [0.5, 0.5]: 2 values, but images have 3 channels"]),
-        (["data.std=[0.2,0.2]", "data.image_shape=[1,16,16]"], ["data.std is [0.2, 0.2]: 2 numbers", "1 channels"]),
+        (["data.std=[0.2,0.2]", "data.image_shape=[1,16,16]"], ["data.std is [0.2, 0.2]: 2 values", "1 channels"]),
         (["data.std=[0.2,0,0.2]"], ["data.std is [0.2, 0, 0.2]", "greater than 0"]),
         (["data.mean=0.5"], ["data.mean is 0.5", "a list"]),
         (["data.num_workers=-1"], ["data.num_workers is -1"]),
@@ -618,9 +616,7 @@ def small_shared_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])
-def test_full_shared_memory_error_suggests_remedies(
-    small_shared_memory, train, image_folder, tmp_path, name
-):
+def test_full_shared_memory_error_suggests_remedies(small_shared_memory, train, image_folder, tmp_path, name):
     arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={image_folder}"]
     arguments += ["data.num_workers=2", "trainer.max_epochs=1"]
     remedy = "data.num_workers=0"

@@ -234,7 +234,7 @@ def test_constant_with_missing_values_is_flag():
         (["x", "x", "x"], "only one value: a"),
         ([None, None, None], "no value in any training row: a"),
         ([float("nan")] * 3, "no value in any training row: a"),
-        (["1", "2", "many"], "2 of 3 values are numbers, and one is 'many'"),
+        (["1", "2", "many"], "2 of 3 values are numbers, but one is 'many'"),
         ([1.0, 2.0, float("inf")], "has infinite numbers"),
         ([1e300, 2e300, 3e300], "lost in 32 bits"),
         ([1_700_000_000, 1_700_000_001, 1_700_000_002], "lost in 32 bits"),
