@@ -44,7 +44,7 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def train(tmp_path, script):
-    """Return a function that runs `python train.py ARGUMENTS` in a temporary folder and returns its new run folders, sorted."""
+    """Return a function that runs `python train.py ARGUMENTS` in a temporary folder and returns the new run folders."""
 
     def train(*arguments: str) -> list[Path]:
         before = set(tmp_path.glob("outputs/**/.hydra"))

@@ -317,9 +317,7 @@ def test_balanced_epoch_draws_all_classes_equally(image_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_balanced_run_resumes_and_evaluates_each_image_once(
-    train, script, image_folder, tmp_path, capfd
-):
+def test_balanced_run_resumes_and_evaluates_each_image_once(train, script, image_folder, tmp_path, capfd):
     make_rare(image_folder)
     quick = [*SMALL, f"data.root={image_folder}", "data.balance=true", "scheduler=constant"]
     (whole,) = train(*quick, "data.num_workers=0", "trainer.max_epochs=2")
@@ -618,9 +616,7 @@ def small_shared_memory():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.py", "predict.py"])
-def test_full_shared_memory_error_suggests_remedies(
-    small_shared_memory, train, image_folder, tmp_path, name
-):
+def test_full_shared_memory_error_suggests_remedies(small_shared_memory, train, image_folder, tmp_path, name):
     arguments = [*SMALL, "data.image_shape=[3,96,96]", "data.batch_size=60", f"data.root={image_folder}"]
     arguments += ["data.num_workers=2", "trainer.max_epochs=1"]
     remedy = "data.num_workers=0"

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolder(LightningDataModule):
-    """Images in a folder per class, optionally below `train`, `val` and `test`; the batches have the format of `Digits`."""
+    """Images in a folder per class, optionally below `train`, `val` and `test`; batches have the format of `Digits`."""
 
     def __init__(
         self,
