@@ -78,7 +78,7 @@ def make_screenshots(project: Path, data: Path) -> None:
 
 
 def record_first_minute(project: Path) -> None:
-    """Write an animation of train.py and TensorBoard in a project without runs, and the last screen of train.py."""
+    """Write an animation of train.py and TensorBoard in a project without runs."""
     with terminal(project, rows=28) as tmux, browser_page(WIDTH, 564) as page:
         screens = type_and_record(tmux, "python train.py", rf"^{re.escape(PROMPT.strip())}$")
         started = len(screens)
@@ -100,7 +100,6 @@ def record_first_minute(project: Path) -> None:
             frames.append(take_screenshot(page))
             seconds.append(1)
     seconds[-1] = 5
-    save(frames[started - 1], HERE / "terminal.png")
     # With one palette, only what changes between frames is stored.
     palette = limit_colors(join([frames[started // 2], frames[started - 1], frames[-1]], 1))
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

@@ -115,7 +115,7 @@ def test_logger_choices_combine(composed):
 
 
 def test_every_trainer_argument_is_a_config_key(composed):
-    set_elsewhere = {key.removeprefix("trainer.") for key in explanations.ELSEWHERE}
+    set_elsewhere = {key.removeprefix("trainer.") for key in explanations.SET_ELSEWHERE}
     assert inspect.signature(Trainer).parameters.keys() - set_elsewhere == composed().trainer.keys() - {"_target_"}
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolder(LightningDataModule):
-    """Images in a folder per class, optionally in `train`, `val` and `test`; batches are like those of `Digits`."""
+    """Images in a folder per class, optionally below `train`, `val` and `test`; batches have the format of `Digits`."""
 
     def __init__(
         self,
