@@ -31,8 +31,8 @@ class DataModule(Protocol):
         mean: Mean of the training images per channel, on the scale 0 to 1. One value per channel of ``image_shape``.
         std: Standard deviation of the training images per channel, on the scale 0 to 1. One value per
             channel of ``image_shape``.
-        columns: Columns of a table, see ``torch_starter.data.tables.describe_columns``; `demo.py` has a page with one field per
-            column.
+        columns: Columns of a table, see ``torch_starter.data.tables.describe_columns``; `demo.py` has a page with one
+            field per column.
         target: Name of the predicted column, for `demo.py`. If missing: ``"prediction"``.
         ink_size: Not None if ``read_input`` detects whether a drawing is dark on bright. If missing: drawings on the
             page of `demo.py` are bright on dark.
