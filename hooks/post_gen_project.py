@@ -52,7 +52,7 @@ print(
     """
 Next:
     cd {{ cookiecutter.project_slug }}
-    pip install -e .
+    pip install -e .      # or, with uv: uv run train.py
     python train.py
 {% if cookiecutter.tutorials == "yes" %}
 New to PyTorch? Start with tutorials/README.md.
