@@ -94,9 +94,7 @@ def test_update_merges_template_changes_and_keeps_user_changes(template, mine):
     assert "up to date" in cruft("check", cwd=mine)
     before = contents(mine)
     folder = "{{cookiecutter.project_slug}}"
-    change(
-        template, f"{folder}/configs/train.yaml", "# A checkpoint to start from", "# New: a checkpoint to start from"
-    )
+    change(template, f"{folder}/configs/train.yaml", "# Run or checkpoint that", "# New: run or checkpoint that")
     change(template, f"{folder}/{folder}/models/mlp.py", '"""', '"""New. ')
     (template / folder / "configs/optimizer/new.yaml").write_text("_target_: torch.optim.NAdam\n", encoding="utf-8")
     (template / folder / "configs/optimizer/adagrad.yaml").unlink()
@@ -114,7 +112,7 @@ def test_update_merges_template_changes_and_keeps_user_changes(template, mine):
     assert after[figure] == before["tutorials/figures/digits.png"]
     assert b"New. " in after[mlp]
     assert b"seed: 7" in after[train]
-    assert b"# New: a checkpoint" in after[train]
+    assert b"# New: run or checkpoint" in after[train]
     assert "configs/optimizer/adagrad.yaml" not in after
     assert not [name for name in after if name.endswith((".rej", ".orig"))]
     assert "up to date" in cruft("check", cwd=mine)
@@ -229,4 +227,4 @@ def test_clone_on_windows_has_no_carriage_returns(template, bake, tmp_path):
 
 
 def text_files(folder: Path) -> list[tuple[str, bytes]]:
-    return [(name, content) for name, content in contents(folder).items() if not name.endswith(".png")]
+    return [(name, content) for name, content in contents(folder).items() if not name.endswith((".png", ".gif"))]
