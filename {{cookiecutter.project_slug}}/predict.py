@@ -35,7 +35,7 @@ def main() -> None:
 
     run_lookup.refuse_mistyped(words[0], is_input=is_number(words[0]) or any(letter in words[0] for letter in "*?[="))
     folder, words = run_lookup.find(words, run_lookup.has_checkpoint)
-    print(f"{display_path(folder)}, {arguments.checkpoint}.ckpt", file=sys.stderr)
+    print(f"{display_path(folder)}, {arguments.checkpoint.removesuffix('.ckpt')}.ckpt", file=sys.stderr)
     if not words:
         raise UserError(f"No inputs for {display_path(folder)}. Pass numbers, image files, or folders.")
     run = load_run(folder, arguments.checkpoint)

@@ -80,7 +80,7 @@ def report(run_dir: str, results: dict[str, Any]) -> str:
         **(
             {"predict": f"python predict.py {'latest' if folder.parts[:1] == ('outputs',) else folder} INPUT…"}
             if has_checkpoint(Path(run_dir))
-            else {"checkpoints": "none: no epoch has ended"}
+            else {"checkpoints": "none was saved"}
         ),
         "options": "python train.py --help",
     }

@@ -66,7 +66,7 @@ def is_finished(config: DictConfig) -> bool:
     results = read_json(run / "results.json") if config.ckpt_path == "last" else None
     if not results or results["overrides"] != read_overrides(run):
         return False
-    log.info(f"{display_path(run)} is finished. Extend it with resume.py trainer.max_epochs=…")
+    log.info(f"{display_path(run)} is finished. Extend it: python resume.py {display_path(run)} trainer.max_epochs=…")
     return True
 
 

@@ -334,4 +334,4 @@ def test_report_of_run_names_valid_commands(train, script, capfd):
         command = re.search(r"^predict +python (predict\.py .*) INPUT…$", capfd.readouterr().out, re.MULTILINE)[1]
         script(*command.split(), "4")
     train(*QUICK, "trainer.fast_dev_run=true")
-    assert "checkpoints     none: no epoch has ended" in capfd.readouterr().out
+    assert "checkpoints     none was saved" in capfd.readouterr().out
