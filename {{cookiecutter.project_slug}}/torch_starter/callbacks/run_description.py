@@ -43,6 +43,9 @@ class RunDescription(Callback):
         for logger in trainer.loggers if trainer.is_global_zero else []:
             tracking.log_config(logger, self.values, self.text)
             if isinstance(logger, TensorBoardLogger):
+                # Lightning writes hparams.yaml before this hook, still empty, and never again.
+                Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+                logger.save()
                 logger.experiment.add_text("config", f"```yaml\n{self.text}```")
                 # torch would log true and false as 1 and 0.
                 values = {name: str(value) if isinstance(value, bool) else value for name, value in self.values.items()}

@@ -45,6 +45,8 @@ def test_run_folder_contains_the_documented_files(train):
     results = json.loads((run / "results.json").read_text())
     assert set(results["metrics"]) == {"train/loss", "val/loss", "test/loss"}
     assert (run / results["best_checkpoint"]).exists()
+    config = yaml.safe_load((run / ".hydra/config.yaml").read_text())
+    assert yaml.safe_load((run / "hparams.yaml").read_text())["optimizer.lr"] == config["optimizer"]["lr"]
     assert results["epochs"] == results["steps"] == 20
     assert results["seconds"] > 0
 
