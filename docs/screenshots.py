@@ -218,7 +218,7 @@ def type_and_record(tmux: Callable[..., str], command: str, last_line: str) -> l
 def capture_screen(page: Page, screen: str) -> Image.Image:
     """Return a screenshot of a terminal that shows ``screen``."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.from_ansi(screen.rstrip("\n") + "\n" * (screen.count("\n") - screen.rstrip("\n").count("\n"))))
+    console.print(Text.from_ansi(screen))
     svg = console.export_svg(title="my_project").replace("Fira Code", "DejaVu Sans Mono")
     page.set_content(f"<body style='margin: 0; background: #292929'>{svg}</body>")
     return take_screenshot(page)
