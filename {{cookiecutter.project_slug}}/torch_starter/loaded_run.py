@@ -185,7 +185,7 @@ def load_run(
         if trainer.num_devices * trainer.num_nodes > 1:  # each rank would start the command again
             raise UserError(
                 f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: evaluate.py, "
-                "predict.py and export.py use one device. Remove these overrides, or select one GPU of several: "
+                "predict.py and export.py use one device. Remove these overrides, or select a single GPU: "
                 "trainer.devices=[1]"
             )
         if config.callbacks.get("known_batches") == KNOWN_BATCHES:

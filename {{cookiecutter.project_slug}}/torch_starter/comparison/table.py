@@ -62,7 +62,7 @@ def setting_columns(groups: Sequence[Group], keys: Sequence[str]) -> list[Column
 
 
 def metric_columns(groups: Sequence[Group], names: Iterable[str]) -> list[Column]:
-    """Return a column for each metric: the value of one run, or mean ± sample standard deviation of several runs."""
+    """Return a column for each metric: the value of a single run, or the mean ± sample standard deviation over runs."""
     return [Column(name, [_mean(measured(group, name), "{:.4f}") for group in groups], "number") for name in names]
 
 

@@ -223,7 +223,7 @@ def balanced_weights(labels: Tensor) -> Tensor:
 
 
 class Workers:
-    """Worker processes that make the batches of several data sets in turn and run until ``stop`` is called.
+    """Worker processes that load batches for all splits and run until ``stop`` is called.
 
     One DataLoader per split would start a set of processes for each, and only one set would work at a time.
 
